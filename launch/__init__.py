@@ -1,0 +1,1 @@
+"""Puts runs on machines, and dispatches the `foretrain` command."""

@@ -1,0 +1,29 @@
+"""The `foretrain` command: one name for the rooms' own commands, which are imported only when called."""
+
+import importlib
+import sys
+
+# Subcommand -> (module with `main(arguments) -> exit code`, what it does). `python -m <module>` is the same command.
+COMMANDS = {
+    "train": ("launch.local", "train a model (python -m train), with as many processes as the layout needs"),
+    "data": ("train.data.__main__", "prepare | inspect the tokenised corpus"),
+    "generate": ("train.generate", "continue a prompt with a trained model"),
+}
+
+
+def main() -> int:
+    """Dispatch to a subcommand. Exit codes: 0 done, 1 the work failed, 2 the request is wrong."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print("foretrain COMMAND ...      (foretrain COMMAND --help says more)\n")
+        print("\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()))
+        return 0 if words else 2
+    name, arguments = words[0], words[1:]
+    if name not in COMMANDS:
+        import difflib
+
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+        print(f"error: no command '{name}'{hint} There is {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(COMMANDS[name][0]).main(arguments))

@@ -1,0 +1,60 @@
+"""`foretrain train`: a run on this machine, through torchrun's agent where the layout needs more than one process."""
+
+import importlib
+import logging
+import os
+import sys
+import uuid
+
+from train.config import UserError, load_config, require
+
+TRAIN = "train.__main__"  # by name only: launch knows of train no more than its configuration
+
+
+def main(arguments: list[str]) -> int:
+    """Train. Returns the exit code of the run, whichever process it comes from."""
+    started_by_torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if started_by_torchrun or any(argument.startswith("-") for argument in arguments):
+        return int(importlib.import_module(TRAIN).main(arguments))
+    try:
+        config = load_config(arguments)
+        world_size = config.parallel.layout.world_size
+        require(config, world_size=world_size, overrides=arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if world_size == 1:
+        return int(importlib.import_module(TRAIN).main(arguments))
+    return _start_workers(world_size, arguments)
+
+
+def _start_workers(world_size: int, arguments: list[str]) -> int:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # The agent's own report of a failed worker is a page long and says nothing the worker has not said.
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        run_id=uuid.uuid4().hex,
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=world_size,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    # -P: a folder named `train` where the user stands must not be taken for ours.
+    command = [sys.executable, "-P", "-m", "train", *arguments]
+    try:
+        elastic_launch(config, entrypoint=command[0])(*command[1:])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode not in (1, 2):
+            print(f"error: rank {rank} ended with {_ending(failure.exitcode)}", file=sys.stderr)
+        return failure.exitcode if failure.exitcode in (1, 2) else 1
+    return 0
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,1 @@
+"""Layouts: mesh, sharding, engines. Knows no model class and no configuration."""

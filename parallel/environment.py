@@ -1,0 +1,40 @@
+"""What torchrun told this process about itself. The only place that reads those variables. Standard library only."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ProcessEnvironment:
+    """This process among those of one run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    launched: bool
+    """started by torchrun (or something that sets its variables), so a rendezvous is there to meet at"""
+
+    @staticmethod
+    def read() -> "ProcessEnvironment":
+        """From the variables torchrun sets; a plain start is rank 0 of 1."""
+        variables = os.environ
+        world_size = int(variables.get("WORLD_SIZE", "1"))
+        return ProcessEnvironment(
+            rank=int(variables.get("RANK", "0")),
+            world_size=world_size,
+            local_rank=int(variables.get("LOCAL_RANK", "0")),
+            local_world_size=int(variables.get("LOCAL_WORLD_SIZE", "1")),
+            launched="RANK" in variables and "WORLD_SIZE" in variables,
+        )
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads this process should use: its share of the cores it may run on; None where the user has set them.
+
+        torchrun itself sets OMP_NUM_THREADS=1 for several processes a node, which is no choice of the user's.
+        """
+        chosen = os.environ.get("OMP_NUM_THREADS")
+        if chosen is not None and not (self.local_world_size > 1 and chosen == "1"):
+            return None
+        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)

@@ -1,0 +1,112 @@
+"""The layout, the processes that fill it, and the device mesh over them."""
+
+import ctypes
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from parallel.environment import ProcessEnvironment
+from parallel.layout import Layout
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_FOREVER = timedelta(days=14)  # how long others wait while rank 0 tokenises a corpus
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one run as this one sees them. Passed, never global."""
+
+    rank: int
+    size: int
+    local_size: int
+    device: torch.device
+    store: Store
+
+    def publish(self, key: str, value: str) -> None:
+        """Leave a value under `key` for the other ranks."""
+        self.store.set(key, value)
+
+    def await_value(self, key: str) -> str:
+        """Wait for a value another rank publishes, however long it takes. No collective: nothing times out."""
+        self.store.wait([key], _FOREVER)
+        return bytes(self.store.get(key)).decode()
+
+
+def die_with_launcher() -> None:
+    """Ask the kernel to kill this process when its parent dies.
+
+    torchrun starts workers in sessions of their own, so killing torchrun's process group alone would leave them writing.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+@contextmanager
+def connect(environment: ProcessEnvironment) -> Iterator[World]:
+    """Join the process group of this run; leave it at the end.
+
+    A single process forms a group of one without touching the network, so that one code path serves every layout.
+    """
+    if environment.threads is not None:
+        torch.set_num_threads(environment.threads)
+    store: Store
+    if environment.launched:
+        die_with_launcher()
+        store, rank, size = next(rendezvous("env://"))
+    else:
+        store, rank, size = HashStore(), 0, 1
+    if torch.cuda.is_available():
+        device = torch.device("cuda", environment.local_rank)
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        device = torch.device("cpu")
+        backend = "gloo"
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size)
+    try:
+        yield World(rank, size, environment.local_world_size, device, PrefixStore("run", store))
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """Views of one world mesh, one for each question that is asked of it. Axes of size 1 are there too.
+
+    Tensor is innermost because it communicates most, pipeline outermost because it communicates least.
+    """
+
+    axes: DeviceMesh
+    """(pipeline, replicate, shard, context, tensor): the layout as configured"""
+    parameters: DeviceMesh
+    """(pipeline, replicate, parameters, tensor): parameters are sharded over `parameters` = (shard, context)"""
+    data: DeviceMesh
+    """(pipeline, data, tensor): losses and gradients are summed over `data` = (replicate, shard, context)"""
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the layout's data-parallel ranks this one is: its samples are those of this number."""
+        return self.axes.get_local_rank("replicate") * self.axes["shard"].size() + self.axes.get_local_rank("shard")
+
+
+def build_meshes(layout: Layout, device: torch.device) -> Meshes:
+    """The views of a layout over the default process group, whose size must be the layout's."""
+    sizes = asdict(layout)
+    assert layout.world_size == dist.get_world_size()
+    world = init_device_mesh(device.type, (layout.world_size,), mesh_dim_names=("world",))
+
+    def view(**axes: int) -> DeviceMesh:
+        return world._unflatten(0, tuple(axes.values()), tuple(axes))
+
+    outer, inner = {"pipeline": layout.pipeline}, {"tensor": layout.tensor}
+    return Meshes(
+        axes=view(**{axis: sizes[axis] for axis in ("pipeline", "replicate", "shard", "context", "tensor")}),
+        parameters=view(**outer, replicate=layout.replicate, parameters=layout.shard * layout.context, **inner),
+        data=view(**outer, data=layout.data_parallel * layout.context, **inner),
+    )

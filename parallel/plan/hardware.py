@@ -1,0 +1,41 @@
+"""Dense peak FLOP/s of devices: the denominator of every MFU."""
+
+import time
+
+import torch
+
+# Dense (not sparse) FLOP/s of bf16 tensor cores and of fp32 without TF32, from the makers' data sheets; SXM unless said.
+# The first name contained in the device's own name counts.
+_DATA_SHEET: tuple[tuple[str, float, float], ...] = (
+    ("B200", 2250e12, 75e12),
+    ("H200", 989e12, 67e12),
+    ("H100 PCIe", 756e12, 51e12),
+    ("H100", 989e12, 67e12),
+    ("A100", 312e12, 19.5e12),
+    ("MI250X", 191.5e12, 23.9e12),  # one of its two dies, which is what a process sees
+)
+
+
+def dense_peak(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Dense peak in FLOP/s of one device for matrix products in `dtype`.
+
+    A GPU's is its data sheet's (None for a GPU or dtype not listed). A CPU has none, so its fastest of a few matrix products of
+    side 1,024 is measured, with the threads this process has: about a tenth of a second.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, bf16, fp32 in _DATA_SHEET:
+            if known in name:
+                return {torch.bfloat16: bf16, torch.float32: fp32}.get(dtype)
+        return None
+    return _measured_peak(device, dtype)
+
+
+def _measured_peak(device: torch.device, dtype: torch.dtype, side: int = 1024, repeats: int = 8) -> float:
+    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * side**3 / min(seconds)

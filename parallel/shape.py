@@ -1,0 +1,56 @@
+"""The plain shape record of a decoder, and what follows from it by arithmetic: parameters and FLOPs.
+
+A model hands this over instead of itself, so that layouts and the planner need no model class. Standard library only.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """A Llama-family decoder, by its sizes."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_size: int
+    vocab_size: int
+    ffn: Literal["swiglu", "gelu"]
+    tie_embeddings: bool
+    qk_norm: bool
+
+    @property
+    def parameters_embedding(self) -> int:
+        """Parameters of the input embedding table."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def parameters(self) -> int:
+        """All parameters: embedding, blocks, final norm and, where it is not tied, the head."""
+        query_and_output = 2 * self.hidden_size * self.num_heads * self.head_dim
+        key_and_value = 2 * self.hidden_size * self.num_kv_heads * self.head_dim
+        ffn = (3 if self.ffn == "swiglu" else 2) * self.hidden_size * self.ffn_size
+        norms = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
+        blocks = self.num_layers * (query_and_output + key_and_value + ffn + norms)
+        head = 0 if self.tie_embeddings else self.parameters_embedding
+        return self.parameters_embedding + blocks + self.hidden_size + head
+
+    @property
+    def parameters_non_embedding(self) -> int:
+        """All parameters but the input embedding and the output head."""
+        tables = 1 if self.tie_embeddings else 2
+        return self.parameters - tables * self.parameters_embedding
+
+    def flops_per_token(self, sequence: int, *, causal: bool = False) -> float:
+        """Model FLOPs per trained token: 6 N + 12 x layers x (num_heads x head_dim) x sequence.
+
+        N leaves out the input embedding (a table look-up multiplies nothing) but counts the head, tied or not, because its
+        matrix product is done either way. 6 and 12 are forward plus backward; recomputation is not counted. The attention
+        term is full attention; `causal` halves it. Source: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B.
+        """
+        matmul_parameters = self.parameters - (0 if self.tie_embeddings else self.parameters_embedding)
+        attention = 12.0 * self.num_layers * self.num_heads * self.head_dim * sequence
+        return 6.0 * matmul_parameters + (attention / 2 if causal else attention)

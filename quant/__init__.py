@@ -1,0 +1,1 @@
+"""Low-precision weights inside the training loop."""

@@ -1,0 +1,1 @@
+"""Run records, laws and fits. Never imports torch."""

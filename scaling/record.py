@@ -1,0 +1,170 @@
+"""The run record: what a training run leaves for science. Schema version 1. Standard library only.
+
+`run.json` holds identity and results and is rewritten atomically; `metrics.jsonl` holds one JSON object per optimizer step and
+one per evaluation. Loss is nats per token.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA = 1
+STATUSES = ("running", "finished", "preempted", "failed")
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunRecord:
+    """`run.json`. Results are None until they are known; `bits` None means full precision."""
+
+    schema: int = SCHEMA
+    name: str
+    status: Literal["running", "finished", "preempted", "failed"]
+    seed: int
+    parameters: int
+    """all of them"""
+    parameters_non_embedding: int
+    """without input embedding and output head"""
+    tokens: int
+    """trained on so far"""
+    flops: float
+    """6 x parameters x tokens"""
+    tokens_per_parameter: float
+    loss: float | None = None
+    """final validation loss, nats per token"""
+    bits_per_byte: float | None = None
+    losses: dict[str, float] = dataclasses.field(default_factory=dict)
+    """validation loss per set"""
+    errors: dict[str, float] = dataclasses.field(default_factory=dict)
+    """1 - accuracy per downstream task"""
+    bits: float | None = None
+    qat_tokens: int = 0
+    fp_tokens: int = 0
+    quantizer: str | None = None
+    peak_learning_rate: float
+    schedule: str
+    batch_tokens: int
+    sequence: int
+    model: dict[str, Any]
+    layout: dict[str, int]
+    engine: str
+    precision: str
+    tokens_per_second: float | None = None
+    """over all ranks, the median step after the first two"""
+    mfu: float | None = None
+    """model FLOPs (full attention) over the devices' dense peak"""
+    mfu_causal: float | None = None
+    """the same with the attention term halved"""
+    peak_memory_bytes: int | None = None
+    """largest rank's peak of live tensor bytes; None where it was not measured"""
+    device: str
+    world_size: int
+    wall_seconds: float = 0.0
+    resumed_from: str | None = None
+    config_hash: str
+    git_commit: str | None
+    versions: dict[str, str]
+    started: str
+    """ISO 8601, UTC"""
+    ended: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepLine:
+    """A `metrics.jsonl` line for one optimizer step."""
+
+    step: int
+    tokens: int
+    """after the step"""
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    phase: str
+    tokens_per_second: float
+    step_seconds: float
+    memory_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationLine:
+    """A `metrics.jsonl` line for one evaluation. It carries no learning rate, which tells the two kinds apart."""
+
+    step: int
+    tokens: int
+    validation: dict[str, float]
+    errors: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write `run.json` so that a reader sees the old one or the new one, whole."""
+    write_atomically(folder / "run.json", json.dumps(_plain(dataclasses.asdict(record)), indent=2) + "\n")
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read `<folder>/run.json`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not a run record of this schema; the message names the file and what is wrong.
+    """
+    path = folder / "run.json"
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
+        raise ValueError(f"{path} is not a run record of schema {SCHEMA}")
+    names = {field.name for field in dataclasses.fields(RunRecord)}
+    try:
+        record = RunRecord(**{key: value for key, value in plain.items() if key in names})
+    except TypeError as error:
+        raise ValueError(f"{path} lacks a key of the run record: {error}") from None
+    if record.status not in STATUSES:
+        raise ValueError(f"{path}: status {record.status!r} is none of {', '.join(STATUSES)}")
+    return record
+
+
+def append_line(stream: Any, line: StepLine | EvaluationLine) -> None:
+    """Append one metrics line to an open text file and hand it to the operating system."""
+    stream.write(json.dumps(_plain(dataclasses.asdict(line))) + "\n")
+    stream.flush()
+
+
+def read_metrics(folder: Path) -> Iterator[StepLine | EvaluationLine]:
+    """The lines of `<folder>/metrics.jsonl`, in order. A last line cut off by a crash is left out."""
+    with open(folder / "metrics.jsonl", encoding="utf-8") as stream:
+        for number, text in enumerate(stream, start=1):
+            if not text.endswith("\n"):
+                return
+            try:
+                plain = json.loads(text)
+                kind = StepLine if "learning_rate" in plain else EvaluationLine
+                names = {field.name for field in dataclasses.fields(kind)}
+                yield kind(**{key: value for key, value in plain.items() if key in names})
+            except (json.JSONDecodeError, TypeError) as error:
+                raise ValueError(f"{stream.name}:{number} is not a metrics line: {error}") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file in one stroke: a temporary beside it, flushed to disk, then renamed over it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

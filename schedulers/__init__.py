@@ -1,0 +1,1 @@
+"""Learning-rate schedules: pure functions of tokens. Standard library only."""

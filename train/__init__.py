@@ -1,0 +1,1 @@
+"""One run: model, data, optimizer, loop, evaluation and the run's record."""

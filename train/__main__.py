@@ -1,0 +1,32 @@
+"""`python -m train [overrides]`: one process of a run. `foretrain train` is the same under another name."""
+
+import sys
+
+from parallel.environment import ProcessEnvironment
+from train.config import load_config, require
+from train.config.help import answer_without_running
+from train.errors import RunFailed, UserError
+
+
+def main(arguments: list[str]) -> int:
+    """Train, or answer `--help` or `--cfg job`. Returns the exit code."""
+    environment = ProcessEnvironment.read()
+    try:
+        if answer_without_running(arguments):
+            return 0
+        config = load_config(arguments)
+        require(config, world_size=environment.world_size, overrides=arguments)
+        # torch is imported only now: everything above answers in a fraction of a second.
+        from parallel.mesh import connect
+        from train.trainer import run
+
+        with connect(environment) as world:
+            return run(config, world)
+    except (UserError, RunFailed) as error:
+        if environment.rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

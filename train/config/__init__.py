@@ -1,0 +1,40 @@
+"""The configuration of one run: typed sections, Hydra's composition, rules across fields. Imports no torch.
+
+`sections` has the types and the help text, `configs/` the values, `compose` brings both together, `rules` checks across fields.
+"""
+
+from train.config.compose import load_config, parse_config
+from train.config.rules import require
+from train.config.sections import (
+    AdamWConfig,
+    BpeTokenizerConfig,
+    BytesTokenizerConfig,
+    Config,
+    ConstantScheduleConfig,
+    CorpusConfig,
+    FilesCorpusConfig,
+    FileTokenizerConfig,
+    ModelConfig,
+    StdlibCorpusConfig,
+    WsdScheduleConfig,
+)
+from train.errors import RunFailed, UserError
+
+__all__ = [
+    "AdamWConfig",
+    "BpeTokenizerConfig",
+    "BytesTokenizerConfig",
+    "Config",
+    "ConstantScheduleConfig",
+    "CorpusConfig",
+    "FileTokenizerConfig",
+    "FilesCorpusConfig",
+    "ModelConfig",
+    "RunFailed",
+    "StdlibCorpusConfig",
+    "UserError",
+    "WsdScheduleConfig",
+    "load_config",
+    "parse_config",
+    "require",
+]

@@ -1,0 +1,193 @@
+"""From the words on a command line to one typed configuration. Hydra composes, pydantic types, nothing is written.
+
+Imports no torch.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import pydantic
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from train.config.sections import Config
+from train.errors import UserError
+
+Origins = dict[str, set[str]]
+"""Key -> the group options ("data=files") that have it; an empty set where every run has it."""
+
+
+def load_config(overrides: Sequence[str] = ()) -> Config:
+    """The configuration that `overrides` (Hydra's syntax) ask for, typed, every default filled in.
+
+    Rules across fields are not checked here: see `train.rules.check`.
+
+    Raises:
+        UserError: unknown key or option (the nearest known one is named), missing or mistyped value. All of them at once.
+    """
+    plain = OmegaConf.to_container(_compose(overrides), resolve=True)
+    assert isinstance(plain, dict)
+    model = plain["model"]
+    if model["num_kv_heads"] is None:
+        model["num_kv_heads"] = model["num_heads"]
+    if model["head_dim"] is None and isinstance(model["num_heads"], int) and isinstance(model["hidden_size"], int):
+        model["head_dim"] = max(1, model["hidden_size"] // max(1, model["num_heads"]))
+    return parse_config({str(key): value for key, value in plain.items()})
+
+
+def parse_config(plain: dict[str, Any]) -> Config:
+    """Type a plain dictionary, such as a run's `config.yaml`.
+
+    Raises:
+        UserError: every wrong, missing or unknown key, a line each.
+    """
+    try:
+        return pydantic.TypeAdapter(Config).validate_python(plain)
+    except pydantic.ValidationError as error:
+        raise UserError("\n".join(_describe(detail) for detail in error.errors())) from None
+
+
+def _describe(detail: Any) -> str:
+    # For a union the location also names the option ("data.files.text_column"): leave that word out of the key.
+    words = [str(word) for word in detail["loc"]]
+    if len(words) > 2 and words[1] in config_groups().get(words[0], []):
+        del words[1]
+    given = "" if detail["type"] == "missing" else f"={detail['input']}"
+    return f"{'.'.join(words)}{given}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _compose(overrides: Sequence[str]) -> Any:
+    parsed = _parse(overrides)
+    _report(problem for override in parsed if (problem := _unknown(override)))
+    # A known key may be set whether or not the user wrote Hydra's `+` (add) before it.
+    chosen = [str(override.input_line).lstrip("+") for override in parsed if override.key_or_group in config_groups()]
+    values = [override for override in parsed if override.key_or_group not in config_groups()]
+    try:
+        with initialize_config_module("configs", version_base="1.3"):
+            options = compose("config", overrides=chosen)
+            _report(problem for override in values if (problem := _misplaced(override, options)))
+            composed = compose("config", overrides=chosen + [str(override.input_line).lstrip("+") for override in values])
+        _report(f"{key} has no default: add {key}=..." for key in sorted(OmegaConf.missing_keys(composed)))
+        OmegaConf.resolve(composed)
+        # A run has one length: saying one of the two takes the place of the other's default.
+        said = {override.key_or_group for override in values}
+        for key, other in (("tokens", "steps"), ("steps", "tokens")):
+            if f"train.{key}" in said and f"train.{other}" not in said and composed.train[key] is not None:
+                composed.train[other] = None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error).strip().splitlines()[0]) from None
+    return composed
+
+
+def _report(problems: Iterable[str]) -> None:
+    found = list(problems)
+    if found:
+        raise UserError("\n".join(found))
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            raise UserError(f"cannot read '{text}': type KEY=VALUE, such as train.tokens=1500000") from None
+        if override.is_delete():
+            raise UserError(f"'{text}': a key cannot be deleted; set it instead")
+        if override.is_sweep_override():
+            raise UserError(f"'{text}': one command is one run; give a single value")
+        parsed.append(override)
+    return parsed
+
+
+def _unknown(override: Override) -> str | None:
+    """What is wrong with an override's key, or with the option it chooses; None where nothing is."""
+    key = override.key_or_group
+    if key in config_groups():
+        options = config_groups()[key]
+        value = override.value()
+        if value is None or str(value) in options:
+            return None
+        return f"{key}={value}: no such option, there is {', '.join(options)}{_nearest(str(value), options)}"
+    if key in known_keys():
+        return None
+    nearest = _nearest(key, [*known_keys(), *config_groups()])
+    return f"unknown key '{key}'{nearest} (all keys: foretrain train --help)"
+
+
+def _misplaced(override: Override, options: Any) -> str | None:
+    """What is wrong where a key belongs to another option of its group than the one in use; None where nothing is."""
+    key = override.key_or_group
+    group, origins = key.split(".")[0], sorted(known_keys()[key])
+    if not origins or f"{group}={options[group].name}" in origins:
+        return None
+    return f"'{key}' is a key of {' and '.join(origins)}, this run has {group}={options[group].name}: add {origins[0]}"
+
+
+def _nearest(word: str, choices: Sequence[str]) -> str:
+    found = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    # A right name in the wrong section is near, whatever the section's length.
+    found = found or [choice for choice in choices if choice.split(".")[-1] == word.split(".")[-1]][:1]
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+@cache
+def config_groups() -> dict[str, list[str]]:
+    """Every configuration group and its options, as the files in `configs/` have them."""
+    folders = [entry for entry in files("configs").iterdir() if entry.is_dir() and not entry.name.startswith("_")]
+    return {
+        folder.name: sorted(option.name.removesuffix(".yaml") for option in folder.iterdir())
+        for folder in sorted(folders, key=lambda entry: entry.name)
+    }
+
+
+@cache
+def known_keys() -> Origins:
+    """Every key a user may set, sections included."""
+    keys: Origins = {}
+    base = _read("config.yaml")
+    base.pop("defaults")
+    for key in _flatten(base):
+        keys[key] = set()
+    for group, options in config_groups().items():
+        if group == "experiment":
+            continue
+        keys_of = {option: _flatten({group: _read(group, f"{option}.yaml")}) for option in options}
+        for option, its_keys in keys_of.items():
+            for key in its_keys:
+                keys.setdefault(key, set()).add(f"{group}={option}")
+        for key in set.intersection(*map(set, keys_of.values())):
+            keys[key] = set()
+    return keys
+
+
+def section_defaults(section: str, option: str | None) -> dict[str, Any]:
+    """The values a section starts from, as they stand in the files; `option` None is the default one of a group."""
+    if section not in config_groups():
+        return dict(_read("config.yaml")[section])
+    entries = [entry for entry in _read("config.yaml")["defaults"] if isinstance(entry, dict) and section in entry]
+    return _read(section, f"{option or entries[0][section]}.yaml")
+
+
+def _read(*path: str) -> dict[str, Any]:
+    text = files("configs").joinpath(*path).read_text(encoding="utf-8")
+    plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in tree.items():
+        keys.append(prefix + str(key))
+        if isinstance(value, dict):
+            keys.extend(_flatten(value, f"{prefix}{key}."))
+    return keys

@@ -1,0 +1,104 @@
+"""Rules across fields of the configuration. All of them are checked before any process group exists, all violations shown.
+
+Imports no torch.
+"""
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from train.config.sections import Config, WsdScheduleConfig
+from train.errors import UserError
+
+
+def require(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> None:
+    """Raise a UserError with one line for every rule that `config` breaks on `world_size` processes."""
+    problems = list(check(config, world_size=world_size, overrides=overrides))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def check(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> Iterator[str]:
+    """One line for every rule broken, with its numbers. `overrides` are what the user typed, for the line to type instead."""
+    yield from _layout(config, world_size, overrides)
+    yield from _model(config)
+    yield from _length(config)
+    yield from _schedule(config)
+
+
+def _layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterator[str]:
+    layout = config.parallel.layout
+    typed = "".join(f" {shlex.quote(override)}" for override in overrides)
+    if layout.world_size > world_size:
+        yield (
+            f"the layout {layout} needs {layout.world_size} processes, there {_are(world_size)}. Type: foretrain train{typed}"
+            f"   (or: torchrun --nproc-per-node {layout.world_size} -m train{typed})"
+        )
+    elif layout.world_size < world_size:
+        yield (
+            f"{world_size} processes were started, the layout {layout} fills {layout.world_size}: make the product of "
+            f"parallel.replicate, .shard, .tensor, .pipeline and .context {world_size} (such as parallel.shard="
+            f"{config.parallel.shard * world_size // layout.world_size})"
+        )
+    for axis in ("tensor", "pipeline", "context"):
+        if getattr(layout, axis) > 1:
+            yield (
+                f"parallel.{axis}={getattr(layout, axis)}: the native engine does not have this axis yet; "
+                f"use parallel.shard or parallel.replicate"
+            )
+
+
+def _are(number: int) -> str:
+    return f"is {number}" if number == 1 else f"are {number}"
+
+
+def _model(config: Config) -> Iterator[str]:
+    model, layout, sequence = config.model, config.parallel.layout, config.train.sequence
+    if model.num_heads % model.num_kv_heads:
+        yield f"model.num_heads={model.num_heads} is not a multiple of model.num_kv_heads={model.num_kv_heads}"
+    for name in ("num_heads", "num_kv_heads", "ffn_size", "vocab_size"):
+        size = getattr(model, name)
+        if size % layout.tensor:
+            yield f"model.{name}={size} is not divisible by parallel.tensor={layout.tensor}"
+    if layout.tensor > 1 and sequence % layout.tensor:
+        yield f"train.sequence={sequence} is not divisible by parallel.tensor={layout.tensor}"
+    if layout.context > 1 and sequence % (2 * layout.context):
+        yield f"train.sequence={sequence} is not divisible by 2 x parallel.context={2 * layout.context}"
+    if model.num_layers < layout.pipeline:
+        yield f"model.num_layers={model.num_layers} is less than parallel.pipeline={layout.pipeline}: a stage would be empty"
+    tokenizer_size = getattr(config.tokenizer, "vocab_size", 257 if config.tokenizer.name == "bytes" else 0)
+    if tokenizer_size > model.vocab_size:
+        yield (
+            f"the tokenizer has {tokenizer_size} entries, the model model.vocab_size={model.vocab_size} rows: "
+            f"set model.vocab_size to at least {tokenizer_size}"
+        )
+
+
+def _length(config: Config) -> Iterator[str]:
+    train, layout = config.train, config.parallel.layout
+    if train.tokens is not None and train.steps is not None:
+        yield f"train.tokens={train.tokens} and train.steps={train.steps} are both set: set one and make the other null"
+    if train.tokens is None and train.steps is None:
+        yield "neither train.tokens nor train.steps is set: set one"
+    per_pass = train.sequence * train.microbatch * layout.data_parallel
+    if train.batch_tokens % per_pass:
+        below = train.batch_tokens // per_pass * per_pass
+        nearest = f"{below} or {below + per_pass}" if below else f"{per_pass}"
+        yield (
+            f"train.batch_tokens={train.batch_tokens} is not a multiple of sequence x microbatch x data-parallel ranks = "
+            f"{train.sequence} x {train.microbatch} x {layout.data_parallel} = {per_pass}: the nearest is {nearest}"
+        )
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    schedule = config.schedule
+    if (config.train.tokens is None) == (config.train.steps is None):
+        return  # the length is unknown, which is reported already
+    total = config.total_tokens
+    decay = round(schedule.decay_fraction * total) if isinstance(schedule, WsdScheduleConfig) else 0
+    if schedule.warmup_tokens + decay > total:
+        yield (
+            f"schedule.warmup_tokens={schedule.warmup_tokens} and the decay of {decay} tokens do not fit into the run's "
+            f"{total} tokens: lower schedule.warmup_tokens{' or schedule.decay_fraction' if decay else ''}"
+        )
+    if isinstance(schedule, WsdScheduleConfig) and schedule.floor > schedule.peak:
+        yield f"schedule.floor={schedule.floor} is above schedule.peak={schedule.peak}"

@@ -1,0 +1,297 @@
+"""The configuration of one run: types and documentation here, values in `configs/`.
+
+Every class is one section, every attribute docstring is the help text of its key. Where a group has options with keys of their
+own, the section is a union and its `name` tells which.
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from parallel.layout import Layout
+from parallel.shape import ModelShape
+
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CorpusConfig:
+    """What every corpus has."""
+
+    cache_dir: str
+    """where tokenised shards are kept, one folder per content hash"""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """share of the documents held out for validation (of each document's tail where there are too few documents)"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class StdlibCorpusConfig(CorpusConfig):
+    """The Python standard library's own source text, found on this machine: a real corpus that needs no network."""
+
+    name: Literal["stdlib"]
+    """which corpus"""
+    include_tests: bool
+    """also the standard library's test folders (about 2.6 times the text)"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class FilesCorpusConfig(CorpusConfig):
+    """Text files of your own."""
+
+    name: Literal["files"]
+    """which corpus"""
+    files: list[str]
+    """globs of .txt, .jsonl, .jsonl.zst and .parquet files"""
+    text_column: str
+    """the field (JSON lines) or column (Parquet) that holds the text"""
+    document_separator: str | None
+    """splits a .txt into documents; null: one file is one document"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BpeTokenizerConfig:
+    """Byte-level BPE trained on the corpus."""
+
+    name: Literal["bpe"]
+    """which tokenizer"""
+    vocab_size: Annotated[int, Field(ge=257)]
+    """entries: 256 bytes, the end-of-text token, the merges"""
+    train_bytes: PositiveInt
+    """train on at most this many bytes from the start of the corpus"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BytesTokenizerConfig:
+    """Plain bytes: token i is byte i, token 256 is the end of a text."""
+
+    name: Literal["bytes"]
+    """which tokenizer"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class FileTokenizerConfig:
+    """Any tokenizer.json of the `tokenizers` library."""
+
+    name: Literal["file"]
+    """which tokenizer"""
+    path: str
+    """the tokenizer.json"""
+    end_of_text: str
+    """the token appended to every document; it must be in the vocabulary"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelConfig:
+    """A Llama-family decoder."""
+
+    num_layers: PositiveInt
+    """transformer blocks"""
+    hidden_size: PositiveInt
+    """width of the residual stream"""
+    num_heads: PositiveInt
+    """query heads"""
+    num_kv_heads: PositiveInt
+    """key and value heads (grouped-query attention); null: num_heads"""
+    head_dim: Annotated[int, Field(gt=0, multiple_of=2)]
+    """width of one head; null: hidden_size / num_heads"""
+    ffn_size: PositiveInt
+    """width inside the feed-forward"""
+    vocab_size: PositiveInt
+    """rows of the embedding and of the head; at least the tokenizer's"""
+    ffn: Literal["swiglu", "gelu"]
+    """kind of feed-forward"""
+    tie_embeddings: bool
+    """use the embedding table as the head"""
+    qk_norm: bool
+    """RMSNorm on queries and keys, per head"""
+    rope_theta: Annotated[float, Field(gt=0)]
+    """base of the rotary embedding"""
+    norm_eps: Annotated[float, Field(gt=0)]
+    """epsilon of RMSNorm"""
+    init_std: Annotated[float, Field(gt=0)]
+    """standard deviation of initial weights (projections into the residual stream: / sqrt(2 num_layers))"""
+
+    @property
+    def shape(self) -> ModelShape:
+        """The plain record that layouts and the planner use."""
+        names = [field.name for field in dataclasses.fields(ModelShape)]
+        return ModelShape(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AdamWConfig:
+    """AdamW. Norms and embeddings are not decayed."""
+
+    name: Literal["adamw"]
+    """which optimizer"""
+    beta1: Annotated[float, Field(ge=0, lt=1)]
+    """decay of the first moment"""
+    beta2: Annotated[float, Field(ge=0, lt=1)]
+    """decay of the second moment"""
+    eps: Annotated[float, Field(gt=0)]
+    """added to the root of the second moment"""
+    weight_decay: NonNegativeFloat
+    """decoupled weight decay, times the learning rate"""
+    clip_norm: Annotated[float, Field(gt=0)]
+    """gradients are scaled down to this l2 norm"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class WsdScheduleConfig:
+    """Linear warmup, a constant stretch, linear decay."""
+
+    name: Literal["wsd"]
+    """which schedule"""
+    peak: Annotated[float, Field(gt=0)]
+    """learning rate of the constant stretch"""
+    floor: NonNegativeFloat
+    """learning rate at the last step"""
+    warmup_tokens: Annotated[int, Field(ge=0)]
+    """tokens of warmup"""
+    decay_fraction: Annotated[float, Field(ge=0, le=1)]
+    """share of all tokens spent decaying"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ConstantScheduleConfig:
+    """Linear warmup, then constant."""
+
+    name: Literal["constant"]
+    """which schedule"""
+    peak: Annotated[float, Field(gt=0)]
+    """learning rate after warmup"""
+    warmup_tokens: Annotated[int, Field(ge=0)]
+    """tokens of warmup"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RunConfig:
+    """Identity of the run and its place on disk."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """a run lies in <run.dir>/<run.name>"""
+    dir: str
+    """folder of all runs"""
+    seed: Annotated[int, Field(ge=0)]
+    """seed of initial weights and data order"""
+    resume: Literal["auto", "never"]
+    """auto: a finished run of this name shows its table, an unfinished one goes on; never: an existing name is refused"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainConfig:
+    """The length and the arithmetic of training."""
+
+    tokens: PositiveInt | None
+    """train on this many tokens, rounded up to whole steps (or set train.steps)"""
+    steps: PositiveInt | None
+    """train for this many optimizer steps (or set train.tokens)"""
+    batch_tokens: PositiveInt
+    """tokens per optimizer step, over all ranks"""
+    sequence: PositiveInt
+    """tokens per sequence"""
+    microbatch: PositiveInt
+    """sequences per rank and forward pass"""
+    precision: Literal["fp32", "bf16", "fp64"]
+    """bf16: bf16 compute, fp32 parameters and gradient reduction; fp64 is for proving layouts equal"""
+    compile: bool
+    """torch.compile, block by block"""
+    z_loss: NonNegativeFloat
+    """weight of log(Z)^2 per token in the objective"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvalConfig:
+    """Validation during the run. There always is one at the end."""
+
+    every_tokens: PositiveInt | None
+    """also evaluate each time this many tokens have been trained on; null: only at the end"""
+    tokens: PositiveInt | None
+    """evaluate on at most this many validation tokens; null: all"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ParallelConfig:
+    """The layout. The product of the five axes is the number of processes."""
+
+    engine: Literal["native"]
+    """what carries out a step: PyTorch's own FSDP2"""
+    replicate: PositiveInt
+    """data-parallel replicas that each hold all shards (HSDP)"""
+    shard: PositiveInt
+    """data-parallel ranks that share parameters, gradients and optimizer state (FSDP2)"""
+    tensor: PositiveInt
+    """ranks that share each matrix product"""
+    pipeline: PositiveInt
+    """stages that share the layers"""
+    context: PositiveInt
+    """ranks that share each sequence"""
+
+    @property
+    def layout(self) -> Layout:
+        """The five axes."""
+        return Layout(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Layout)})
+
+
+Corpus = Annotated[StdlibCorpusConfig | FilesCorpusConfig, Field(discriminator="name")]
+Tokenizer = Annotated[BpeTokenizerConfig | BytesTokenizerConfig | FileTokenizerConfig, Field(discriminator="name")]
+Schedule = Annotated[WsdScheduleConfig | ConstantScheduleConfig, Field(discriminator="name")]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Config:
+    """One run."""
+
+    run: RunConfig
+    model: ModelConfig
+    data: Corpus
+    tokenizer: Tokenizer
+    optimizer: AdamWConfig
+    schedule: Schedule
+    train: TrainConfig
+    parallel: ParallelConfig
+    eval: EvalConfig
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.train.steps is not None:
+            return self.train.steps
+        assert self.train.tokens is not None
+        return -(-self.train.tokens // self.train.batch_tokens)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the whole run: whole steps."""
+        return self.steps * self.train.batch_tokens
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per rank and optimizer step."""
+        train = self.train
+        return train.batch_tokens // (train.sequence * train.microbatch * self.parallel.layout.data_parallel)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every key and value, as plain data."""
+        return dataclasses.asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this run and no other: everything that the losses depend on, nothing that they do not."""
+        plain = self.as_dict()
+        sections = {name: dict(plain[name]) for name in ("model", "data", "tokenizer", "optimizer", "schedule", "train")}
+        sections["run"] = {"seed": self.run.seed}
+        sections["eval"] = {"tokens": self.eval.tokens}
+        for section, key in (("data", "cache_dir"), ("train", "microbatch"), ("train", "compile")):
+            del sections[section][key]
+        return sections
+
+    def identity_hash(self) -> str:
+        """SHA-256 of the identity, hexadecimal."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,16 @@
+"""The two ways a command can end badly, and the exit code of each."""
+
+
+class UserError(ValueError):
+    """The request is wrong: bad key, bad file, impossible layout. Exit code 2.
+
+    The message is for a user: one to five lines that say what is wrong, where, and what to type instead.
+    """
+
+    exit_code = 2
+
+
+class RunFailed(RuntimeError):
+    """The request was right, the work failed: full disk, a loss that is not finite. Exit code 1."""
+
+    exit_code = 1

@@ -1,0 +1,1 @@
+"""The decoder and its initialisation. Parallelism is not in here."""

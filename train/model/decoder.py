@@ -1,0 +1,93 @@
+"""A Llama-family decoder in plain PyTorch. Parallelism is not in it.
+
+Shape suffixes: B batch, S sequence, E hidden size, F ffn size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parallel.shape import ModelShape
+from train.model.attention import Attention, document_mask, rotary_angles
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.gate = nn.Linear(shape.hidden_size, shape.ffn_size, bias=False)
+        self.up = nn.Linear(shape.hidden_size, shape.ffn_size, bias=False)
+        self.down = nn.Linear(shape.ffn_size, shape.hidden_size, bias=False)
+
+    def forward(self, hidden_BSE: Tensor) -> Tensor:
+        out_BSE: Tensor = self.down(F.silu(self.gate(hidden_BSE)) * self.up(hidden_BSE))
+        return out_BSE
+
+
+class Gelu(nn.Module):
+    """down(gelu(up(x)))."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.up = nn.Linear(shape.hidden_size, shape.ffn_size, bias=False)
+        self.down = nn.Linear(shape.ffn_size, shape.hidden_size, bias=False)
+
+    def forward(self, hidden_BSE: Tensor) -> Tensor:
+        out_BSE: Tensor = self.down(F.gelu(self.up(hidden_BSE)))
+        return out_BSE
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream. Input and output (B, S, E)."""
+
+    def __init__(self, shape: ModelShape, norm_eps: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps)
+        self.attention = Attention(shape, norm_eps)
+        self.ffn_norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps)
+        self.ffn = SwiGLU(shape) if shape.ffn == "swiglu" else Gelu(shape)
+
+    def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, mask_B1SS: Tensor) -> Tensor:
+        attended_BSE: Tensor = self.attention(self.attention_norm(hidden_BSE), cos_SD, sin_SD, mask_B1SS)
+        hidden_BSE = hidden_BSE + attended_BSE
+        fed_BSE: Tensor = self.ffn(self.ffn_norm(hidden_BSE))
+        return hidden_BSE + fed_BSE
+
+
+class Decoder(nn.Module):
+    """Token ids (B, S) to logits (B, S, V).
+
+    `blocks` is a dictionary keyed by layer number, so that a part of the model keeps every parameter's global name.
+    A tied head has no parameter of its own: it multiplies by the embedding table.
+    """
+
+    def __init__(self, shape: ModelShape, *, rope_theta: float, norm_eps: float) -> None:
+        super().__init__()
+        self.shape = shape
+        self.rope_theta = rope_theta
+        self.embedding = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.blocks = nn.ModuleDict({str(layer): Block(shape, norm_eps) for layer in range(shape.num_layers)})
+        self.norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps)
+        self.head = None if shape.tie_embeddings else nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
+
+    def block_list(self) -> Sequence[nn.Module]:
+        """The repeated units: what is compiled, sharded and recomputed one by one."""
+        return list(self.blocks.values())
+
+    def forward(self, tokens_BS: Tensor, document_BS: Tensor) -> Tensor:
+        hidden_BSE = self.embedding(tokens_BS)
+        # Angles at least in fp32: in bf16 neighbouring positions beyond 256 would fall together.
+        angle_dtype = torch.promote_types(hidden_BSE.dtype, torch.float32)
+        angles_SD = rotary_angles(tokens_BS.shape[1], self.shape.head_dim, self.rope_theta, hidden_BSE.device, angle_dtype)
+        cos_SD, sin_SD = angles_SD.cos(), angles_SD.sin()
+        mask_B1SS = document_mask(document_BS, hidden_BSE.dtype)
+        for block in self.blocks.values():
+            hidden_BSE = block(hidden_BSE, cos_SD, sin_SD, mask_B1SS)
+        hidden_BSE = self.norm(hidden_BSE)
+        if self.head is None:
+            return F.linear(hidden_BSE, self.embedding.weight)
+        logits_BSV: Tensor = self.head(hidden_BSE)
+        return logits_BSV

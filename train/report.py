@@ -1,0 +1,137 @@
+"""What people see of a run: progress, log lines, the table at the end, the loss curve."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from scaling.record import EvaluationLine, RunRecord, StepLine, read_metrics
+from train.config import Config
+from train.data.shards import Shards
+
+log = logging.getLogger("foretrain")
+
+
+@contextmanager
+def log_to(run: Path | None) -> Iterator[None]:
+    """Send the log to standard error and to the run's own file; on ranks without a run folder, nowhere."""
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    if run is not None:
+        handlers = [logging.StreamHandler(), logging.FileHandler(run / "logs" / "rank_0000.log", encoding="utf-8")]
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def announce(config: Config, record: RunRecord, shards: Shards) -> None:
+    """Say what is about to run."""
+    log.info(
+        "%s: %s parameters on %s tokens in %d steps of %s; %s, %s",
+        config.run.name,
+        f"{record.parameters:,}",
+        f"{config.total_tokens:,}",
+        config.steps,
+        f"{config.train.batch_tokens:,}",
+        config.parallel.layout,
+        config.train.precision,
+    )
+    epochs = config.total_tokens / shards.train.tokens
+    log.info("data: %s (%s training tokens, %.2f epochs)", shards.folder, f"{shards.train.tokens:,}", epochs)
+
+
+@contextmanager
+def progress(steps: int, *, shown: bool) -> Iterator[Callable[[StepLine], None]]:
+    """Calls the result after every step; draws a bar where `shown` and standard error is a terminal."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda line: None
+        return
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("train", total=steps, state="")
+
+        def advance(line: StepLine) -> None:
+            bar.update(task, completed=line.step, state=f"loss {line.loss:.3f}  {line.tokens_per_second:,.0f} tokens/s")
+
+        yield advance
+
+
+def show_table(run: Path, record: RunRecord) -> None:
+    """The results of a finished run, on standard output."""
+    table = Table("", record.name, title=f"{record.parameters:,} parameters, {record.tokens:,} tokens", title_style="bold")
+    rows = {
+        "validation loss": _number(record.loss, ".4f", " nats/token"),
+        "counted bigram": _number(_bigram_loss(run), ".4f", " nats/token"),
+        "bits per byte": _number(record.bits_per_byte, ".4f"),
+        "speed": _number(record.tokens_per_second, ",.0f", " tokens/s"),
+        "MFU": _number(record.mfu and 100 * record.mfu, ".1f", " %")
+        + _number(record.mfu_causal and 100 * record.mfu_causal, ".1f", " % causal", before=", "),
+        "peak memory": _number(record.peak_memory_bytes and record.peak_memory_bytes / 2**20, ",.0f", " MiB per rank"),
+        "wall time": f"{record.wall_seconds:,.0f} s",
+        "record": str(run / "run.json"),
+        "loss curve": str(run / "loss.png"),
+    }
+    for row, value in rows.items():
+        table.add_row(row, value)
+    Console().print(table)
+
+
+def draw_loss(run: Path) -> None:
+    """`<run>/loss.png`: training and validation loss over tokens, the counted bigram as a line to beat."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = list(read_metrics(run))
+    steps = [line for line in lines if isinstance(line, StepLine)]
+    evaluations = [line for line in lines if isinstance(line, EvaluationLine)]
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    axes.plot([line.tokens for line in steps], [line.loss for line in steps], linewidth=1, label="training")
+    axes.plot(
+        [line.tokens for line in evaluations],
+        [line.validation["validation"] for line in evaluations],
+        "o-",
+        label="validation",
+    )
+    bigram = _bigram_loss(run)
+    if bigram is not None:
+        axes.axhline(bigram, color="gray", linestyle="--", linewidth=1, label=f"counted bigram {bigram:.3f}")
+    axes.set(xlabel="tokens", ylabel="loss (nats per token)", title=run.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(run / "loss.png", dpi=150)
+    pyplot.close(figure)
+
+
+def _bigram_loss(run: Path) -> float | None:
+    try:
+        return float(json.loads((run / "data.json").read_text(encoding="utf-8"))["bigram_loss"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _number(value: float | None, form: str, unit: str = "", before: str = "") -> str:
+    if value is None:
+        return "not measured" if not before else ""
+    return f"{before}{value:{form}}{unit}"
