@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100  # the target of a position that has none
+from train.data.loader import IGNORE
 
 
 def loss_sums(logits_BSV: Tensor, targets_BS: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:

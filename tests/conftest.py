@@ -1,0 +1,29 @@
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.group import Group
+
+
+@pytest.fixture(scope="session")
+def group() -> Iterator[Callable[[int], Group]]:
+    """`group(2)` is the session's process group of two; one per world size, started when first asked for."""
+    groups: dict[int, Group] = {}
+
+    def of_size(size: int) -> Group:
+        return groups.setdefault(size, Group(size))
+
+    yield of_size
+    for started in groups.values():
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data, where there is one."""
+    folder = Path(os.environ.get("FORETRAIN_SHARED", Path(__file__).parent.parent.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"the reference data is not here: {folder}")
+    return folder

@@ -1,0 +1,184 @@
+"""Where text comes from: a deterministic stream of documents, and a fingerprint of its content."""
+
+import glob
+import hashlib
+import json
+import os
+import sysconfig
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from train.config import CorpusConfig, FilesCorpusConfig, StdlibCorpusConfig
+from train.data.readers import CHUNK_BYTES, READERS, Advance, Reader, ReadOptions, read_python, readable
+from train.errors import UserError
+
+_TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
+_INSTALLED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
+# A file written this recently may change again without its modification time moving on (coarse file-system clocks).
+_SETTLED_SECONDS = 2.0
+
+Stamp = tuple[int, int]
+"""Size in bytes and modification time in nanoseconds."""
+
+
+def _ignore(count: int) -> None:
+    return
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An ordered list of files and how to read them.
+
+    Attributes:
+        sources: (file, kind) in document order; the kind is the file's suffix.
+        readers: the reader of each kind.
+        options: what the readers are told.
+    """
+
+    sources: tuple[tuple[Path, str], ...]
+    readers: Mapping[str, Reader]
+    options: ReadOptions = field(default_factory=ReadOptions)
+
+    def documents(self, advance: Advance = _ignore) -> Iterator[str]:
+        """Every document with any text in it, always in the same order, one at a time.
+
+        `advance` is told how many bytes of the files have been read. Raises `UserError` for a file that cannot be read.
+        """
+        for path, kind in self.sources:
+            for text in self.readers[kind](path, self.options, advance):
+                if text and not text.isspace():
+                    yield text
+
+    def stamps(self) -> list[Stamp]:
+        """Size and modification time of every file, in order."""
+        stamps = []
+        for path, _ in self.sources:
+            with readable(path):
+                status = path.stat()
+            stamps.append((status.st_size, status.st_mtime_ns))
+        return stamps
+
+    def fingerprint(self, cache_dir: Path, advance: Advance = _ignore) -> str:
+        """SHA-256 (hexadecimal) of all files' content in document order and of the options that matter to them.
+
+        Where the files lie does not enter. The hashes of single files are remembered in `<cache_dir>/fingerprints.json`
+        by (absolute path, size, modification time), so that a second start does not read a big corpus again; that file
+        is a convenience: it may be missing, corrupt or not writable.
+        """
+        kinds = {kind for _, kind in self.sources}
+        relevant: dict[str, str | None] = {}
+        if ".txt" in kinds:
+            relevant["document_separator"] = self.options.document_separator
+        if kinds & {".jsonl", ".jsonl.zst", ".parquet"}:
+            relevant["text_column"] = self.options.text_column
+        remembered = _read_memory(cache_dir / "fingerprints.json")
+        fresh: dict[str, list[object]] = {}
+        files = []
+        now = time.time()
+        for (path, kind), (size, mtime_ns) in zip(self.sources, self.stamps(), strict=True):
+            match remembered.get(os.path.abspath(path)):
+                case [known_size, known_mtime_ns, str(content)] if (known_size, known_mtime_ns) == (size, mtime_ns):
+                    advance(size)
+                case _:
+                    content = _hash_file(path, advance)
+                    if now - mtime_ns / 1e9 > _SETTLED_SECONDS:
+                        fresh[os.path.abspath(path)] = [size, mtime_ns, content]
+            files.append((kind, content))
+        if fresh:
+            _write_memory(cache_dir / "fingerprints.json", remembered | fresh)
+        return hashlib.sha256(json.dumps([relevant, files]).encode()).hexdigest()
+
+
+def open_corpus(config: CorpusConfig) -> Corpus:
+    """The corpus of a configuration. No file is opened yet.
+
+    Raises:
+        UserError: a glob that matches nothing, a kind of file that is not known, a folder where a file should be.
+    """
+    if isinstance(config, StdlibCorpusConfig):
+        return _stdlib_corpus(config.include_tests)
+    if isinstance(config, FilesCorpusConfig):
+        return _files_corpus(config)
+    raise TypeError(f"not a corpus: {asdict(config)}")
+
+
+def _stdlib_corpus(include_tests: bool) -> Corpus:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = _INSTALLED_FOLDERS if include_tests else _INSTALLED_FOLDERS | _TEST_FOLDERS
+    relative = []
+    for folder, folders, files in os.walk(root):
+        # What the build of this very interpreter generated (config-*, _sysconfigdata*) is no source text, and differs
+        # between machines with the same version of Python.
+        folders[:] = [name for name in folders if name not in left_out and not name.startswith("config-")]
+        for name in files:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                relative.append(Path(folder, name).relative_to(root))
+    if not relative:
+        raise UserError(f"no standard library sources under {root}; type data=files data.files=['text/**/*.txt']")
+    ordered = sorted(relative, key=lambda path: path.as_posix())
+    return Corpus(tuple((root / path, ".py") for path in ordered), {".py": read_python})
+
+
+def _files_corpus(config: FilesCorpusConfig) -> Corpus:
+    if not config.files:
+        raise UserError("data.files is empty; type data.files=['text/**/*.jsonl'] (known: " + ", ".join(READERS) + ")")
+    matched: set[str] = set()
+    for pattern in config.files:
+        matched |= _matches(os.path.expanduser(pattern))
+    sources = tuple((Path(path), _kind(path)) for path in sorted(matched))
+    return Corpus(sources, READERS, ReadOptions(config.text_column, config.document_separator))
+
+
+def _matches(pattern: str) -> set[str]:
+    if os.path.exists(pattern):  # also a name that happens to contain [ or *
+        if os.path.isdir(pattern):
+            raise UserError(f"{pattern} is a folder; type data.files=['{pattern.rstrip('/')}/**/*.jsonl']")
+        return {os.path.abspath(pattern)}
+    files = {os.path.abspath(path) for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path)}
+    if not files:
+        raise UserError(
+            f"no file matches {pattern!r} (looked from {os.getcwd()})\n"
+            "check the path, or type data.files=['folder/**/*.jsonl'] with quotes that keep the shell from expanding it"
+        )
+    return files
+
+
+def _kind(path: str) -> str:
+    for suffix in sorted(READERS, key=len, reverse=True):
+        if path.lower().endswith(suffix):
+            return suffix
+    raise UserError(
+        f"{path}: not a kind of file that can be read (known: {', '.join(READERS)})\n"
+        "narrow the glob, as in data.files=['folder/**/*.jsonl']"
+    )
+
+
+def _hash_file(path: Path, advance: Advance) -> str:
+    digest = hashlib.sha256()
+    with readable(path), path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()
+
+
+def _read_memory(path: Path) -> dict[str, list[object]]:
+    try:
+        memory = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return memory if isinstance(memory, dict) else {}
+
+
+def _write_memory(path: Path, memory: dict[str, list[object]]) -> None:
+    temporary = path.with_name(f".fingerprints-{os.getpid()}.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(memory))
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,224 @@
+"""Tokenise a corpus once: one process builds, others wait, and nothing half-written is ever trusted."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import chain, count, islice
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from train.config import BpeTokenizerConfig, BytesTokenizerConfig, CorpusConfig, FileTokenizerConfig
+from train.counter import derive_key, hash64
+from train.data.bigram import bigram_loss
+from train.data.corpus import Corpus, open_corpus
+from train.data.lock import building, exclusive, remove_leftovers
+from train.data.progress import Stage, shown
+from train.data.shards import SCHEMA, SHARD_TOKENS, SPLITS, SplitWriter, sync_folder, token_dtype, write_file
+from train.data.tokenizer import (
+    END_OF_TEXT,
+    BytesEncoder,
+    Encoder,
+    bytes_tokenizer,
+    pieces,
+    read_tokenizer,
+    train_bpe,
+)
+from train.errors import RunFailed, UserError
+
+TokenizerConfig = BpeTokenizerConfig | BytesTokenizerConfig | FileTokenizerConfig
+SplitName = Literal["train", "validation"]
+SplitBy = Literal["document", "position"]
+
+MINIMUM_DOCUMENTS = 50
+"""With fewer documents, a share of them says little, so the tail of each is held out instead."""
+
+# Documents among which one for each split is looked for, before falling back to the tails.
+_LOOKED_AT = 1 << 20
+# Characters per call of the tokenizer; it keeps about 100 bytes per token until the call is over.
+_BATCH_CHARACTERS = 8 << 20
+
+
+def prepare(data: CorpusConfig, tokenizer: TokenizerConfig, *, progress: bool) -> Path:
+    """The folder with the tokens of a corpus, built if there is none yet. See `build_or_reuse`."""
+    return build_or_reuse(data, tokenizer, progress=progress)[0]
+
+
+def build_or_reuse(
+    data: CorpusConfig, tokenizer: TokenizerConfig, *, progress: bool, shard_tokens: int = SHARD_TOKENS
+) -> tuple[Path, bool]:
+    """The folder with the tokens of a corpus, and whether this call has built it.
+
+    Any number of processes may call this at once: one builds, the others wait. `progress` allows a progress bar (where
+    standard error is a terminal) and the line that says who is waited for; without it the call is silent.
+
+    Raises:
+        UserError: a file, option or tokenizer that cannot be used; no text; too little text for two splits.
+        RunFailed: the cache folder cannot be written; a file changed while it was read.
+    """
+    corpus = open_corpus(data)
+    cache_dir = Path(data.cache_dir).expanduser()
+    spec = _tokenizer_spec(tokenizer)
+    stamps = corpus.stamps()
+    with shown(progress) as stage:
+        fingerprint = corpus.fingerprint(cache_dir, stage("reading", sum(size for size, _ in stamps)))
+    identity = [SCHEMA, fingerprint, spec, data.validation_fraction]
+    folder = cache_dir / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    try:
+        # Without the lock, so that a finished cache may lie on a file system that cannot be written.
+        if (folder / "index.json").is_file():
+            return folder, False
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder.with_name(f"{folder.name}.lock"), announce=progress):
+            if (folder / "index.json").is_file():
+                return folder, False
+            remove_leftovers(folder)
+            with building(folder) as temporary, shown(progress) as stage:
+                _build(temporary, corpus, data.validation_fraction, tokenizer, folder.name, shard_tokens, stage)
+                if corpus.stamps() != stamps:
+                    raise RunFailed("a file of the corpus changed while it was read; run again when it is complete")
+                _publish(temporary, folder)
+    except OSError as error:
+        raise RunFailed(
+            f"cannot write tokens to {cache_dir}: {error.strerror or error}\n"
+            "make room there, or type data.cache_dir=... with a folder that can be written"
+        ) from error
+    return folder, True
+
+
+def documents_to_split(fraction: float) -> int | None:
+    """How few documents can be split by document without an empty part; None: more than a million."""
+    validation = _held_out(0, _LOOKED_AT, fraction)
+    if validation.all() or not validation.any():
+        return None
+    return max(MINIMUM_DOCUMENTS, int(validation.argmax()) + 1, int(validation.argmin()) + 1)
+
+
+def _tokenizer_spec(config: TokenizerConfig) -> dict[str, object]:
+    if not isinstance(config, FileTokenizerConfig):
+        return asdict(config)
+    path = Path(config.path).expanduser()
+    Encoder(read_tokenizer(path), config.end_of_text)  # complain before anything is locked or read
+    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "end_of_text": config.end_of_text}
+
+
+def _make_encoder(config: TokenizerConfig, corpus: Corpus, stage: Stage) -> Encoder:
+    if isinstance(config, FileTokenizerConfig):
+        return Encoder(read_tokenizer(Path(config.path).expanduser()), config.end_of_text)
+    if isinstance(config, BytesTokenizerConfig):
+        return BytesEncoder(bytes_tokenizer(), END_OF_TEXT)
+    limit = config.train_bytes
+    total = min(limit, sum(size for size, _ in corpus.stamps()))
+    advance = stage("training tokenizer", total)
+    return Encoder(train_bpe(corpus.documents(), config.vocab_size, limit, advance), END_OF_TEXT)
+
+
+def _build(
+    folder: Path,
+    corpus: Corpus,
+    fraction: float,
+    tokenizer: TokenizerConfig,
+    content_hash: str,
+    shard_tokens: int,
+    stage: Stage,
+) -> None:
+    """Write a whole corpus into an empty folder, the index last."""
+    split_by = _choose_split(corpus, fraction)
+    encoder = _make_encoder(tokenizer, corpus, stage)
+    serialized = encoder.tokenizer.to_str().encode()
+    write_file(folder / "tokenizer.json", serialized)
+    dtype = token_dtype(encoder.vocab_size)
+    writers = {name: SplitWriter(folder, name, dtype, shard_tokens) for name in SPLITS}
+    try:
+        documents = corpus.documents(stage("tokenising", sum(size for size, _ in corpus.stamps())))
+        _tokenise(_divide(documents, split_by, fraction), encoder, writers)
+        for name, writer in writers.items():
+            if writer.tokens < 2:
+                raise UserError(
+                    f"too little text: the {name} split would be empty (validation_fraction is {fraction})\n"
+                    "add text to data.files, or type another data.validation_fraction=..."
+                )
+        splits = {name: writer.close() for name, writer in writers.items()}
+    finally:
+        for writer in writers.values():
+            writer.abandon()
+    index = {
+        "schema": SCHEMA,
+        "content_hash": content_hash,
+        "tokenizer_sha256": hashlib.sha256(serialized).hexdigest(),
+        "vocab_size": encoder.vocab_size,
+        "end_of_text": encoder.end_of_text,
+        "dtype": dtype,
+        "split": split_by,
+        "bigram_loss": bigram_loss(writers["train"].stream(), writers["validation"].stream(), encoder.vocab_size),
+        "splits": splits,
+    }
+    write_file(folder / "index.json", (json.dumps(index, indent=2) + "\n").encode())
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    sync_folder(temporary)
+    if folder.exists():  # somebody removed its index by hand
+        shutil.rmtree(folder)
+    os.rename(temporary, folder)
+    sync_folder(folder.parent)
+
+
+def _choose_split(corpus: Corpus, fraction: float) -> SplitBy:
+    needed = documents_to_split(fraction)
+    found = sum(1 for _ in islice(corpus.documents(), needed or 1))
+    if not found:
+        raise UserError("the corpus has no text at all: every document is empty or blank; check data.files")
+    return "document" if found == needed else "position"
+
+
+def _held_out(start: int, stop: int, fraction: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Whether each of the documents start to stop is for validation. No seed enters: all runs share the split."""
+    bits = hash64(derive_key(0, "validation"), np.arange(start, stop, dtype=np.uint64))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53 < fraction
+
+
+def _divide(documents: Iterable[str], split_by: SplitBy, fraction: float) -> Iterator[tuple[SplitName, str]]:
+    """Texts with the split they belong to."""
+    if split_by == "document":
+        block = 1 << 12
+        flags = chain.from_iterable(_held_out(start, start + block, fraction) for start in count(0, block))
+        for held_out, text in zip(flags, documents, strict=False):
+            yield ("validation" if held_out else "train"), text
+        return
+    for text in documents:
+        # Characters, not tokens: so both parts are texts, and their bytes are known exactly.
+        cut = max(1, len(text) - ceil(len(text) * fraction))
+        yield "train", text[:cut]
+        if cut < len(text):
+            yield "validation", text[cut:]
+
+
+def _tokenise(texts: Iterable[tuple[SplitName, str]], encoder: Encoder, writers: dict[SplitName, SplitWriter]) -> None:
+    batch: list[tuple[SplitName, str, bool]] = []
+    characters = 0
+    for name, text in texts:
+        parts = list(pieces(text))
+        for number, part in enumerate(parts, 1):
+            batch.append((name, part, number == len(parts)))
+            characters += len(part)
+            if characters >= _BATCH_CHARACTERS:
+                _write(batch, encoder, writers)
+                batch, characters = [], 0
+    _write(batch, encoder, writers)
+
+
+def _write(batch: list[tuple[SplitName, str, bool]], encoder: Encoder, writers: dict[SplitName, SplitWriter]) -> None:
+    end = np.array([encoder.end_of_text], dtype=np.int64)
+    for (name, text, is_last), tokens in zip(batch, encoder.encode([text for _, text, _ in batch]), strict=True):
+        writer = writers[name]
+        writer.bytes += len(text.encode())
+        writer.write(tokens)
+        if is_last:
+            writer.write(end)
+            writer.end_document()

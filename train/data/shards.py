@@ -1,0 +1,261 @@
+"""Tokenised text on disk: memory-mapped token files, document ends, and an index that is written last.
+
+<cache_dir>/<content hash>/
+    tokenizer.json
+    train_00000.bin ...  validation_00000.bin ...     little-endian uint16 or uint32 tokens, end to end
+    train_ends.npy       validation_ends.npy          int64 token offset behind each document
+    index.json                                        sizes, hashes, totals; a folder without it does not count
+"""
+
+import array
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from train.data.tokenizer import read_tokenizer
+from train.errors import UserError
+
+SCHEMA = 1
+SHARD_TOKENS = 1 << 28
+SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+
+
+class TokenStream:
+    """All tokens of one split as one sequence, whatever files they lie in.
+
+    Attributes:
+        tokens: number of tokens, ends of text included.
+        documents: number of documents.
+        bytes: UTF-8 bytes of the documents' text.
+    """
+
+    def __init__(self, files: Sequence[Path], dtype: str, ends: Path, text_bytes: int) -> None:
+        self._parts = [np.memmap(path, dtype=np.dtype(dtype), mode="r") for path in files]
+        self._starts = np.cumsum([0] + [len(part) for part in self._parts])
+        self._ends: npt.NDArray[np.int64] = np.load(ends, mmap_mode="r")
+        self.tokens = int(self._starts[-1])
+        self.documents = len(self._ends)
+        self.bytes = text_bytes
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Tokens start to stop (int64), across files."""
+        assert 0 <= start <= stop <= self.tokens
+        tokens = np.empty(stop - start, dtype=np.int64)
+        position = start
+        while position < stop:
+            part = int(np.searchsorted(self._starts, position, side="right")) - 1
+            end = min(stop, int(self._starts[part + 1]))
+            offset = int(self._starts[part])
+            tokens[position - start : end - start] = self._parts[part][position - offset : end - offset]
+            position = end
+        return tokens
+
+    def document_ids(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """The number of the document in this split, from 0, of each of the tokens start to stop (int64)."""
+        assert 0 <= start <= stop <= self.tokens
+        if start == stop:
+            return np.empty(0, dtype=np.int64)
+        first, last = np.searchsorted(self._ends, [start, stop - 1], side="right")
+        ids = np.searchsorted(self._ends[first:last], np.arange(start, stop), side="right")
+        return np.asarray(ids + first, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """One tokenised corpus.
+
+    Attributes:
+        folder: where it lies.
+        vocab_size: one more than the largest id of the tokenizer.
+        end_of_text: id of the token behind every document.
+        content_hash: of corpus, tokenizer and split.
+        tokenizer_sha256: of tokenizer.json.
+        split: how validation was held out: whole documents, or the tail of each ("position").
+        bigram_loss: nats per validation token of a counted bigram.
+        train, validation: the tokens.
+    """
+
+    folder: Path
+    vocab_size: int
+    end_of_text: int
+    content_hash: str
+    tokenizer_sha256: str
+    split: Literal["document", "position"]
+    bigram_loss: float
+    train: TokenStream
+    validation: TokenStream
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the tokens; it does not parse text as special tokens."""
+        tokenizer = read_tokenizer(self.folder / "tokenizer.json")
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+
+class SplitWriter:
+    """Writes one split of a folder. Every method raises `OSError` where the disk does."""
+
+    def __init__(self, folder: Path, name: str, dtype: str, shard_tokens: int) -> None:
+        self._folder = folder
+        self._name = name
+        self._dtype = np.dtype(dtype)
+        self._shard_tokens = shard_tokens
+        self._ends = array.array("q")
+        self._file: BufferedWriter | None = None
+        self._open = ExitStack()
+        self.files: list[str] = []
+        self.tokens = 0
+        self.bytes = 0
+
+    def write(self, tokens: npt.NDArray[np.int64]) -> None:
+        """Append tokens."""
+        while len(tokens):
+            room = -self.tokens % self._shard_tokens
+            if room == 0:
+                self._next_file()
+                room = self._shard_tokens
+            assert self._file is not None
+            part, tokens = tokens[:room], tokens[room:]
+            self._file.write(part.astype(self._dtype).tobytes())
+            self.tokens += len(part)
+
+    def end_document(self) -> None:
+        """What has been written since the last call is one document."""
+        self._ends.append(self.tokens)
+
+    def close(self) -> dict[str, Any]:
+        """Write the document ends, make everything durable, and return this split's part of the index."""
+        self._finish_file()
+        ends = f"{self._name}_ends.npy"
+        if sys.byteorder == "big":
+            self._ends.byteswap()
+        header = {"descr": "<i8", "fortran_order": False, "shape": (len(self._ends),)}
+        with (self._folder / ends).open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(self._ends.tobytes())
+            _sync(file)
+        sizes = {name: (self._folder / name).stat().st_size for name in [*self.files, ends]}
+        return {"tokens": self.tokens, "documents": len(self._ends), "bytes": self.bytes, "files": sizes}
+
+    def abandon(self) -> None:
+        """Let go of the open file; harmless after `close`."""
+        with suppress(OSError):  # the disk that was full when writing is still full when flushing
+            self._open.close()
+
+    def stream(self) -> TokenStream:
+        """What was written; after `close`."""
+        paths = [self._folder / name for name in self.files]
+        return TokenStream(paths, self._dtype.str, self._folder / f"{self._name}_ends.npy", self.bytes)
+
+    def _next_file(self) -> None:
+        self._finish_file()
+        name = f"{self._name}_{len(self.files):05d}.bin"
+        self._file = self._open.enter_context((self._folder / name).open("wb"))
+        self.files.append(name)
+
+    def _finish_file(self) -> None:
+        if self._file is not None:
+            _sync(self._file)
+            self._file = None
+        self._open.close()
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The smallest type on disk that holds every token."""
+    return "<u2" if vocab_size <= 1 << 16 else "<u4"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file and make it durable."""
+    with path.open("wb") as file:
+        file.write(content)
+        _sync(file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_shards(folder: Path) -> Shards:
+    """Open a tokenised corpus that `prepare` has built.
+
+    Raises:
+        UserError: the index is missing or of another version, a file's size is not the index's, or the tokenizer is not
+            the one that made the tokens. The message says which folder to delete.
+    """
+    remedy = f"delete {folder} and run again; it will be built anew"
+    try:
+        index = json.loads((folder / "index.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"no readable index.json in {folder}: {error}\n{remedy}") from error
+    try:
+        if index["schema"] != SCHEMA:
+            raise UserError(f"{folder} has schema {index['schema']}, this version reads {SCHEMA}\n{remedy}")
+        problem = _problem(folder, index)
+        if problem:
+            raise UserError(f"{problem}\n{remedy}")
+        train, validation = (_open_stream(folder, name, index) for name in SPLITS)
+        return Shards(
+            folder=folder,
+            vocab_size=index["vocab_size"],
+            end_of_text=index["end_of_text"],
+            content_hash=index["content_hash"],
+            tokenizer_sha256=index["tokenizer_sha256"],
+            split=index["split"],
+            bigram_loss=index["bigram_loss"],
+            train=train,
+            validation=validation,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / 'index.json'} is not an index of tokens ({error!r})\n{remedy}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the tokens in {folder}: {error.strerror or error}\n{remedy}") from error
+
+
+def _problem(folder: Path, index: dict[str, Any]) -> str | None:
+    for name in SPLITS:
+        split = index["splits"][name]
+        for file, size in split["files"].items():
+            path = folder / file
+            actual = path.stat().st_size if path.is_file() else None
+            if actual is None:
+                return f"{path} is missing"
+            if actual != size:
+                return f"{path} has {actual} bytes, the index says {size}"
+        tokens = sum(size for file, size in split["files"].items() if file.endswith(".bin"))
+        if tokens != split["tokens"] * np.dtype(index["dtype"]).itemsize:
+            return f"{folder / 'index.json'}: the files of {name} do not hold {split['tokens']} tokens"
+    actual_sha256 = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    if actual_sha256 != index["tokenizer_sha256"]:
+        return (
+            f"{folder / 'tokenizer.json'} is not the tokenizer that made these tokens:\n"
+            f"its SHA-256 is {actual_sha256}, the tokens' is {index['tokenizer_sha256']}"
+        )
+    return None
+
+
+def _open_stream(folder: Path, name: str, index: dict[str, Any]) -> TokenStream:
+    split = index["splits"][name]
+    files = sorted(folder / file for file in split["files"] if file.endswith(".bin"))
+    return TokenStream(files, index["dtype"], folder / f"{name}_ends.npy", split["bytes"])
+
+
+def _sync(file: BufferedWriter) -> None:
+    file.flush()
+    os.fsync(file.fileno())
