@@ -62,11 +62,14 @@ def update(record: RunRecord, config: Config, step_seconds: list[float], peak_fl
         record.mfu_causal = record.tokens_per_second * shape.flops_per_token(sequence, causal=True) / peak_flops
 
 
-def total_peak_flops(device: torch.device, precision: str) -> float | None:
-    """Dense peak FLOP/s of all ranks' devices together; None where one is not known. A collective."""
+def total_peak_flops(device: torch.device, precision: str, *, known: float | None = None) -> float | None:
+    """Dense peak FLOP/s of all ranks' devices together; None where one is not known. A collective.
+
+    A CPU's is measured, and may be disturbed by other work: the larger of this measurement and the one `known` counts.
+    """
     peak = torch.tensor(dense_peak(device, COMPUTE_DTYPES[precision]) or float("nan"), dtype=torch.float64)
     dist.all_reduce(peak)
-    return None if peak.isnan() else float(peak)
+    return None if peak.isnan() else max(float(peak), known or 0.0)
 
 
 def largest(value: int | None) -> int | None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +17,20 @@ from train.data.shards import Shards
 log = logging.getLogger("foretrain")
 
 
+_console = Console(stderr=True)  # one for log and progress bar, so that a line never breaks the bar
+
+
+class _ConsoleHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _console.print(self.format(record), soft_wrap=True, highlight=False, markup=False)
+
+
 @contextmanager
 def log_to(run: Path | None) -> Iterator[None]:
     """Send the log to standard error and to the run's own file; on ranks without a run folder, nowhere."""
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if run is not None:
-        handlers = [logging.StreamHandler(), logging.FileHandler(run / "logs" / "rank_0000.log", encoding="utf-8")]
+        handlers = [_ConsoleHandler(), logging.FileHandler(run / "logs" / "rank_0000.log", encoding="utf-8")]
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.propagate = False
     log.setLevel(logging.INFO)
@@ -56,7 +63,7 @@ def announce(config: Config, record: RunRecord, shards: Shards) -> None:
 @contextmanager
 def progress(steps: int, *, shown: bool) -> Iterator[Callable[[StepLine], None]]:
     """Calls the result after every step; draws a bar where `shown` and standard error is a terminal."""
-    if not (shown and sys.stderr.isatty()):
+    if not (shown and _console.is_terminal):
         yield lambda line: None
         return
     columns = (
@@ -67,7 +74,7 @@ def progress(steps: int, *, shown: bool) -> Iterator[Callable[[StepLine], None]]
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=_console) as bar:
         task = bar.add_task("train", total=steps, state="")
 
         def advance(line: StepLine) -> None:

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,18 +104,19 @@ class Trainer:
         Raises:
             RunFailed: the loss stopped being finite, or the disk failed.
         """
-        if self.directory is not None:
-            self.directory.begin(self.record, self.shards.folder)
-        with report.log_to(self.directory.path if self.directory else None):
-            report.announce(self.config, self.record, self.shards)
-            try:
+        try:
+            if self.directory is not None:
+                self.directory.begin(self.record, self.shards.folder)
+            with report.log_to(self.directory.path if self.directory else None):
+                report.announce(self.config, self.record, self.shards)
                 self._loop()
                 self._finish()
-            except BaseException as error:
+        except BaseException as error:
+            with suppress(OSError):  # what failed may be the very disk
                 self._close("failed")
-                if isinstance(error, OSError):
-                    raise RunFailed(f"run {self.config.run.name} failed: {error}") from error
-                raise
+            if isinstance(error, OSError):
+                raise RunFailed(f"run {self.config.run.name} failed: {error}") from error
+            raise
         return 0
 
     def _loop(self) -> None:
@@ -179,6 +180,7 @@ class Trainer:
     def _evaluate(self, step: int) -> None:
         loss = self.engine.evaluate(self._validation_batches())
         validation, record = self.shards.validation, self.record
+        self.peak_flops = metrics.total_peak_flops(self.world.device, self.config.train.precision, known=self.peak_flops)
         record.loss, record.losses = loss, {"validation": loss}
         record.bits_per_byte = loss / math.log(2) * validation.tokens / validation.bytes
         metrics.update(record, self.config, self.step_seconds, self.peak_flops, time.perf_counter() - self.started)
