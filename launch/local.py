@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import signal
 import sys
 import uuid
 
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _start_workers(world_size: int, arguments: list[str]) -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -48,6 +50,9 @@ def _start_workers(world_size: int, arguments: list[str]) -> int:
     command = [sys.executable, "-P", "-m", "train", *arguments]
     try:
         elastic_launch(config, entrypoint=command[0])(*command[1:])
+    except SignalException as error:
+        print(f"stopped by {signal.Signals(error.sigval).name}, with all processes of the run", file=sys.stderr)
+        return 128 + error.sigval
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode not in (1, 2):

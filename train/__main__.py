@@ -1,5 +1,6 @@
 """`python -m train [overrides]`: one process of a run. `foretrain train` is the same under another name."""
 
+import signal
 import sys
 
 from parallel.environment import ProcessEnvironment
@@ -26,6 +27,9 @@ def main(arguments: list[str]) -> int:
         if environment.rank == 0:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":
