@@ -28,7 +28,8 @@ def main(arguments: list[str]) -> int:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if environment.rank == 0:
+            print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
