@@ -24,6 +24,6 @@ def main() -> int:
 
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
-        print(f"error: no command '{name}'{hint} There is {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"error: no command '{name}'{hint} (all commands: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
     return int(importlib.import_module(COMMANDS[name][0]).main(arguments))

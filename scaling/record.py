@@ -141,6 +141,8 @@ def read_metrics(folder: Path) -> Iterator[StepLine | EvaluationLine]:
                 return
             try:
                 plain = json.loads(text)
+                if not isinstance(plain, dict):
+                    raise TypeError("not a JSON object")
                 kind = StepLine if "learning_rate" in plain else EvaluationLine
                 names = {field.name for field in dataclasses.fields(kind)}
                 yield kind(**{key: value for key, value in plain.items() if key in names})

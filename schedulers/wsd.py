@@ -21,13 +21,16 @@ class WarmupStableDecay:
         """Learning rate of the step after which `tokens` tokens have been seen."""
         if tokens < self.warmup_tokens:
             return self.peak * tokens / self.warmup_tokens
-        remaining = self.total_tokens - tokens
+        remaining = self._remaining(tokens)
         if remaining >= self.decay_tokens:
             return self.peak
-        return self.floor + (self.peak - self.floor) * max(0, remaining) / self.decay_tokens
+        return self.floor + (self.peak - self.floor) * remaining / self.decay_tokens
 
     def phase(self, tokens: int) -> str:
         """Which part of the schedule that step is in: warmup, stable or decay."""
         if tokens < self.warmup_tokens:
             return "warmup"
-        return "stable" if self.total_tokens - tokens >= self.decay_tokens else "decay"
+        return "stable" if self._remaining(tokens) >= self.decay_tokens else "decay"
+
+    def _remaining(self, tokens: int) -> int:
+        return max(0, self.total_tokens - tokens)  # beyond the end it stays as it was at the end

@@ -45,9 +45,12 @@ def continue_prompt(run: Path, prompt: str, *, tokens: int, temperature: float, 
     model = build_model(config.model, PARAMETER_DTYPES[config.train.precision], torch.device("meta"))
     model.load_state_dict(load_weights(run), assign=True)
     model = model.to(device).eval()
-    tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
-    end_of_text = json.loads((run / "data.json").read_text(encoding="utf-8"))["end_of_text"]
+    try:
+        tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
+        tokenizer.encode_special_tokens = True
+        end_of_text = json.loads((run / "data.json").read_text(encoding="utf-8"))["end_of_text"]
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise UserError(f"the tokenizer of {run} cannot be read: {error!r}") from None
     # A text starts where another has ended, so an empty prompt starts from there.
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     ids = list(prompt_ids) or [end_of_text]
@@ -69,7 +72,7 @@ def _draw(logits_V: "Tensor", temperature: float, top_k: int, generator: "Genera
 
     if temperature == 0.0:
         return int(logits_V.argmax())
-    scaled_V = logits_V.double() / temperature
+    scaled_V = (logits_V.double() - logits_V.max()) / temperature  # however small the temperature, the largest stays 0
     if 0 < top_k < scaled_V.numel():
         scaled_V = scaled_V.masked_fill(scaled_V < scaled_V.topk(top_k).values[-1], float("-inf"))
     return int(torch.multinomial(scaled_V.softmax(dim=-1), 1, generator=generator))

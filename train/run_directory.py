@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -38,12 +39,12 @@ class RunDirectory:
             UserError: another process holds it, or it holds a run that `config` may not continue.
         """
         self.config = config
-        self.path = Path(config.run.dir) / config.run.name
+        self.path = Path(config.run.dir).expanduser() / config.run.name
         self._metrics: IO[str] | None = None
-        self._made = not self.path.exists()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _acquire(self.path / ".lock")
+            # Asked with the lock held, so that nothing of somebody else's is ever removed.
+            self._made = [path.name for path in self.path.iterdir()] == [".lock"]
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}; choose another run.dir") from None
         try:
@@ -80,7 +81,8 @@ class RunDirectory:
     def close(self) -> None:
         """Release the lock. A folder that was made for a run that never began is removed."""
         if self._metrics is not None:
-            self._metrics.close()
+            with suppress(OSError):  # a disk that is full has been complained of; the lock must go all the same
+                self._metrics.close()
         if self._made:
             shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
@@ -91,16 +93,17 @@ class RunDirectory:
             return None
         if self.config.run.resume == "never":
             raise UserError(f"{self.path} exists and run.resume=never: choose another run.name, or delete it")
-        differences = list(_differences(load_run_config(self.path).identity(), self.config.identity()))
+        try:
+            differences = _differences(load_run_config(self.path).identity(), self.config.identity())
+            record = read_record(self.path)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{error}; choose another run.name, or delete {self.path}") from None
         if differences:
             shown = differences[:_MAX_DIFFERENCES]
             more = len(differences) - len(shown)
             lines = [f"{self.path} holds another run: choose another run.name, or delete it. It differs in", *shown]
             raise UserError("\n  ".join(lines) + (f" and {more} more" if more else ""))
-        try:
-            return read_record(self.path)
-        except (ValueError, FileNotFoundError) as error:
-            raise UserError(f"{error}; choose another run.name, or delete {self.path}") from None
+        return record
 
 
 def load_run_config(run: Path) -> Config:
@@ -130,7 +133,7 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 def _word(value: Any) -> str:
-    return "null" if value is None else str(value)
+    return json.dumps(value, ensure_ascii=False)  # on one line, whatever is in it
 
 
 def _acquire(path: Path) -> IO[str]:
@@ -139,23 +142,32 @@ def _acquire(path: Path) -> IO[str]:
     Raises:
         UserError: another process holds it; its host, process and start are named.
     """
-    stream = open(path, "a+", encoding="utf-8")
     deadline = time.monotonic() + LOCK_WAIT_SECONDS
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.1)
-                continue
-            holder = _holder(path)
-            stream.close()
-            raise UserError(f"{path.parent} is in use by {holder}: wait for it, stop it, or choose another run.name") from None
+    while (stream := _try_acquire(path)) is None:
+        if time.monotonic() >= deadline:
+            raise UserError(f"{path.parent} is in use by {_holder(path)}: wait for it, stop it, or choose another run.name")
+        time.sleep(0.1)
     stream.truncate(0)
     stream.write(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": now()}))
     stream.flush()
     return stream
+
+
+def _try_acquire(path: Path) -> IO[str] | None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        stream = open(path, "a+", encoding="utf-8")
+    except FileNotFoundError:  # removed this very moment, see below
+        return None
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A holder whose run never began removes the folder: a lock on a removed file locks nothing.
+        if os.path.samestat(os.fstat(stream.fileno()), os.stat(path)):
+            return stream
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    stream.close()
+    return None
 
 
 def _holder(path: Path) -> str:

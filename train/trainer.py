@@ -37,7 +37,13 @@ def run(config: Config, world: World) -> int:
         outcome = json.loads(world.await_value("start"))
         if "exit_code" in outcome:
             return int(outcome["exit_code"])
-        return Trainer(config, world, open_shards(Path(outcome["shards"])), None).train()
+        try:
+            return Trainer(config, world, open_shards(Path(outcome["shards"])), None).train()
+        except RuntimeError:  # a collective breaks off when rank 0 leaves; it has said why
+            outcome = json.loads(world.await_value("start"))
+            if "exit_code" not in outcome:
+                raise
+            return int(outcome["exit_code"])
     try:
         directory = RunDirectory(config)
         try:
@@ -189,6 +195,11 @@ class Trainer:
             tokens = step * self.config.train.batch_tokens
             self.directory.append(EvaluationLine(step=step, tokens=tokens, validation=record.losses))
             self.directory.write(record)
+        if not math.isfinite(loss):
+            raise RunFailed(
+                f"run {self.config.run.name} stopped at step {step}: validation loss {loss}. "
+                "A lower schedule.peak or a longer schedule.warmup_tokens may help"
+            )
 
     def _validation_batches(self) -> Iterator[Batch]:
         """This rank's share of the validation windows. Every rank gets equally many; beyond the last they count nothing."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def save_weights(parameters: Iterator[tuple[str, Tensor]], run: Path | None, *, 
     folder.mkdir(parents=True)
     path = folder / "model.safetensors"
     try:
-        save_file(whole, path)
+        _save_file(whole, path)
         with open(path, "rb") as stream:
             os.fsync(stream.fileno())
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -45,6 +46,13 @@ def save_weights(parameters: Iterator[tuple[str, Tensor]], run: Path | None, *, 
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _save_file(whole: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(whole, path)
+    except SafetensorError as error:  # the library's own word for a disk that is full
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def load_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -58,12 +66,12 @@ def load_weights(run: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{run} has no saved weights: it has not finished")
     folder = manifests[-1].parent
     try:
-        expected = json.loads(manifests[-1].read_text(encoding="utf-8"))["files"]["model.safetensors"]
+        expected = str(json.loads(manifests[-1].read_text(encoding="utf-8"))["files"]["model.safetensors"]["sha256"])
         path = folder / "model.safetensors"
         with open(path, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the weights in {folder} cannot be read: {error!r}") from None
-    if digest != expected["sha256"]:
-        raise UserError(f"{path} is damaged: its SHA-256 is {digest[:12]}..., its manifest says {expected['sha256'][:12]}...")
+    if digest != expected:
+        raise UserError(f"{path} is damaged: its SHA-256 is {digest[:12]}..., its manifest says {expected[:12]}...")
     return load_file(path)

@@ -4,6 +4,7 @@ Imports no torch.
 """
 
 import difflib
+import shlex
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
@@ -35,11 +36,24 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     plain = OmegaConf.to_container(_compose(overrides), resolve=True)
     assert isinstance(plain, dict)
     model = plain["model"]
-    if model["num_kv_heads"] is None:
-        model["num_kv_heads"] = model["num_heads"]
-    if model["head_dim"] is None and isinstance(model["num_heads"], int) and isinstance(model["hidden_size"], int):
-        model["head_dim"] = max(1, model["hidden_size"] // max(1, model["num_heads"]))
+    if isinstance(model, dict):
+        _derive(model)
     return parse_config({str(key): value for key, value in plain.items()})
+
+
+def _derive(model: dict[Any, Any]) -> None:
+    """Fill in the model's keys that follow from others. Where those are wrong themselves, any value that types will do."""
+    heads, width = model["num_heads"], model["hidden_size"]
+    usable = all(isinstance(size, int) and size > 0 for size in (heads, width))
+    if model["num_kv_heads"] is None:
+        model["num_kv_heads"] = heads if usable else 1
+    if model["head_dim"] is None:
+        if usable and width % (2 * heads):
+            raise UserError(
+                f"model.hidden_size={width} / model.num_heads={heads} is not an even width of a head: "
+                f"set model.head_dim, or make model.hidden_size a multiple of {2 * heads}"
+            )
+        model["head_dim"] = width // heads if usable else 2
 
 
 def parse_config(plain: dict[str, Any]) -> Config:
@@ -59,7 +73,7 @@ def _describe(detail: Any) -> str:
     words = [str(word) for word in detail["loc"]]
     if len(words) > 2 and words[1] in config_groups().get(words[0], []):
         del words[1]
-    given = "" if detail["type"] == "missing" else f"={detail['input']}"
+    given = "" if detail["type"] == "missing" else f"={_word(detail['input'])}"
     return f"{'.'.join(words)}{given}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
@@ -67,13 +81,18 @@ def _compose(overrides: Sequence[str]) -> Any:
     parsed = _parse(overrides)
     _report(problem for override in parsed if (problem := _unknown(override)))
     # A known key may be set whether or not the user wrote Hydra's `+` (add) before it.
-    chosen = [str(override.input_line).lstrip("+") for override in parsed if override.key_or_group in config_groups()]
+    options_of = {override.key_or_group: override for override in parsed if override.key_or_group in config_groups()}
+    # Hydra has no word for an optional group without an option, which is how those start.
+    chosen = [str(override.input_line).lstrip("+") for override in options_of.values() if override.value() is not None]
     values = [override for override in parsed if override.key_or_group not in config_groups()]
     try:
         with initialize_config_module("configs", version_base="1.3"):
-            options = compose("config", overrides=chosen)
-            _report(problem for override in values if (problem := _misplaced(override, options)))
-            composed = compose("config", overrides=chosen + [str(override.input_line).lstrip("+") for override in values])
+            try:
+                composed = compose("config", overrides=chosen + [str(override.input_line).lstrip("+") for override in values])
+            except HydraException:
+                options = compose("config", overrides=chosen)
+                _report(problem for override in values if (problem := _misplaced(override, options)))
+                raise
         _report(f"{key} has no default: add {key}=..." for key in sorted(OmegaConf.missing_keys(composed)))
         OmegaConf.resolve(composed)
         # A run has one length: saying one of the two takes the place of the other's default.
@@ -99,7 +118,10 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         try:
             override = parser.parse_override(text)
         except HydraException:
-            raise UserError(f"cannot read '{text}': type KEY=VALUE, such as train.tokens=1500000") from None
+            key, equals, value = text.partition("=")
+            quoted = shlex.quote(f'{key}="{value}"')
+            remedy = f"special characters need quotes: {quoted}" if equals else "type KEY=VALUE, such as train.tokens=1500000"
+            raise UserError(f"cannot read '{text}': {remedy}") from None
         if override.is_delete():
             raise UserError(f"'{text}': a key cannot be deleted; set it instead")
         if override.is_sweep_override():
@@ -114,9 +136,12 @@ def _unknown(override: Override) -> str | None:
     if key in config_groups():
         options = config_groups()[key]
         value = override.value()
-        if value is None or str(value) in options:
+        if str(value) in options or (value is None and key in _optional_groups()):
             return None
-        return f"{key}={value}: no such option, there is {', '.join(options)}{_nearest(str(value), options)}"
+        return f"{key}={_word(value)}: no such option, there is {', '.join(options)}{_nearest(str(value), options)}"
+    group = key.removesuffix(".name")
+    if group in config_groups():
+        return f"'{key}' follows from the option of its group: type {group}={_word(override.value())}"
     if key in known_keys():
         return None
     nearest = _nearest(key, [*known_keys(), *config_groups()])
@@ -130,6 +155,11 @@ def _misplaced(override: Override, options: Any) -> str | None:
     if not origins or f"{group}={options[group].name}" in origins:
         return None
     return f"'{key}' is a key of {' and '.join(origins)}, this run has {group}={options[group].name}: add {origins[0]}"
+
+
+def _word(value: Any) -> str:
+    """A value as it is typed, on one line."""
+    return "null" if value is None else str(value).replace("\n", "\\n")
 
 
 def _nearest(word: str, choices: Sequence[str]) -> str:
@@ -167,6 +197,12 @@ def known_keys() -> Origins:
         for key in set.intersection(*map(set, keys_of.values())):
             keys[key] = set()
     return keys
+
+
+@cache
+def _optional_groups() -> set[str]:
+    entries = [entry for entry in _read("config.yaml")["defaults"] if isinstance(entry, dict)]
+    return {group for entry in entries for group, option in entry.items() if option is None}
 
 
 def section_defaults(section: str, option: str | None) -> dict[str, Any]:

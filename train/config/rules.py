@@ -34,10 +34,11 @@ def _layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterat
             f"   (or: torchrun --nproc-per-node {layout.world_size} -m train{typed})"
         )
     elif layout.world_size < world_size:
+        shard, remainder = divmod(world_size * layout.shard, layout.world_size)
         yield (
             f"{world_size} processes were started, the layout {layout} fills {layout.world_size}: make the product of "
-            f"parallel.replicate, .shard, .tensor, .pipeline and .context {world_size} (such as parallel.shard="
-            f"{config.parallel.shard * world_size // layout.world_size})"
+            f"parallel.replicate, .shard, .tensor, .pipeline and .context {world_size}"
+            + ("" if remainder else f" (such as parallel.shard={shard})")
         )
     for axis in ("tensor", "pipeline", "context"):
         if getattr(layout, axis) > 1:

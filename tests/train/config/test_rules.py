@@ -1,0 +1,138 @@
+"""Rules across fields: all violations at once, with their numbers, and the line to type instead."""
+
+import shlex
+
+import pytest
+
+from train.config import UserError, load_config, require
+from train.config.rules import check
+
+# Defaults may change; what is tested here has its numbers written out.
+BASE = [
+    *("model.hidden_size=128", "model.num_layers=4", "model.num_heads=4", "model.ffn_size=384", "model.vocab_size=2048"),
+    *("train.tokens=1500000", "train.batch_tokens=8192", "train.sequence=256", "train.microbatch=8"),
+    *("schedule.peak=3e-3", "schedule.warmup_tokens=80000"),
+]
+
+
+def problems(*overrides: str, world_size: int = 1) -> list[str]:
+    typed = set(overrides)
+    length = ["train.tokens=null"] if any(word.startswith("train.steps=") for word in typed) else []
+    config = load_config([*BASE, "schedule.decay_fraction=0.2", *length, *overrides])
+    return list(check(config, world_size=world_size, overrides=overrides))
+
+
+def test_the_defaults_and_the_demo_break_no_rule():
+    assert problems() == []
+    assert problems("experiment=demo", world_size=2) == []
+
+
+BROKEN = {
+    "train.batch_tokens=8000": ["8000", "256 x 8 x 1 = 2048", "6144 or 8192"],
+    "model.num_kv_heads=3": ["model.num_heads=4", "model.num_kv_heads=3"],
+    "tokenizer.vocab_size=4000": ["4000", "model.vocab_size=2048", "at least 4000"],
+    "schedule.floor=1": ["schedule.floor=1", "schedule.peak=0.003"],
+    "schedule.warmup_tokens=9000000": ["9000000", "301466", "1507328"],  # 20 % of 184 steps of 8,192
+    "parallel.tensor=2": ["the layout tensor 2 needs 2 processes, there is 1"],
+}
+
+
+@pytest.mark.parametrize("override", BROKEN)
+def test_a_broken_rule_is_shown_with_its_numbers(override):
+    said = "\n".join(problems(override))
+    assert all(number in said for number in BROKEN[override]), said
+
+
+def test_all_broken_rules_are_shown_at_once():
+    said = problems(*BROKEN)
+    assert len(said) == len(BROKEN) + 2  # two processes also need an engine that has the axis, and heads it divides
+    words = [*BASE, *BROKEN]
+    with pytest.raises(UserError) as caught:
+        require(load_config(words), world_size=1, overrides=list(BROKEN))
+    assert set(str(caught.value).splitlines()) == set(said)
+
+
+@pytest.mark.parametrize(
+    "overrides, number",
+    [
+        (["model.ffn_size=385"], "model.ffn_size=385"),
+        (["model.num_heads=2", "model.num_kv_heads=1"], "model.num_kv_heads=1"),
+        (["model.vocab_size=2049"], "model.vocab_size=2049"),
+        (["train.sequence=255", "train.batch_tokens=2040"], "train.sequence=255"),
+    ],
+)
+def test_what_tensor_parallelism_cannot_divide(overrides, number):
+    assert any(
+        number in line and "parallel.tensor=2" in line for line in problems("parallel.tensor=2", *overrides, world_size=2)
+    )
+
+
+def test_what_context_and_pipeline_cannot_divide():
+    assert any("2 x parallel.context=6" in line for line in problems("parallel.context=3", world_size=3))
+    assert any("a stage would be empty" in line for line in problems("parallel.pipeline=5", world_size=5))
+
+
+@pytest.mark.parametrize("axis", ["tensor", "pipeline", "context"])
+def test_an_axis_the_engine_lacks_is_refused(axis):
+    assert any(f"parallel.{axis}=2" in line and "not have" in line for line in problems(f"parallel.{axis}=2", world_size=2))
+
+
+def test_both_lengths_and_neither_are_refused():
+    (said,) = problems("train.steps=2", "train.tokens=16384", "schedule.warmup_tokens=0")
+    assert "train.tokens=16384 and train.steps=2 are both set" in said
+    (said,) = problems("train.tokens=null")
+    assert "neither" in said
+
+
+def test_a_batch_smaller_than_one_pass_is_told_the_smallest():
+    (said,) = problems("train.batch_tokens=1000")
+    assert said.endswith("the nearest is 2048")
+
+
+def test_bytes_need_257_rows():
+    (said,) = problems("tokenizer=bytes", "model.vocab_size=256")
+    assert "257" in said
+    assert problems("tokenizer=bytes", "model.vocab_size=257") == []
+
+
+def test_warmup_and_decay_may_fill_the_run_exactly():
+    whole = ["train.steps=10", "schedule.decay_fraction=0.5"]
+    assert problems(*whole, "schedule.warmup_tokens=40960") == []
+    assert len(problems(*whole, "schedule.warmup_tokens=40961")) == 1
+
+
+def test_a_constant_schedule_has_no_decay_to_lower():
+    length = [*BASE, "train.tokens=null", "train.steps=1", "schedule=constant"]
+    assert list(check(load_config([*length, "schedule.warmup_tokens=8192"]), world_size=1)) == []
+    (said,) = check(load_config([*length, "schedule.warmup_tokens=8193"]), world_size=1)
+    assert "decay_fraction" not in said
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["run.name=a", 'data.files=["a b.txt"]', "data.document_separator='\"$HOME\"'", r"data.document_separator='`x` !\\'"],
+)
+def test_the_line_to_type_is_read_back_by_a_shell_as_what_was_typed(override):
+    words = ["data=files", "data.files=[a]", override, "parallel.shard=2"]
+    (said,) = problems(*words)
+    line = said.split("Type: ")[1].split("   (or: ")[0]
+    assert shlex.split(line) == ["foretrain", "train", *words]
+    torchrun = said.split("(or: ")[1].removesuffix(")")
+    assert shlex.split(torchrun) == ["torchrun", "--nproc-per-node", "2", "-m", "train", *words]
+
+
+@pytest.mark.parametrize(
+    "overrides, world_size, suggestion",
+    [
+        ([], 3, "parallel.shard=3"),
+        (["parallel.shard=2"], 3, "parallel.shard=3"),
+        (["parallel.replicate=2"], 8, "parallel.shard=4"),
+        (["parallel.replicate=2", "parallel.shard=2"], 6, "parallel.shard=3"),
+        (["parallel.replicate=2"], 3, None),  # no shard makes 2 x shard = 3
+    ],
+)
+def test_more_processes_than_the_layout_fills(overrides, world_size, suggestion):
+    said = problems(*overrides, world_size=world_size)[0]
+    assert f"{world_size} processes were started" in said
+    assert ("such as" in said) == (suggestion is not None)
+    assert suggestion is None or f"(such as {suggestion})" in said
