@@ -1,7 +1,19 @@
 """What torchrun told this process about itself. The only place that reads those variables. Standard library only."""
 
+import ctypes
 import os
+import signal
 from dataclasses import dataclass
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_launcher() -> None:
+    """Ask the kernel to kill this process when its parent dies.
+
+    torchrun starts workers in sessions of their own, so killing torchrun's process group alone would leave them writing.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 @dataclass(frozen=True)

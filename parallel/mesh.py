@@ -1,7 +1,5 @@
 """The layout, the processes that fill it, and the device mesh over them."""
 
-import ctypes
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,7 +13,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from parallel.environment import ProcessEnvironment
 from parallel.layout import Layout
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _FOREVER = timedelta(days=14)  # how long others wait while rank 0 tokenises a corpus
 
 
@@ -39,14 +36,6 @@ class World:
         return bytes(self.store.get(key)).decode()
 
 
-def die_with_launcher() -> None:
-    """Ask the kernel to kill this process when its parent dies.
-
-    torchrun starts workers in sessions of their own, so killing torchrun's process group alone would leave them writing.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
 @contextmanager
 def connect(environment: ProcessEnvironment) -> Iterator[World]:
     """Join the process group of this run; leave it at the end.
@@ -57,7 +46,6 @@ def connect(environment: ProcessEnvironment) -> Iterator[World]:
         torch.set_num_threads(environment.threads)
     store: Store
     if environment.launched:
-        die_with_launcher()
         store, rank, size = next(rendezvous("env://"))
     else:
         store, rank, size = HashStore(), 0, 1

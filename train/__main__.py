@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from parallel.environment import ProcessEnvironment
+from parallel.environment import ProcessEnvironment, die_with_launcher
 from train.config import load_config, require
 from train.config.help import answer_without_running
 from train.errors import RunFailed, UserError
@@ -12,6 +12,8 @@ from train.errors import RunFailed, UserError
 def main(arguments: list[str]) -> int:
     """Train, or answer `--help` or `--cfg job`. Returns the exit code."""
     environment = ProcessEnvironment.read()
+    if environment.launched:
+        die_with_launcher()
     try:
         if answer_without_running(arguments):
             return 0

@@ -178,8 +178,8 @@ class Trainer:
             self.directory.append(line)
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             raise RunFailed(
-                f"run {self.config.run.name} stopped at step {pending.step} ({tokens} tokens): loss {loss}, gradient norm "
-                f"{gradient_norm}. A lower schedule.peak or a longer schedule.warmup_tokens may help"
+                f"run {self.config.run.name} diverged and was stopped at step {pending.step} ({tokens} tokens): loss {loss}, "
+                f"gradient norm {gradient_norm}. A lower schedule.peak or a longer schedule.warmup_tokens may help"
             )
         return line
 

@@ -116,7 +116,8 @@ def _serve(rank: int, size: int, pipe: Connection, folder: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from parallel.mesh import World, die_with_launcher
+    from parallel.environment import die_with_launcher
+    from parallel.mesh import World
 
     die_with_launcher()
     torch.set_num_threads(1)

@@ -114,7 +114,7 @@ DIVERGING = ["schedule.peak=1e30", "model.init_std=10"]
 
 def test_a_diverging_run_stops_with_one_message(overrides, tmp_path):
     answer = console.warm("train", *overrides, *DIVERGING)
-    answer.assert_refused("run a stopped at step", "schedule.peak", code=1)
+    answer.assert_refused("run a diverged and was stopped at step", "schedule.peak", code=1)
     run = tmp_path / "runs" / "a"
     record = read_record(run)
     assert record.status == "failed"
@@ -127,7 +127,7 @@ def test_a_diverging_run_stops_with_one_message(overrides, tmp_path):
 
 def test_a_diverging_run_of_two_processes_is_reported_by_the_first_alone(group, overrides, tmp_path):
     first, second = group(2).run(console.on_rank, [*overrides, "parallel.shard=2", *DIVERGING])
-    console.Answer(*first).assert_refused("run a stopped at step", code=1)
+    console.Answer(*first).assert_refused("run a diverged and was stopped at step", code=1)
     assert second == (1, "", "")
     assert read_record(tmp_path / "runs" / "a").status == "failed"
 

@@ -74,6 +74,11 @@ def _describe(detail: Any) -> str:
     if len(words) > 2 and words[1] in config_groups().get(words[0], []):
         del words[1]
     given = "" if detail["type"] == "missing" else f"={_word(detail['input'])}"
+    if detail["type"] == "list_type":
+        key = ".".join(words)
+        return f"{key}{given}: input should be a list; type '{key}=[{_word(detail['input'])}]'"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"{'.'.join(words)}{given}: use letters, digits, '.', '_' and '-', and begin with a letter or digit"
     return f"{'.'.join(words)}{given}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
@@ -138,13 +143,13 @@ def _unknown(override: Override) -> str | None:
         value = override.value()
         if str(value) in options or (value is None and key in _optional_groups()):
             return None
-        return f"{key}={_word(value)}: no such option, there is {', '.join(options)}{_nearest(str(value), options)}"
+        return f"{key}={_word(value)}: no such option, there is {', '.join(options)}{_nearest(str(value), options, 0.5)}"
     group = key.removesuffix(".name")
     if group in config_groups():
         return f"'{key}' follows from the option of its group: type {group}={_word(override.value())}"
     if key in known_keys():
         return None
-    nearest = _nearest(key, [*known_keys(), *config_groups()])
+    nearest = _nearest(key, [*known_keys(), *config_groups()], 0.7)
     return f"unknown key '{key}'{nearest} (all keys: foretrain train --help)"
 
 
@@ -162,8 +167,8 @@ def _word(value: Any) -> str:
     return "null" if value is None else str(value).replace("\n", "\\n")
 
 
-def _nearest(word: str, choices: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+def _nearest(word: str, choices: Sequence[str], cutoff: float) -> str:
+    found = difflib.get_close_matches(word, choices, n=1, cutoff=cutoff)
     # A right name in the wrong section is near, whatever the section's length.
     found = found or [choice for choice in choices if choice.split(".")[-1] == word.split(".")[-1]][:1]
     return f"; did you mean '{found[0]}'?" if found else ""

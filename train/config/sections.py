@@ -288,8 +288,9 @@ class Config:
         sections = {name: dict(plain[name]) for name in ("model", "data", "tokenizer", "optimizer", "schedule", "train")}
         sections["run"] = {"seed": self.run.seed}
         sections["eval"] = {"tokens": self.eval.tokens}
-        for section, key in (("data", "cache_dir"), ("train", "microbatch"), ("train", "compile")):
+        for section, key in (("data", "cache_dir"), ("train", "microbatch"), ("train", "compile"), ("train", "tokens")):
             del sections[section][key]
+        sections["train"]["steps"] = self.steps  # however the length was said
         return sections
 
     def identity_hash(self) -> str:

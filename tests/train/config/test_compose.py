@@ -13,7 +13,16 @@ NEEDED = {"data=files": ["data.files=[a.txt]"], "tokenizer=file": ["tokenizer.pa
 OPTIONS = [f"{group}={option}" for group, options in config_groups().items() for option in options]
 DEFAULT_TOKENS = section_defaults("train", None)["tokens"]
 # Left out of a run's identity: losses do not depend on them.
-NOT_IDENTITY = {"data.cache_dir", "train.microbatch", "train.compile", "eval.every_tokens", "run.name", "run.dir", "run.resume"}
+NOT_IDENTITY = {
+    "data.cache_dir",
+    "train.tokens",
+    "train.microbatch",
+    "train.compile",
+    "eval.every_tokens",
+    "run.name",
+    "run.dir",
+    "run.resume",
+}
 
 
 def refused(*overrides: str) -> str:
