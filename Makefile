@@ -6,8 +6,8 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	@$(BIN)/foretrain train experiment=demo
-	@echo; echo 'A sample (foretrain generate runs/demo --prompt "def "):'; echo
-	@$(BIN)/foretrain generate runs/demo --prompt "def " --tokens 120
+	@echo; echo 'A sample (foretrain generate runs/demo --prompt "class"):'; echo
+	@$(BIN)/foretrain generate runs/demo --prompt "class" --tokens 120
 
 test: .venv/installed
 	$(BIN)/pytest

@@ -33,6 +33,10 @@ def continue_prompt(run: Path, prompt: str, *, tokens: int, temperature: float, 
     Raises:
         UserError: `run` is not a finished run.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError("the prompt is not UTF-8 text") from None
     import torch
     from tokenizers import Tokenizer
 

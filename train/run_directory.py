@@ -46,7 +46,7 @@ class RunDirectory:
             # Asked with the lock held, so that nothing of somebody else's is ever removed.
             self._made = [path.name for path in self.path.iterdir()] == [".lock"]
         except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}; choose another run.dir") from None
+            raise UserError(f"cannot write to {self.path}: {error.strerror}; choose another run.dir or run.name") from None
         try:
             self.existing = self._check_existing()
         except BaseException:

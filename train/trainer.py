@@ -3,12 +3,15 @@
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from parallel.engine.protocol import StepResult
 from parallel.mesh import Meshes, World, build_meshes
@@ -53,14 +56,33 @@ def run(config: Config, world: World) -> int:
                 report.show_table(directory.path, directory.existing)
                 world.publish("start", json.dumps({"exit_code": 0}))
                 return 0
+            if directory.existing is not None:
+                tokens = f"{directory.existing.tokens:,}"
+                print(
+                    f"{directory.path} was left unfinished at {tokens} tokens, without a checkpoint: starting over",
+                    file=sys.stderr,
+                )
             shards = _prepare_data(config)
             world.publish("start", json.dumps({"shards": str(shards.folder.absolute())}))
-            return Trainer(config, world, shards, directory).train()
+            try:
+                return Trainer(config, world, shards, directory).train()
+            except RuntimeError as error:
+                if isinstance(error, RunFailed) or not _is_out_of_memory(error):
+                    raise
+                raise RunFailed(
+                    f"{world.device} has not enough memory for this model and batch ({config.model.shape.parameters:,} "
+                    f"parameters): lower train.microbatch, raise parallel.shard, or choose a smaller model"
+                ) from error
         finally:
             directory.close()
     except (UserError, RunFailed) as error:
         world.publish("start", json.dumps({"exit_code": error.exit_code}))
         raise
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The CPU's allocator has no exception of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _prepare_data(config: Config) -> Shards:
@@ -128,6 +150,7 @@ class Trainer:
     def _loop(self) -> None:
         config, batch_tokens = self.config, self.config.train.batch_tokens
         every = config.eval.every_tokens
+        asynchronous = self.world.device.type != "cpu"
         pending: _Pending | None = None
         with report.progress(config.steps, shown=self.directory is not None) as advance:
             self._last_read = time.perf_counter()
@@ -139,10 +162,11 @@ class Trainer:
                 if pending is not None:
                     advance(self._read(pending))
                 pending = _Pending(step, learning_rate, result)
-                last = step == config.steps
-                if last or (every is not None and tokens // every > (tokens - batch_tokens) // every):
+                evaluates = step == config.steps or (every is not None and tokens // every > (tokens - batch_tokens) // every)
+                if evaluates or not asynchronous:
                     advance(self._read(pending))
                     pending = None
+                if evaluates:
                     self._evaluate(step)
                     self._last_read = time.perf_counter()
 

@@ -249,3 +249,13 @@ def test_interrupting_ends_the_run_in_one_line(overrides, place):
 def test_the_configuration_of_the_run_is_that_of_the_words(run, overrides):
     words = ["run.name=job", "parallel.shard=2", "eval.every_tokens=1024", *overrides]
     assert load_run_config(run) == load_config(words)
+
+
+def test_a_step_before_an_evaluation_takes_as_long_as_the_others(run):
+    """The seconds of all steps are measured alike: no line has the time of another one's step, or none."""
+    seconds = [line.step_seconds for line in read_metrics(run) if isinstance(line, StepLine)]
+    evaluated = [line.step for line in read_metrics(run) if isinstance(line, EvaluationLine)]
+    assert len(evaluated) > 1
+    typical = sorted(seconds)[len(seconds) // 2]
+    for step in evaluated:
+        assert seconds[step - 1] > typical / 20

@@ -35,25 +35,34 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     """
     plain = OmegaConf.to_container(_compose(overrides), resolve=True)
     assert isinstance(plain, dict)
-    model = plain["model"]
-    if isinstance(model, dict):
-        _derive(model)
-    return parse_config({str(key): value for key, value in plain.items()})
+    problem = _derive(plain["model"]) if isinstance(plain["model"], dict) else None
+    try:
+        config = parse_config({str(key): value for key, value in plain.items()})
+    except UserError as error:
+        _report([problem, str(error)] if problem else [str(error)])
+        raise
+    _report([problem] if problem else [])
+    return config
 
 
-def _derive(model: dict[Any, Any]) -> None:
-    """Fill in the model's keys that follow from others. Where those are wrong themselves, any value that types will do."""
+def _derive(model: dict[Any, Any]) -> str | None:
+    """Fill in the model's keys that follow from others; returns what is wrong with them together, if anything.
+
+    Where one is wrong by itself, any value that types will do.
+    """
     heads, width = model["num_heads"], model["hidden_size"]
     usable = all(isinstance(size, int) and size > 0 for size in (heads, width))
     if model["num_kv_heads"] is None:
         model["num_kv_heads"] = heads if usable else 1
     if model["head_dim"] is None:
         if usable and width % (2 * heads):
-            raise UserError(
+            model["head_dim"] = 2
+            return (
                 f"model.hidden_size={width} / model.num_heads={heads} is not an even width of a head: "
                 f"set model.head_dim, or make model.hidden_size a multiple of {2 * heads}"
             )
         model["head_dim"] = width // heads if usable else 2
+    return None
 
 
 def parse_config(plain: dict[str, Any]) -> Config:
@@ -106,7 +115,8 @@ def _compose(overrides: Sequence[str]) -> Any:
             if f"train.{key}" in said and f"train.{other}" not in said and composed.train[key] is not None:
                 composed.train[other] = None
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(str(error).strip().splitlines()[0]) from None
+        where = getattr(error, "full_key", None)
+        raise UserError((f"{where}: " if where else "") + str(error).strip().splitlines()[0]) from None
     return composed
 
 

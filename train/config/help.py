@@ -12,7 +12,7 @@ from train.config.sections import Config
 from train.errors import UserError
 
 _USAGE = """\
-foretrain train [KEY=VALUE ...]       train; more than one process goes through torchrun
+foretrain train [KEY=VALUE ...]       train, with as many processes as the layout needs
 foretrain train --cfg job [...]       print the configuration these words come to, run nothing
 python -m train [KEY=VALUE ...]       one process
 torchrun --nproc-per-node N -m train [KEY=VALUE ...]

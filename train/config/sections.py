@@ -182,7 +182,7 @@ class RunConfig:
     seed: Annotated[int, Field(ge=0)]
     """seed of initial weights and data order"""
     resume: Literal["auto", "never"]
-    """auto: a finished run of this name shows its table, an unfinished one goes on; never: an existing name is refused"""
+    """auto: a finished run of this name shows its table, an unfinished one starts over; never: an existing name is refused"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

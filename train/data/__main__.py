@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
     from train.data.shards import Shards
 
-_USAGE = """usage: python -m train.data prepare|inspect [overrides]
+_USAGE = """usage: foretrain data prepare|inspect [overrides]
 
 prepare   tokenise the corpus into data.cache_dir, once
 inspect   the same, and show three training sequences with their document borders
 
-for example: python -m train.data prepare data=files data.files=['text/*.jsonl'] tokenizer=bytes"""
+for example: foretrain data prepare data=files data.files=['text/*.jsonl'] tokenizer=bytes"""
 
 _INSPECTED = 3
 
 
 def main(argv: list[str]) -> int:
     """Run a command and return its exit code: 0 done, 1 failed, 2 the request is wrong."""
-    if not argv or argv[0] in {"-h", "--help"}:
+    if not argv or {"-h", "--help"} & set(argv):
         print(_USAGE, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     command, *overrides = argv
     try:
         if command not in {"prepare", "inspect"}:
-            raise UserError(f"no command {command!r}; type python -m train.data prepare or inspect")
+            raise UserError(f"no command {command!r}; type foretrain data prepare or inspect")
         _run(command, overrides)
     except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
