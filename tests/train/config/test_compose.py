@@ -189,7 +189,7 @@ def test_what_has_no_default_is_asked_for_all_at_once():
         ("model.num_heads=0", "model.num_heads=0: "),
         ("train=5", "train=5: "),
         ("run=null", "run=null: "),
-        ("run.name=${nothing}", "Interpolation key 'nothing' not found"),
+        ("run.name=${nothing}", "run.name: Interpolation key 'nothing' not found"),
     ],
 )
 def test_a_wrong_value_is_shown_with_its_key_in_one_line(word, said):
