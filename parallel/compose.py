@@ -1,12 +1,13 @@
 """The order in which a model is made parallel. One page; the order is the content."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from parallel.mesh import Meshes
 from parallel.shard import local_slice, shard_model
+from parallel.tensor import Role, split_tensors
 
 Fill = Callable[[str, Tensor, tuple[int, ...], tuple[int, ...]], None]
 """Writes a slice's initial values: (parameter name, local slice, its offset, shape of the whole)."""
@@ -15,6 +16,7 @@ Fill = Callable[[str, Tensor, tuple[int, ...], tuple[int, ...]], None]
 def compose(
     model: nn.Module,
     blocks: Sequence[nn.Module],
+    roles: Mapping[str, Role],
     meshes: Meshes,
     *,
     device: torch.device,
@@ -24,8 +26,11 @@ def compose(
 ) -> None:
     """Turn a model on the meta device into this rank's part of it, initialised, in place.
 
-    `blocks` are the model's repeated units.
+    `blocks` are the model's repeated units, `roles` says how tensor parallelism splits its submodules.
     """
+    # Tensor first of all: the later steps wrap what a rank computes, and what it computes is its part of each product.
+    split_tensors(model, roles, meshes.parameters["tensor"])
+
     # Compile before shard: the all-gathers stay outside the graphs, so one graph serves every block and every layout.
     if compile_blocks:
         for block in blocks:

@@ -35,6 +35,7 @@ def build_engine(config: Config, meshes: Meshes, device: torch.device) -> Native
     compose(
         model,
         model.block_list(),
+        model.tensor_roles(),
         meshes,
         device=device,
         compile_blocks=config.train.compile,

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from parallel.engine.protocol import Batch, ForwardLoss, StepResult
 from parallel.mesh import Meshes
+from parallel.tensor import align_gradients
 
 
 class NativeEngine(Generic[Batch]):
@@ -44,6 +45,7 @@ class NativeEngine(Generic[Batch]):
             cross_entropy_sums.append(cross_entropy)
         loss = torch.stack(cross_entropy_sums).sum() / tokens
         dist.all_reduce(loss, group=self.data_group)
+        align_gradients(self.model.parameters())
         gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         if isinstance(gradient_norm, DTensor):
             gradient_norm = gradient_norm.full_tensor()

@@ -20,6 +20,8 @@ LAYOUTS = {
     "replicate2": {"replicate": 2},
     "shard2": {"shard": 2},
     "replicate2_shard2": {"replicate": 2, "shard": 2},
+    "tensor2": {"tensor": 2},
+    "tensor2_shard2": {"tensor": 2, "shard": 2},
 }
 MODEL = [
     *("model.num_layers=2", "model.hidden_size=32", "model.num_heads=4", "model.num_kv_heads=2", "model.ffn_size=48"),

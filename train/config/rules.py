@@ -40,7 +40,7 @@ def _layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterat
             f"parallel.replicate, .shard, .tensor, .pipeline and .context {world_size}"
             + ("" if remainder else f" (such as parallel.shard={shard})")
         )
-    for axis in ("tensor", "pipeline", "context"):
+    for axis in ("pipeline", "context"):
         if getattr(layout, axis) > 1:
             yield (
                 f"parallel.{axis}={getattr(layout, axis)}: the native engine does not have this axis yet; "

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel.shape import ModelShape
+from parallel.tensor import Role
 from train.model.attention import Attention, document_mask, rotary_angles
 
 
@@ -57,11 +58,17 @@ class Block(nn.Module):
         return hidden_BSE + fed_BSE
 
 
+class TiedHead(nn.Module):
+    """Logits by the embedding table, which is handed in: the head has no parameter of its own."""
+
+    def forward(self, hidden_BSE: Tensor, table_VE: Tensor) -> Tensor:
+        return F.linear(hidden_BSE, table_VE)
+
+
 class Decoder(nn.Module):
     """Token ids (B, S) to logits (B, S, V).
 
     `blocks` is a dictionary keyed by layer number, so that a part of the model keeps every parameter's global name.
-    A tied head has no parameter of its own: it multiplies by the embedding table.
     """
 
     def __init__(self, shape: ModelShape, *, rope_theta: float, norm_eps: float) -> None:
@@ -71,23 +78,41 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.blocks = nn.ModuleDict({str(layer): Block(shape, norm_eps) for layer in range(shape.num_layers)})
         self.norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps)
-        self.head = None if shape.tie_embeddings else nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
+        self.head = TiedHead() if shape.tie_embeddings else nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
 
     def block_list(self) -> Sequence[nn.Module]:
         """The repeated units: what is compiled, sharded and recomputed one by one."""
         return list(self.blocks.values())
 
+    def tensor_roles(self) -> dict[str, Role]:
+        """How tensor parallelism splits each submodule (`*` stands for any layer)."""
+        ffn_columns = ("gate", "up") if self.shape.ffn == "swiglu" else ("up",)
+        roles: dict[str, Role] = {
+            "embedding": "vocabulary",
+            "blocks.*.attention_norm": "norm",
+            "blocks.*.attention": "gather",
+            **{f"blocks.*.attention.{name}": "column" for name in ("query", "key", "value")},
+            **{f"blocks.*.attention.{name}_norm": "head_norm" for name in ("query", "key") if self.shape.qk_norm},
+            "blocks.*.attention.output": "row",
+            "blocks.*.ffn_norm": "norm",
+            "blocks.*.ffn": "gather",
+            **{f"blocks.*.ffn.{name}": "column" for name in ffn_columns},
+            "blocks.*.ffn.down": "row",
+            "norm": "norm",
+            "head": "tied_head" if self.shape.tie_embeddings else "head",
+        }
+        return roles
+
     def forward(self, tokens_BS: Tensor, document_BS: Tensor) -> Tensor:
         hidden_BSE = self.embedding(tokens_BS)
         # Angles at least in fp32: in bf16 neighbouring positions beyond 256 would fall together.
         angle_dtype = torch.promote_types(hidden_BSE.dtype, torch.float32)
-        angles_SD = rotary_angles(tokens_BS.shape[1], self.shape.head_dim, self.rope_theta, hidden_BSE.device, angle_dtype)
+        angles_SD = rotary_angles(document_BS.shape[1], self.shape.head_dim, self.rope_theta, hidden_BSE.device, angle_dtype)
         cos_SD, sin_SD = angles_SD.cos(), angles_SD.sin()
         mask_B1SS = document_mask(document_BS, hidden_BSE.dtype)
         for block in self.blocks.values():
             hidden_BSE = block(hidden_BSE, cos_SD, sin_SD, mask_B1SS)
         hidden_BSE = self.norm(hidden_BSE)
-        if self.head is None:
-            return F.linear(hidden_BSE, self.embedding.weight)
-        logits_BSV: Tensor = self.head(hidden_BSE)
+        tied = isinstance(self.head, TiedHead)
+        logits_BSV: Tensor = self.head(hidden_BSE, self.embedding.weight) if tied else self.head(hidden_BSE)
         return logits_BSV

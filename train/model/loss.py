@@ -3,6 +3,9 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from parallel.tensor import vocabulary_parallel_terms
 
 from train.data.loader import IGNORE
 
@@ -13,12 +16,18 @@ def loss_sums(logits_BSV: Tensor, targets_BS: Tensor, z_loss: float) -> tuple[Te
     The objective adds `z_loss` x log(Z)^2 per token, which keeps the softmax normaliser Z near one
     (Chowdhery et al., PaLM, arXiv 2204.02311, section 5).
     """
-    logits_TV = logits_BSV.flatten(0, 1)
-    logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
     targets_T = targets_BS.flatten()
-    cross_entropy = F.cross_entropy(logits_TV, targets_T, ignore_index=IGNORE, reduction="sum")
     counted_T = targets_T != IGNORE
+    if isinstance(logits_BSV, DTensor):
+        # The vocabulary is split over the tensor axis; no rank ever holds whole logits.
+        log_z_T, target_logit_T = vocabulary_parallel_terms(logits_BSV, targets_T.clamp(min=0))
+        cross_entropy = ((log_z_T - target_logit_T) * counted_T).sum()
+    else:
+        logits_TV = logits_BSV.flatten(0, 1)
+        logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+        cross_entropy = F.cross_entropy(logits_TV, targets_T, ignore_index=IGNORE, reduction="sum")
+        log_z_T = logits_TV.logsumexp(dim=-1) if z_loss > 0.0 else cross_entropy
     objective = cross_entropy
     if z_loss > 0.0:
-        objective = cross_entropy + z_loss * (logits_TV.logsumexp(dim=-1).square() * counted_T).sum()
+        objective = cross_entropy + z_loss * (log_z_T.square() * counted_T).sum()
     return objective, cross_entropy.detach(), counted_T.sum()

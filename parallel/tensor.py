@@ -1,0 +1,115 @@
+"""Tensor parallelism with sequence-parallel norms, by DTensor, from roles that a model declares for its submodules.
+
+Between the split matrix products activations are split by sequence (Korthikanti et al., arXiv 2205.05198): a block gathers
+them before its column-split linears and scatters the sum behind its row-split one. Every parameter becomes a DTensor.
+
+Shape suffixes: T tokens, V this rank's part of the vocabulary.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+Role = Literal["vocabulary", "norm", "gather", "column", "row", "head_norm", "head", "tied_head"]
+"""vocabulary: an embedding split by token id, its output by sequence. norm: works on a part of the sequence. gather: a module whose
+first input is gathered to the whole sequence. column, row: linears split by output and by input. head_norm: a norm over head_dim,
+whose input is split by heads. head: logits split by vocabulary. tied_head: the same with the embedding's table handed in."""
+
+
+def _style(role: Role) -> ParallelStyle:
+    by_sequence, whole = Shard(1), Replicate()
+    styles: dict[Role, ParallelStyle] = {
+        "vocabulary": RowwiseParallel(input_layouts=whole, output_layouts=by_sequence),
+        "norm": SequenceParallel(),
+        "gather": _GatherFirstInput(),
+        "column": ColwiseParallel(),
+        "row": RowwiseParallel(output_layouts=by_sequence),
+        "head_norm": SequenceParallel(sequence_dim=2, use_local_output=True),
+        "head": ColwiseParallel(input_layouts=by_sequence, output_layouts=Shard(-1), use_local_output=False),
+        "tied_head": _GatherFirstInput(),
+    }
+    return styles[role]
+
+
+class _GatherFirstInput(ParallelStyle):
+    """The module's first input, split by sequence, is gathered; the others are left as they are."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def gather(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            first = inputs[0]
+            if not isinstance(first, DTensor):
+                first = DTensor.from_local(first, device_mesh, (Shard(1),), run_check=False)
+            return first.redistribute(placements=(Replicate(),)), *inputs[1:]
+
+        module.register_forward_pre_hook(gather)
+        return module
+
+
+def split_tensors(model: nn.Module, roles: Mapping[str, Role], mesh: DeviceMesh) -> None:
+    """Split a model over the one-dimensional `mesh`, in place, as its roles say. Nothing to do on a mesh of one."""
+    if mesh.size() == 1:
+        return
+    parallelize_module(model, mesh, {name: _style(role) for name, role in roles.items()})
+    plain = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
+    assert not plain, f"no role for {plain}"
+
+
+def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Bring every gradient into its parameter's placement: a replicated weight's gradient may still be a sum to be taken."""
+    for parameter in parameters:
+        gradient = parameter.grad
+        if isinstance(gradient, DTensor) and isinstance(parameter, DTensor) and gradient.placements != parameter.placements:
+            parameter.grad = gradient.redistribute(placements=parameter.placements)
+
+
+def vocabulary_parallel_terms(logits: DTensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
+    """(log Z, target's logit) per token, in at least fp32, from logits (B, S, V) split over the last dimension.
+
+    Equal on every rank of the split; the gradient of each rank's logits is its own part. Cross entropy is their difference
+    (Shoeybi et al., Megatron-LM, arXiv 1909.08053, section 3).
+    """
+    local_TV = logits.to_local().flatten(0, 1)
+    local_TV = local_TV.to(torch.promote_types(local_TV.dtype, torch.float32))
+    mesh = logits.device_mesh
+    first = mesh.get_local_rank() * local_TV.shape[1]
+    assert logits.placements == (Shard(logits.dim() - 1),)
+    assert local_TV.shape[1] * mesh.size() == logits.shape[-1]
+    log_z_T, target_T = _VocabularyTerms.apply(local_TV, targets_T, first, mesh.get_group())
+    return log_z_T, target_T
+
+
+class _VocabularyTerms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local_TV: Tensor, targets_T: Tensor, first: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+        largest_T = local_TV.amax(dim=1)
+        dist.all_reduce(largest_T, op=dist.ReduceOp.MAX, group=group)
+        position_T = targets_T - first
+        ours_T = (position_T >= 0) & (position_T < local_TV.shape[1])
+        position_T = position_T.clamp(0, local_TV.shape[1] - 1)
+        sum_T = (local_TV - largest_T[:, None]).exp_().sum(dim=1)
+        target_T = local_TV.gather(1, position_T[:, None])[:, 0] * ours_T
+        both = torch.stack((sum_T, target_T))
+        dist.all_reduce(both, group=group)
+        log_z_T, target_T = both[0].log() + largest_T, both[1].clone()
+        ctx.save_for_backward(local_TV, log_z_T, position_T, ours_T)
+        return log_z_T, target_T
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        log_z_gradient_T, target_gradient_T = gradients
+        local_TV, log_z_T, position_T, ours_T = ctx.saved_tensors
+        gradient_TV = (local_TV - log_z_T[:, None]).exp_().mul_(log_z_gradient_T[:, None])
+        gradient_TV.scatter_add_(1, position_T[:, None], (target_gradient_T * ours_T)[:, None])
+        return gradient_TV, None, None, None
