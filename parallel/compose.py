@@ -1,47 +1,89 @@
 """The order in which a model is made parallel. One page; the order is the content."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from parallel.mesh import Meshes
+from parallel.pipeline import Part, ScheduleName, Stage, cut, stage_count, stages_of_rank
+from parallel.recompute import Recompute, recompute_blocks
+from parallel.shape import ModelShape
 from parallel.shard import local_slice, shard_model
 from parallel.tensor import Role, split_tensors
+
+
+class StageModel(nn.Module):
+    """What a model hands over of one stage: itself, and what its submodules are."""
+
+    def block_list(self) -> Sequence[nn.Module]:
+        """The repeated units: what is compiled, sharded and recomputed one by one."""
+        raise NotImplementedError
+
+    def tensor_roles(self) -> Mapping[str, Role]:
+        """How tensor parallelism splits each submodule, by name (`*` stands for any layer)."""
+        raise NotImplementedError
+
+
+BuildStage = Callable[[Stage], StageModel]
+"""Builds a stage on the meta device."""
 
 Fill = Callable[[str, Tensor, tuple[int, ...], tuple[int, ...]], None]
 """Writes a slice's initial values: (parameter name, local slice, its offset, shape of the whole)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """The choices that are not sizes of axes."""
+
+    pipeline_schedule: ScheduleName
+    virtual_stages: int
+    recompute: Recompute
+    compile: bool
+    bf16: bool
+
+
 def compose(
-    model: nn.Module,
-    blocks: Sequence[nn.Module],
-    roles: Mapping[str, Role],
+    shape: ModelShape,
+    sequence: int,
+    build_stage: BuildStage,
     meshes: Meshes,
+    composition: Composition,
     *,
     device: torch.device,
-    compile_blocks: bool,
-    bf16: bool,
     fill: Fill,
-) -> None:
-    """Turn a model on the meta device into this rank's part of it, initialised, in place.
+) -> list[Part]:
+    """This rank's stages of a model, made parallel and initialised."""
+    # Pipeline first: a rank builds only the stages it holds, and every later step sees a smaller model.
+    rank, ranks = meshes.axes.get_local_rank("pipeline"), meshes.axes["pipeline"].size()
+    num_stages = stage_count(ranks, composition.pipeline_schedule, composition.virtual_stages)
+    stages = cut(shape, sequence, num_stages)
+    models = {
+        index: build_stage(stages[index]) for index in stages_of_rank(rank, ranks, num_stages, composition.pipeline_schedule)
+    }
 
-    `blocks` are the model's repeated units, `roles` says how tensor parallelism splits its submodules.
-    """
-    # Tensor first of all: the later steps wrap what a rank computes, and what it computes is its part of each product.
-    split_tensors(model, roles, meshes.parameters["tensor"])
+    for model in models.values():
+        blocks = model.block_list()
 
-    # Compile before shard: the all-gathers stay outside the graphs, so one graph serves every block and every layout.
-    if compile_blocks:
-        for block in blocks:
-            block.compile()
+        # Tensor before all wrapping: the later steps wrap what a rank computes, and that is its part of each product.
+        split_tensors(model, model.tensor_roles(), meshes.parameters["tensor"])
 
-    # Shard before materialise: on the meta device a parameter costs nothing, so no rank ever holds a whole one.
-    shard_model(model, blocks, meshes.parameters, bf16=bf16)
+        # Recompute before compile: the compiler then sees what is computed again and fuses it.
+        recompute_blocks(blocks, composition.recompute)
 
-    # Materialise last: only now does every rank know its slices, and values depend on global indices alone.
-    model.to_empty(device=device)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            local, offset = local_slice(parameter)
-            fill(name, local, offset, tuple(parameter.shape))
+        # Compile before shard: the all-gathers stay outside the graphs, so one graph serves every block and every layout.
+        if composition.compile:
+            for block in blocks:
+                block.compile()
+
+        # Shard before materialise: on the meta device a parameter costs nothing, so no rank ever holds a whole one.
+        shard_model(model, blocks, meshes.parameters, bf16=composition.bf16)
+
+        # Materialise last: only now does every rank know its slices, and values depend on global indices alone.
+        model.to_empty(device=device)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                local, offset = local_slice(parameter)
+                fill(name, local, offset, tuple(parameter.shape))
+    return [Part(stages[index], model) for index, model in models.items()]

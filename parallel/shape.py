@@ -44,6 +44,17 @@ class ModelShape:
         tables = 1 if self.tie_embeddings else 2
         return self.parameters - tables * self.parameters_embedding
 
+    def layer_flops_per_token(self, sequence: int) -> float:
+        """The part of `flops_per_token` (full attention) that one layer has, its norms left out."""
+        query_and_output = 2 * self.hidden_size * self.num_heads * self.head_dim
+        key_and_value = 2 * self.hidden_size * self.num_kv_heads * self.head_dim
+        ffn = (3 if self.ffn == "swiglu" else 2) * self.hidden_size * self.ffn_size
+        return 6.0 * (query_and_output + key_and_value + ffn) + 12.0 * self.num_heads * self.head_dim * sequence
+
+    def head_flops_per_token(self) -> float:
+        """The part of `flops_per_token` that the output head has."""
+        return 6.0 * self.parameters_embedding
+
     def flops_per_token(self, sequence: int, *, causal: bool = False) -> float:
         """Model FLOPs per trained token: 6 N + 12 x layers x (num_heads x head_dim) x sequence.
 

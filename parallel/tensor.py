@@ -1,7 +1,7 @@
 """Tensor parallelism with sequence-parallel norms, by DTensor, from roles that a model declares for its submodules.
 
 Between the split matrix products activations are split by sequence (Korthikanti et al., arXiv 2205.05198): a block gathers
-them before its column-split linears and scatters the sum behind its row-split one. Every parameter becomes a DTensor.
+them before its column-split linears and scatters the sum behind its row-split one. Every parameter becomes a DTensor; what a block takes and gives stays a plain tensor, as do the logits.
 
 Shape suffixes: T tokens, V this rank's part of the vocabulary.
 """
@@ -37,14 +37,18 @@ def _style(role: Role) -> ParallelStyle:
         "column": ColwiseParallel(),
         "row": RowwiseParallel(output_layouts=by_sequence),
         "head_norm": SequenceParallel(sequence_dim=2, use_local_output=True),
-        "head": ColwiseParallel(input_layouts=by_sequence, output_layouts=Shard(-1), use_local_output=False),
-        "tied_head": _GatherFirstInput(),
+        "head": ColwiseParallel(input_layouts=by_sequence),
+        "tied_head": _GatherFirstInput(local_output=True),
     }
     return styles[role]
 
 
 class _GatherFirstInput(ParallelStyle):
     """The module's first input, split by sequence, is gathered; the others are left as they are."""
+
+    def __init__(self, *, local_output: bool = False) -> None:
+        super().__init__()
+        self.local_output = local_output
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def gather(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -54,6 +58,8 @@ class _GatherFirstInput(ParallelStyle):
             return first.redistribute(placements=(Replicate(),)), *inputs[1:]
 
         module.register_forward_pre_hook(gather)
+        if self.local_output:
+            module.register_forward_hook(lambda module, inputs, output: output.to_local())
         return module
 
 
@@ -74,19 +80,13 @@ def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = gradient.redistribute(placements=parameter.placements)
 
 
-def vocabulary_parallel_terms(logits: DTensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
-    """(log Z, target's logit) per token, in at least fp32, from logits (B, S, V) split over the last dimension.
+def vocabulary_parallel_terms(logits_TV: Tensor, targets_T: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """(log Z, target's logit) per token from this rank's part of the logits: rank r of `group` has ids r V to (r + 1) V.
 
     Equal on every rank of the split; the gradient of each rank's logits is its own part. Cross entropy is their difference
     (Shoeybi et al., Megatron-LM, arXiv 1909.08053, section 3).
     """
-    local_TV = logits.to_local().flatten(0, 1)
-    local_TV = local_TV.to(torch.promote_types(local_TV.dtype, torch.float32))
-    mesh = logits.device_mesh
-    first = mesh.get_local_rank() * local_TV.shape[1]
-    assert logits.placements == (Shard(logits.dim() - 1),)
-    assert local_TV.shape[1] * mesh.size() == logits.shape[-1]
-    log_z_T, target_T = _VocabularyTerms.apply(local_TV, targets_T, first, mesh.get_group())
+    log_z_T, target_T = _VocabularyTerms.apply(logits_TV, targets_T, group.rank() * logits_TV.shape[1], group)
     return log_z_T, target_T
 
 

@@ -1,14 +1,16 @@
 """From a configuration to the parts of a run: model, engine, schedule."""
 
-import torch
-from torch import Tensor, nn
+from functools import partial
 
-from parallel.compose import compose
-from parallel.engine.native import NativeEngine
+import torch
+from torch import Tensor
+
+from parallel.compose import Composition, compose
+from parallel.engine.native import LossSums, NativeEngine, WholeModelRunner
 from parallel.mesh import Meshes
+from parallel.pipeline import Part, PipelineRunner, Stage, stage_count
 from schedulers.wsd import WarmupStableDecay
 from train.config import Config, ModelConfig, WsdScheduleConfig
-from train.data.loader import Batch
 from train.model.decoder import Decoder
 from train.model.initialize import fill, init_std
 from train.model.loss import loss_sums
@@ -18,38 +20,80 @@ PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.
 COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
-def build_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """The decoder on `device` (on the meta device it costs nothing), its values not set."""
+def build_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, stage: Stage | None = None) -> Decoder:
+    """The decoder, or a stage of it, on `device` (on the meta device it costs nothing), its values not set."""
+    stage = stage or Stage(0, range(config.num_layers), first=True, last=True)
     with device:
-        return Decoder(config.shape, rope_theta=config.rope_theta, norm_eps=config.norm_eps).to(dtype)
+        return Decoder(
+            config.shape,
+            rope_theta=config.rope_theta,
+            norm_eps=config.norm_eps,
+            layers=stage.layers,
+            first=stage.first,
+            last=stage.last,
+        ).to(dtype)
 
 
-def build_engine(config: Config, meshes: Meshes, device: torch.device) -> NativeEngine[Batch]:
+def build_engine(config: Config, meshes: Meshes, device: torch.device) -> NativeEngine:
     """Model and optimizer of this rank, composed, initialised and ready to step."""
-    model = build_model(config.model, PARAMETER_DTYPES[config.train.precision], torch.device("meta"))
+    parts = build_parts(config, meshes, device)
+    group = meshes.parameters.get_group("tensor")
+    sums = partial(loss_sums, z_loss=config.train.z_loss, vocabulary_group=group if group.size() > 1 else None)
+    return NativeEngine(
+        parts,
+        _pipeline_runner(config, parts, meshes, device, sums)
+        if config.parallel.pipeline > 1
+        else WholeModelRunner(parts[0].module, sums, device),
+        build_optimizer(config.optimizer, [pair for part in parts for pair in part.module.named_parameters()]),
+        meshes,
+        device=device,
+        clip_norm=config.optimizer.clip_norm,
+        tied="embedding.weight" if config.model.tie_embeddings else None,
+    )
+
+
+def build_parts(config: Config, meshes: Meshes, device: torch.device) -> list[Part]:
+    """This rank's stages of the model, composed and initialised."""
+    dtype = PARAMETER_DTYPES[config.train.precision]
+
+    def build_stage(stage: Stage) -> Decoder:
+        return build_model(config.model, dtype, torch.device("meta"), stage)
 
     def fill_slice(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
         std = init_std(name, config.model.num_layers, config.model.init_std)
         fill(local, offset, shape, name=name, seed=config.run.seed, std=std)
 
-    compose(
-        model,
-        model.block_list(),
-        model.tensor_roles(),
-        meshes,
-        device=device,
-        compile_blocks=config.train.compile,
+    composition = Composition(
+        pipeline_schedule=config.parallel.pipeline_schedule,
+        virtual_stages=config.parallel.virtual_stages,
+        recompute=config.parallel.recompute,
+        compile=config.train.compile,
         bf16=config.train.precision == "bf16",
-        fill=fill_slice,
     )
+    shape, sequence = config.model.shape, config.train.sequence
+    return compose(shape, sequence, build_stage, meshes, composition, device=device, fill=fill_slice)
 
-    def forward_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        on_device = batch.to(device)
-        logits_BSV = model(on_device.tokens_BS, on_device.document_BS)
-        return loss_sums(logits_BSV, on_device.targets_BS, config.train.z_loss)
 
-    optimizer = build_optimizer(config.optimizer, model.named_parameters())
-    return NativeEngine(model, optimizer, meshes, forward_loss, clip_norm=config.optimizer.clip_norm)
+def _pipeline_runner(config: Config, parts: list[Part], meshes: Meshes, device: torch.device, sums: LossSums) -> PipelineRunner:
+    """The runner of this rank's stages, told the sizes of what they pass on."""
+    parallel, train, dtype = config.parallel, config.train, COMPUTE_DTYPES[config.train.precision]
+    rows, sequence = train.microbatch, train.sequence
+
+    def like(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta", requires_grad=dtype.is_floating_point)
+
+    return PipelineRunner(
+        parts,
+        num_stages=stage_count(parallel.pipeline, parallel.pipeline_schedule, parallel.virtual_stages),
+        schedule=parallel.pipeline_schedule,
+        microbatches=config.accumulation,
+        group=meshes.axes.get_group("pipeline"),
+        device=device,
+        tokens=like(rows, sequence, dtype=torch.int64),
+        activation=like(rows, sequence // parallel.tensor, config.model.hidden_size),
+        logits=like(rows, sequence, config.model.vocab_size // parallel.tensor),
+        loss_sums=sums,
+    )
 
 
 def build_schedule(config: Config) -> WarmupStableDecay:

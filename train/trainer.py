@@ -13,13 +13,14 @@ from typing import Literal
 
 import torch
 
+from parallel.batch import Batch
 from parallel.engine.protocol import StepResult
 from parallel.mesh import Meshes, World, build_meshes
 from scaling.record import EvaluationLine, RunRecord, StepLine
 from train import metrics, report
 from train.build import build_engine, build_schedule
 from train.config import Config
-from train.data.loader import Batch, TrainLoader, ValidationLoader
+from train.data.loader import TrainLoader, ValidationLoader
 from train.data.prepare import prepare
 from train.data.shards import Shards, open_shards
 from train.errors import RunFailed, UserError
@@ -119,7 +120,7 @@ class Trainer:
         self.loader = TrainLoader(shards.train, config.train.sequence, config.run.seed)
         self.validation = ValidationLoader(shards.validation, config.train.sequence, config.eval.tokens)
         self.engine = build_engine(config, self.meshes, world.device)
-        self.memory = PeakMemory(world.device, self.engine.model.parameters(), watch=not config.train.compile)
+        self.memory = PeakMemory(world.device, self.engine.parameters(), watch=not config.train.compile)
         self.record: RunRecord = metrics.new_record(config, world)
         self.peak_flops = metrics.total_peak_flops(world.device, config.train.precision)
         self.step_seconds: list[float] = []
@@ -225,13 +226,13 @@ class Trainer:
                 "A lower schedule.peak or a longer schedule.warmup_tokens may help"
             )
 
-    def _validation_batches(self) -> Iterator[Batch]:
+    def _validation_batches(self) -> Iterator[list[Batch]]:
         """This rank's share of the validation windows. Every rank gets equally many; beyond the last they count nothing."""
-        microbatch = self.config.train.microbatch
+        microbatch, together = self.config.train.microbatch, self.engine.evaluation_batches
         ranks, rank = self.config.parallel.layout.data_parallel, self.meshes.data_rank
-        for first in range(0, self.validation.num_samples, microbatch * ranks):
-            start = first + rank * microbatch
-            yield self.validation.batch(range(start, start + microbatch))
+        for first in range(0, self.validation.num_samples, microbatch * together * ranks):
+            starts = [first + (index * ranks + rank) * microbatch for index in range(together)]
+            yield [self.validation.batch(range(start, start + microbatch)) for start in starts]
 
     def _finish(self) -> None:
         """Save the weights, close the record, show what came out."""

@@ -1,7 +1,7 @@
-"""The default engine: PyTorch's own FSDP2 under plain autograd."""
+"""The default engine: PyTorch's own FSDP2, DTensor and pipelining under plain autograd."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Generic
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -9,67 +9,161 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from parallel.engine.protocol import Batch, ForwardLoss, StepResult
+from parallel.batch import Batch
+from parallel.engine.protocol import StepResult
 from parallel.mesh import Meshes
+from parallel.pipeline import Part, gather_over_stages, sum_tied_gradients
 from parallel.tensor import align_gradients
 
+LossSums = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""(logits, targets) -> (objective, cross entropy, number of targets), scalars summed over the batch.
 
-class NativeEngine(Generic[Batch]):
-    """Accumulates micro-batches, sums gradients over the data ranks, clips, steps."""
+Only the objective has a gradient."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        meshes: Meshes,
-        forward_loss: ForwardLoss[Batch],
-        *,
-        clip_norm: float,
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.forward_loss = forward_loss
-        self.clip_norm = clip_norm
-        self.data_group = meshes.data.get_group("data")
 
-    def train_step(self, batches: Sequence[Batch], *, learning_rate: float, tokens: int) -> StepResult:
-        """See `Engine.train_step`."""
-        self.model.train()
-        cross_entropy_sums = []
+class Runner(Protocol):
+    """How micro-batches pass through this rank's part of the model.
+
+    Both return (cross entropy, number of targets), float64, summed over the micro-batches; zeros on a rank that has no logits.
+    """
+
+    evaluation_batches: int
+
+    def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
+        """Forward and backward of one step; gradients of objective / `tokens`."""
+        ...
+
+    def evaluate(self, batches: Sequence[Batch]) -> Tensor:
+        """Forward of `evaluation_batches` micro-batches."""
+        ...
+
+
+class WholeModelRunner:
+    """One micro-batch after the other through a model that is not cut into stages."""
+
+    evaluation_batches = 1
+
+    def __init__(self, model: nn.Module, loss_sums: LossSums, device: torch.device) -> None:
+        self.model, self.loss_sums, self.device = model, loss_sums, device
+
+    def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
+        """See `Runner`."""
+        sums = []
         for index, batch in enumerate(batches):
             if isinstance(self.model, FSDPModule):
                 # Gradients are reduced once a step, with the last micro-batch.
                 self.model.set_requires_gradient_sync(index == len(batches) - 1)
-            objective, cross_entropy, _ = self.forward_loss(self.model, batch)
+            objective, counts = self._forward(batch)
             (objective / tokens).backward()
-            cross_entropy_sums.append(cross_entropy)
-        loss = torch.stack(cross_entropy_sums).sum() / tokens
-        dist.all_reduce(loss, group=self.data_group)
-        align_gradients(self.model.parameters())
-        gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        if isinstance(gradient_norm, DTensor):
-            gradient_norm = gradient_norm.full_tensor()
+            sums.append(counts)
+        return torch.stack(sums).sum(dim=0)
+
+    def evaluate(self, batches: Sequence[Batch]) -> Tensor:
+        """See `Runner`."""
+        return torch.stack([self._forward(batch)[1] for batch in batches]).sum(dim=0)
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        here = batch.to(self.device)
+        logits_BSV = self.model(here.tokens_BS, here.document_BS)
+        objective, cross_entropy, targets = self.loss_sums(logits_BSV, here.targets_BS)
+        return objective, torch.stack((cross_entropy.double(), targets.double()))
+
+
+class NativeEngine:
+    """Runs micro-batches, sums gradients over the data ranks, clips, steps."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        runner: Runner,
+        optimizer: torch.optim.Optimizer,
+        meshes: Meshes,
+        *,
+        device: torch.device,
+        clip_norm: float,
+        tied: str | None,
+    ) -> None:
+        """`tied` names the parameter that a pipeline's first and last stage both have, if there is one."""
+        self.parts = parts
+        self.runner = runner
+        self.optimizer = optimizer
+        self.device = device
+        self.clip_norm = clip_norm
+        self.data_group = meshes.data.get_group("data")
+        self.pipeline_group = meshes.axes.get_group("pipeline")
+        self.pipelined = self.pipeline_group.size() > 1
+        self.evaluation_batches = runner.evaluation_batches
+        self.tied_first, self.tied_last = _tied_copies(parts, tied) if self.pipelined else (None, None)
+        # Stages in a loop: the other copy is at the other end of the pipeline. V-shaped: both are on the first rank.
+        self.tied_peer = self.pipeline_group.size() - 1 if self.tied_first is not None else 0
+
+    def train_step(self, batches: Sequence[Batch], *, learning_rate: float, tokens: int) -> StepResult:
+        """See `Engine.train_step`."""
+        for part in self.parts:
+            part.module.train()
+        sums = self._over_ranks(self.runner.train(batches, tokens))
+        gradient_norm = self._finish_gradients()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss, gradient_norm)
+        return StepResult(sums[0] / tokens, gradient_norm)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> float:
+    def evaluate(self, groups: Iterable[Sequence[Batch]]) -> float:
         """See `Engine.evaluate`."""
-        self.model.eval()
-        sums = []
-        for batch in batches:
-            _, cross_entropy, targets = self.forward_loss(self.model, batch)
-            sums.append(torch.stack((cross_entropy.double(), targets.double())))
-        total = torch.stack(sums).sum(dim=0)
-        dist.all_reduce(total, group=self.data_group)
-        cross_entropy_sum, num_targets = total.tolist()
-        return float(cross_entropy_sum / num_targets)
+        for part in self.parts:
+            part.module.eval()
+        sums = self._over_ranks(torch.stack([self.runner.evaluate(batches) for batches in groups]).sum(dim=0))
+        cross_entropy, targets = sums.tolist()
+        return float(cross_entropy / targets)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """See `Engine.parameters`."""
+        for part in self.parts:
+            yield from part.module.parameters()
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """See `Engine.full_parameters`."""
-        for name, parameter in self.model.named_parameters():
-            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            yield name, whole.detach().cpu()
+        whole = self._whole_parameters()
+        return gather_over_stages(whole, self.pipeline_group, self.device) if self.pipelined else whole
+
+    def _whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for part in self.parts:
+            for name, parameter in part.module.named_parameters():
+                whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+                yield name, whole.detach().cpu()
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        dist.all_reduce(sums, group=self.data_group)
+        if self.pipelined:
+            dist.all_reduce(sums, group=self.pipeline_group)
+        return sums
+
+    def _finish_gradients(self) -> Tensor:
+        """Complete the gradients, clip them, return their norm over all stages."""
+        align_gradients(self.parameters())
+        sum_tied_gradients(self.tied_first, self.tied_last, self.pipeline_group, self.tied_peer)
+        parameters = list(self.parameters())
+        # A tied weight's second copy has the first one's gradient, which counts once.
+        counted = [p.grad for p in parameters if p.grad is not None and p is not self.tied_last]
+        norm = nn.utils.get_total_norm(counted)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if self.pipelined:
+            square = norm.square()
+            dist.all_reduce(square, group=self.pipeline_group)
+            norm = square.sqrt()
+        nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        return norm
+
+
+def _tied_copies(parts: Sequence[Part], name: str | None) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+    """This rank's copies of a tied parameter: the first stage's and the last one's."""
+    copies: Mapping[bool, nn.Parameter] = {
+        part.stage.first: parameter
+        for part in parts
+        for parameter_name, parameter in part.module.named_parameters()
+        if parameter_name == name
+    }
+    return copies.get(True), copies.get(False)

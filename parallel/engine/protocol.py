@@ -1,17 +1,12 @@
 """What the training loop asks of an engine."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-Batch = TypeVar("Batch", contravariant=True)
-
-ForwardLoss = Callable[[nn.Module, Batch], tuple[Tensor, Tensor, Tensor]]
-"""(model, batch) -> (objective, cross entropy, number of targets): scalars summed over the batch.
-
-Only the objective has a gradient."""
+from parallel.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -24,15 +19,25 @@ class StepResult:
     """l2 norm of the whole gradient before clipping"""
 
 
-class Engine(Protocol[Batch]):
+class Engine(Protocol):
     """Owns the model and the optimizer of one rank."""
+
+    evaluation_batches: int
+    """how many micro-batches at a time `evaluate` wants"""
 
     def train_step(self, batches: Sequence[Batch], *, learning_rate: float, tokens: int) -> StepResult:
         """One optimizer step over this rank's micro-batches. `tokens` is the global batch's number of targets."""
         ...
 
-    def evaluate(self, batches: Iterable[Batch]) -> float:
-        """Mean cross entropy in nats per target over all ranks' batches. Every rank must bring equally many."""
+    def evaluate(self, groups: Iterable[Sequence[Batch]]) -> float:
+        """Mean cross entropy in nats per target over all ranks' batches, `evaluation_batches` micro-batches to a group.
+
+        Every rank must bring equally many groups.
+        """
+        ...
+
+    def parameters(self) -> Iterator[Tensor]:
+        """This rank's parameters."""
         ...
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:

@@ -20,6 +20,7 @@ LAYOUTS = {
     "replicate2": {"replicate": 2},
     "shard2": {"shard": 2},
     "replicate2_shard2": {"replicate": 2, "shard": 2},
+    "pipeline2": {"pipeline": 2},
     "tensor2": {"tensor": 2},
     "tensor2_shard2": {"tensor": 2, "shard": 2},
 }

@@ -22,6 +22,7 @@ def check(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> 
     yield from _layout(config, world_size, overrides)
     yield from _model(config)
     yield from _length(config)
+    yield from _pipeline(config)
     yield from _schedule(config)
 
 
@@ -40,7 +41,7 @@ def _layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterat
             f"parallel.replicate, .shard, .tensor, .pipeline and .context {world_size}"
             + ("" if remainder else f" (such as parallel.shard={shard})")
         )
-    for axis in ("pipeline", "context"):
+    for axis in ("context",):
         if getattr(layout, axis) > 1:
             yield (
                 f"parallel.{axis}={getattr(layout, axis)}: the native engine does not have this axis yet; "
@@ -64,8 +65,6 @@ def _model(config: Config) -> Iterator[str]:
         yield f"train.sequence={sequence} is not divisible by parallel.tensor={layout.tensor}"
     if layout.context > 1 and sequence % (2 * layout.context):
         yield f"train.sequence={sequence} is not divisible by 2 x parallel.context={2 * layout.context}"
-    if model.num_layers < layout.pipeline:
-        yield f"model.num_layers={model.num_layers} is less than parallel.pipeline={layout.pipeline}: a stage would be empty"
     tokenizer_size = getattr(config.tokenizer, "vocab_size", 257 if config.tokenizer.name == "bytes" else 0)
     if tokenizer_size > model.vocab_size:
         yield (
@@ -87,6 +86,32 @@ def _length(config: Config) -> Iterator[str]:
         yield (
             f"train.batch_tokens={train.batch_tokens} is not a multiple of sequence x microbatch x data-parallel ranks = "
             f"{train.sequence} x {train.microbatch} x {layout.data_parallel} = {per_pass}: the nearest is {nearest}"
+        )
+
+
+def _pipeline(config: Config) -> Iterator[str]:
+    parallel, layers, microbatches = config.parallel, config.model.num_layers, config.accumulation
+    schedule, ranks = parallel.pipeline_schedule, parallel.pipeline
+    if ranks == 1:
+        return
+    per_rank = {"gpipe": 1, "1f1b": 1, "interleaved": parallel.virtual_stages}.get(schedule, 2)
+    stages = ranks * per_rank
+    if layers < stages:
+        yield (
+            f"model.num_layers={layers} is less than the {stages} stages of parallel.pipeline={ranks} with "
+            f"parallel.pipeline_schedule={schedule}: a stage would be empty"
+        )
+    needed = {"gpipe": 1, "1f1b": stages, "interleaved": ranks}.get(schedule, stages)
+    advice = "raise train.batch_tokens or lower train.microbatch"
+    if microbatches < needed:
+        yield (
+            f"parallel.pipeline_schedule={schedule} with {stages} stages needs at least {needed} micro-batches a step, "
+            f"there {_are(microbatches)}: {advice}"
+        )
+    elif schedule == "interleaved" and microbatches % ranks:
+        yield (
+            f"parallel.pipeline_schedule=interleaved needs a multiple of parallel.pipeline={ranks} micro-batches a step, "
+            f"there {_are(microbatches)}: {advice}"
         )
 
 

@@ -233,6 +233,12 @@ class ParallelConfig:
     """stages that share the layers"""
     context: PositiveInt
     """ranks that share each sequence"""
+    pipeline_schedule: Literal["gpipe", "1f1b", "interleaved", "zbv", "dualpipev"]
+    """order of the micro-batches in the pipeline; zbv and dualpipev hold two stages a rank, there and back"""
+    virtual_stages: PositiveInt
+    """stages a rank holds under the interleaved schedule"""
+    recompute: Literal["none", "selective", "full"]
+    """what a block's backward computes again: nothing, all but matrix products and attention, or everything"""
 
     @property
     def layout(self) -> Layout:

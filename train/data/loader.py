@@ -4,12 +4,12 @@ Shape suffixes: B batch (samples), S sequence.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from parallel.batch import Batch
 from train.counter import derive_key, hash64
 from train.data.shards import TokenStream
 from train.errors import UserError
@@ -21,30 +21,6 @@ IGNORE = -100
 _ROUNDS = 6
 
 Int64Array = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples for one step.
-
-    Attributes:
-        tokens_BS: int64 input tokens.
-        targets_BS: int64 next tokens, `IGNORE` where there is none.
-        document_BS: int64 number of the document within the row: 0 for the first, one more behind every border;
-            padding counts as one more document. Attention may not cross from one number to another.
-    """
-
-    tokens_BS: torch.Tensor
-    targets_BS: torch.Tensor
-    document_BS: torch.Tensor
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device."""
-        return Batch(
-            self.tokens_BS.to(device, non_blocking=True),
-            self.targets_BS.to(device, non_blocking=True),
-            self.document_BS.to(device, non_blocking=True),
-        )
 
 
 def permute(position: Int64Array, size: int, seed: int, epoch: int) -> Int64Array:

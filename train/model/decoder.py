@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.compose import StageModel
 from parallel.shape import ModelShape
 from parallel.tensor import Role
 from train.model.attention import Attention, document_mask, rotary_angles
@@ -65,30 +66,40 @@ class TiedHead(nn.Module):
         return F.linear(hidden_BSE, table_VE)
 
 
-class Decoder(nn.Module):
-    """Token ids (B, S) to logits (B, S, V).
+class Decoder(StageModel):
+    """Token ids (B, S) to logits (B, S, V), or a stage of that: consecutive layers, hidden states (B, S, E) in or out.
 
-    `blocks` is a dictionary keyed by layer number, so that a part of the model keeps every parameter's global name.
+    `blocks` is a dictionary keyed by layer number, so that a stage keeps every parameter's name in the whole model.
     """
 
-    def __init__(self, shape: ModelShape, *, rope_theta: float, norm_eps: float) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        *,
+        rope_theta: float,
+        norm_eps: float,
+        layers: range,
+        first: bool,
+        last: bool,
+    ) -> None:
+        """`first` takes tokens, `last` gives logits."""
         super().__init__()
-        self.shape = shape
-        self.rope_theta = rope_theta
-        self.embedding = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        self.blocks = nn.ModuleDict({str(layer): Block(shape, norm_eps) for layer in range(shape.num_layers)})
-        self.norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps)
-        self.head = TiedHead() if shape.tie_embeddings else nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
+        self.shape, self.rope_theta, self.first, self.last = shape, rope_theta, first, last
+        has_table = first or (last and shape.tie_embeddings)
+        self.embedding = nn.Embedding(shape.vocab_size, shape.hidden_size) if has_table else None
+        self.blocks = nn.ModuleDict({str(layer): Block(shape, norm_eps) for layer in layers})
+        self.norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps) if last else None
+        untied = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False) if last and not shape.tie_embeddings else None
+        self.head = TiedHead() if last and shape.tie_embeddings else untied
 
     def block_list(self) -> Sequence[nn.Module]:
-        """The repeated units: what is compiled, sharded and recomputed one by one."""
+        """See `StageModel`."""
         return list(self.blocks.values())
 
     def tensor_roles(self) -> dict[str, Role]:
-        """How tensor parallelism splits each submodule (`*` stands for any layer)."""
+        """See `StageModel`."""
         ffn_columns = ("gate", "up") if self.shape.ffn == "swiglu" else ("up",)
         roles: dict[str, Role] = {
-            "embedding": "vocabulary",
             "blocks.*.attention_norm": "norm",
             "blocks.*.attention": "gather",
             **{f"blocks.*.attention.{name}": "column" for name in ("query", "key", "value")},
@@ -98,13 +109,15 @@ class Decoder(nn.Module):
             "blocks.*.ffn": "gather",
             **{f"blocks.*.ffn.{name}": "column" for name in ffn_columns},
             "blocks.*.ffn.down": "row",
-            "norm": "norm",
-            "head": "tied_head" if self.shape.tie_embeddings else "head",
         }
+        if self.embedding is not None:
+            roles["embedding"] = "vocabulary"
+        if self.last:
+            roles |= {"norm": "norm", "head": "tied_head" if self.shape.tie_embeddings else "head"}
         return roles
 
-    def forward(self, tokens_BS: Tensor, document_BS: Tensor) -> Tensor:
-        hidden_BSE = self.embedding(tokens_BS)
+    def forward(self, inputs: Tensor, document_BS: Tensor) -> Tensor:
+        hidden_BSE: Tensor = self.embedding(inputs) if self.first and self.embedding is not None else inputs
         # Angles at least in fp32: in bf16 neighbouring positions beyond 256 would fall together.
         angle_dtype = torch.promote_types(hidden_BSE.dtype, torch.float32)
         angles_SD = rotary_angles(document_BS.shape[1], self.shape.head_dim, self.rope_theta, hidden_BSE.device, angle_dtype)
@@ -112,7 +125,9 @@ class Decoder(nn.Module):
         mask_B1SS = document_mask(document_BS, hidden_BSE.dtype)
         for block in self.blocks.values():
             hidden_BSE = block(hidden_BSE, cos_SD, sin_SD, mask_B1SS)
+        if self.norm is None or self.head is None:
+            return hidden_BSE
         hidden_BSE = self.norm(hidden_BSE)
-        tied = isinstance(self.head, TiedHead)
-        logits_BSV: Tensor = self.head(hidden_BSE, self.embedding.weight) if tied else self.head(hidden_BSE)
+        table = (self.embedding.weight,) if isinstance(self.head, TiedHead) and self.embedding is not None else ()
+        logits_BSV: Tensor = self.head(hidden_BSE, *table)
         return logits_BSV

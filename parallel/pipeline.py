@@ -1,0 +1,208 @@
+"""Pipeline parallelism over torch.distributed.pipelining: where a model is cut, and how its stages run.
+
+Stage inputs and outputs are (microbatch, sequence, hidden) activations; under tensor parallelism each rank sends its part of the
+sequence to the rank of the same tensor coordinate in the next stage.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import (
+    Schedule1F1B,
+    ScheduleDualPipeV,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleZBVZeroBubble,
+)
+from torch.distributed.tensor import DTensor
+
+from parallel.batch import Batch
+from parallel.shape import ModelShape
+
+ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zbv", "dualpipev"]
+_SCHEDULES: dict[str, Any] = {
+    "gpipe": ScheduleGPipe,
+    "1f1b": Schedule1F1B,
+    "interleaved": ScheduleInterleaved1F1B,
+    "zbv": ScheduleZBVZeroBubble,
+    "dualpipev": ScheduleDualPipeV,
+}
+_SINGLE = ("gpipe", "1f1b")
+_V_SHAPED = ("zbv", "dualpipev")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a pipeline: consecutive layers, and whether the embedding and the head are with them."""
+
+    index: int
+    layers: range
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a rank holds of a stage."""
+
+    stage: Stage
+    module: nn.Module
+
+
+def cut(shape: ModelShape, sequence: int, num_stages: int) -> list[Stage]:
+    """Cut a decoder into stages so that the costliest stage has as few FLOPs as possible.
+
+    A layer's and the head's FLOPs are counted; the embedding, a table look-up, has none. Every stage has at least one layer.
+    """
+    assert 1 <= num_stages <= shape.num_layers
+    layer, head = shape.layer_flops_per_token(sequence), shape.head_flops_per_token()
+    # All layers cost the same, so the optimum is: the last stage has k layers and the head, the others share the rest evenly.
+    best: tuple[float, int] | None = None
+    if num_stages > 1:
+        for last_layers in range(1, shape.num_layers - num_stages + 2):
+            largest = -(-(shape.num_layers - last_layers) // (num_stages - 1)) * layer
+            cost = max(largest, last_layers * layer + head)
+            if best is None or cost < best[0] or (cost == best[0] and last_layers * layer + head <= largest):
+                best = (cost, last_layers)
+    sizes = [shape.num_layers] if best is None else [*_even(shape.num_layers - best[1], num_stages - 1), best[1]]
+    stages, start = [], 0
+    for index, size in enumerate(sizes):
+        stages.append(Stage(index, range(start, start + size), index == 0, index == num_stages - 1))
+        start += size
+    return stages
+
+
+def _even(total: int, parts: int) -> list[int]:
+    return [total // parts + (index < total % parts) for index in range(parts)]
+
+
+def stage_count(num_ranks: int, schedule: ScheduleName, virtual_stages: int) -> int:
+    """Stages of a pipeline: one per rank; under the interleaved schedule `virtual_stages` each, under V-shaped ones two."""
+    per_rank = 1 if schedule in _SINGLE else 2 if schedule in _V_SHAPED else virtual_stages
+    return 1 if num_ranks == 1 else num_ranks * per_rank
+
+
+def stages_of_rank(rank: int, num_ranks: int, num_stages: int, schedule: ScheduleName) -> list[int]:
+    """Which stages a pipeline rank holds: in a loop (rank, rank + ranks, ...), or for V-shaped schedules there and back."""
+    if schedule in _V_SHAPED and num_ranks > 1:
+        return [rank, num_stages - 1 - rank]
+    return list(range(rank, num_stages, num_ranks))
+
+
+class PipelineRunner:
+    """Runs this rank's stages over the micro-batches of a step.
+
+    `loss_sums` is (logits, targets) -> (objective, cross entropy, number of targets), summed.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        num_stages: int,
+        schedule: ScheduleName,
+        microbatches: int,
+        group: dist.ProcessGroup,
+        device: torch.device,
+        tokens: Tensor,
+        activation: Tensor,
+        logits: Tensor,
+        loss_sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+    ) -> None:
+        """`tokens`, `activation` and `logits` are meta tensors like those of one micro-batch: what the first stage takes, what
+        stages pass on, what the last one returns."""
+        self.evaluation_batches = microbatches
+        self.device = device
+        self.has_first = any(part.stage.first for part in parts)
+        self.has_last = any(part.stage.last for part in parts)
+        self._loss_sums = loss_sums
+        self._tokens = 1
+        self._sums: list[Tensor] = []
+        stages = [
+            PipelineStage(
+                part.module,
+                part.stage.index,
+                num_stages,
+                device,
+                input_args=tokens if part.stage.first else activation,
+                output_args=logits if part.stage.last else activation,
+                group=group,
+            )
+            for part in parts
+        ]
+        # The loss is divided by the global token count already, so gradients must not be scaled again.
+        self._schedule = _SCHEDULES[schedule](
+            stages[0] if schedule in _SINGLE else stages, microbatches, loss_fn=self._loss, scale_grads=False
+        )
+
+    def _loss(self, logits: Tensor, targets_BS: Tensor) -> Tensor:
+        objective, cross_entropy, targets = self._loss_sums(logits, targets_BS)
+        self._sums.append(torch.stack((cross_entropy.double(), targets.double())))
+        return objective / self._tokens
+
+    def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
+        """See `Runner`."""
+        self._tokens = tokens
+        return self._run(self._schedule.step, batches, return_outputs=False)
+
+    def evaluate(self, batches: Sequence[Batch]) -> Tensor:
+        """See `Runner`."""
+        self._tokens = 1
+        return self._run(self._schedule.eval, batches)
+
+    def _run(self, step: Any, batches: Sequence[Batch], **options: Any) -> Tensor:
+        assert len(batches) == self.evaluation_batches
+        batch = Batch.concatenate(batches).to(self.device)
+        self._sums.clear()
+        inputs = (batch.tokens_BS,) if self.has_first else ()
+        targets = batch.targets_BS if self.has_last else None
+        step(*inputs, target=targets, document_BS=batch.document_BS, **options)
+        return torch.stack(self._sums).sum(dim=0) if self._sums else torch.zeros(2, dtype=torch.float64, device=self.device)
+
+
+def sum_tied_gradients(
+    first: nn.Parameter | None, last: nn.Parameter | None, group: dist.ProcessGroup, peer: int | None
+) -> None:
+    """Give both copies of a tied weight the sum of their gradients. `peer` is the group rank of the other copy, if not this one."""
+    if first is not None and last is not None:
+        assert first.grad is not None
+        assert last.grad is not None
+        first.grad += last.grad
+        last.grad = first.grad.clone()
+        return
+    ours = first if first is not None else last
+    if ours is None or peer is None:
+        return
+    assert ours.grad is not None
+    local = ours.grad.to_local() if isinstance(ours.grad, DTensor) else ours.grad
+    sent, theirs = local.contiguous(), torch.empty_like(local, memory_format=torch.contiguous_format)
+    # The receive is posted first: two sends that wait for each other would not end.
+    operations = [
+        dist.P2POp(dist.irecv, theirs, group=group, group_peer=peer),
+        dist.P2POp(dist.isend, sent, group=group, group_peer=peer),
+    ]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
+    local += theirs
+
+
+def gather_over_stages(
+    parameters: Iterator[tuple[str, Tensor]], group: dist.ProcessGroup, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole tensor on the CPU) of every stage's parameters on every rank of the pipeline group, each name once."""
+    mine = list(parameters)
+    listing: list[list[tuple[str, torch.Size, torch.dtype]]] = [[] for _ in range(group.size())]
+    dist.all_gather_object(listing, [(name, tensor.shape, tensor.dtype) for name, tensor in mine], group=group)
+    seen: set[str] = set()
+    for owner, entries in enumerate(listing):
+        for position, (name, shape, dtype) in enumerate(entries):
+            whole = mine[position][1].to(device) if owner == group.rank() else torch.empty(shape, dtype=dtype, device=device)
+            dist.broadcast(whole, group=group, group_src=owner)
+            if name not in seen:
+                seen.add(name)
+                yield name, whole.cpu()
