@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel.mesh import Meshes
-from parallel.pipeline import Part, ScheduleName, Stage, cut, stage_count, stages_of_rank
+from parallel.pipeline import Part, ScheduleName, Stage, cut, rank_of_stage, stage_count
 from parallel.recompute import Recompute, recompute_blocks
 from parallel.shape import ModelShape
 from parallel.shard import local_slice, shard_model
@@ -59,9 +59,8 @@ def compose(
     rank, ranks = meshes.axes.get_local_rank("pipeline"), meshes.axes["pipeline"].size()
     num_stages = stage_count(ranks, composition.pipeline_schedule, composition.virtual_stages)
     stages = cut(shape, sequence, num_stages)
-    models = {
-        index: build_stage(stages[index]) for index in stages_of_rank(rank, ranks, num_stages, composition.pipeline_schedule)
-    }
+    mine = [index for index in range(num_stages) if rank_of_stage(index, ranks, composition.pipeline_schedule) == rank]
+    models = {index: build_stage(stages[index]) for index in mine}
 
     for model in models.values():
         blocks = model.block_list()

@@ -87,11 +87,11 @@ def stage_count(num_ranks: int, schedule: ScheduleName, virtual_stages: int) -> 
     return 1 if num_ranks == 1 else num_ranks * per_rank
 
 
-def stages_of_rank(rank: int, num_ranks: int, num_stages: int, schedule: ScheduleName) -> list[int]:
-    """Which stages a pipeline rank holds: in a loop (rank, rank + ranks, ...), or for V-shaped schedules there and back."""
-    if schedule in _V_SHAPED and num_ranks > 1:
-        return [rank, num_stages - 1 - rank]
-    return list(range(rank, num_stages, num_ranks))
+def rank_of_stage(stage: int, num_ranks: int, schedule: ScheduleName) -> int:
+    """Which pipeline rank holds a stage: stages lie in a loop over the ranks, or for V-shaped schedules there and back."""
+    if schedule in _V_SHAPED and stage >= num_ranks:
+        return 2 * num_ranks - 1 - stage
+    return stage % num_ranks
 
 
 class PipelineRunner:
@@ -116,7 +116,12 @@ class PipelineRunner:
     ) -> None:
         """`tokens`, `activation` and `logits` are meta tensors like those of one micro-batch: what the first stage takes, what
         stages pass on, what the last one returns."""
-        self.evaluation_batches = microbatches
+        self.microbatches = microbatches
+        self.group = group
+        self.parts = parts
+        self.num_stages = num_stages
+        self.activation = activation
+        self._owners = [rank_of_stage(stage, group.size(), schedule) for stage in range(num_stages)]
         self.device = device
         self.has_first = any(part.stage.first for part in parts)
         self.has_last = any(part.stage.last for part in parts)
@@ -148,21 +153,35 @@ class PipelineRunner:
     def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
         """See `Runner`."""
         self._tokens = tokens
-        return self._run(self._schedule.step, batches, return_outputs=False)
-
-    def evaluate(self, batches: Sequence[Batch]) -> Tensor:
-        """See `Runner`."""
-        self._tokens = 1
-        return self._run(self._schedule.eval, batches)
-
-    def _run(self, step: Any, batches: Sequence[Batch], **options: Any) -> Tensor:
-        assert len(batches) == self.evaluation_batches
+        assert len(batches) == self.microbatches
         batch = Batch.concatenate(batches).to(self.device)
         self._sums.clear()
         inputs = (batch.tokens_BS,) if self.has_first else ()
         targets = batch.targets_BS if self.has_last else None
-        step(*inputs, target=targets, document_BS=batch.document_BS, **options)
+        self._schedule.step(*inputs, target=targets, document_BS=batch.document_BS, return_outputs=False)
         return torch.stack(self._sums).sum(dim=0) if self._sums else torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """See `Runner`. Stage by stage, each rank as soon as it has its input (V-shaped schedules of torch run no forward alone)."""
+        here = batch.to(self.device)
+        result = torch.zeros(2, dtype=torch.float64, device=self.device)
+        output: Tensor | None = None
+        for part in self.parts:
+            stage, ours = part.stage.index, self.group.rank()
+            if part.stage.first:
+                inputs = here.tokens_BS
+            elif self._owners[stage - 1] == ours and output is not None:
+                inputs = output
+            else:
+                inputs = torch.empty_like(self.activation, device=self.device, requires_grad=False)
+                dist.recv(inputs, group=self.group, group_src=self._owners[stage - 1])
+            output = part.module(inputs, document_BS=here.document_BS)
+            if part.stage.last:
+                _, cross_entropy, targets = self._loss_sums(output, here.targets_BS)
+                result += torch.stack((cross_entropy.double(), targets.double()))
+            elif self._owners[stage + 1] != ours:
+                dist.send(output.contiguous(), group=self.group, group_dst=self._owners[stage + 1])
+        return result
 
 
 def sum_tied_gradients(

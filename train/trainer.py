@@ -226,13 +226,13 @@ class Trainer:
                 "A lower schedule.peak or a longer schedule.warmup_tokens may help"
             )
 
-    def _validation_batches(self) -> Iterator[list[Batch]]:
+    def _validation_batches(self) -> Iterator[Batch]:
         """This rank's share of the validation windows. Every rank gets equally many; beyond the last they count nothing."""
-        microbatch, together = self.config.train.microbatch, self.engine.evaluation_batches
+        microbatch = self.config.train.microbatch
         ranks, rank = self.config.parallel.layout.data_parallel, self.meshes.data_rank
-        for first in range(0, self.validation.num_samples, microbatch * together * ranks):
-            starts = [first + (index * ranks + rank) * microbatch for index in range(together)]
-            yield [self.validation.batch(range(start, start + microbatch)) for start in starts]
+        for first in range(0, self.validation.num_samples, microbatch * ranks):
+            start = first + rank * microbatch
+            yield self.validation.batch(range(start, start + microbatch))
 
     def _finish(self) -> None:
         """Save the weights, close the record, show what came out."""

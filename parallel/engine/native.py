@@ -27,21 +27,17 @@ class Runner(Protocol):
     Both return (cross entropy, number of targets), float64, summed over the micro-batches; zeros on a rank that has no logits.
     """
 
-    evaluation_batches: int
-
     def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
         """Forward and backward of one step; gradients of objective / `tokens`."""
         ...
 
-    def evaluate(self, batches: Sequence[Batch]) -> Tensor:
-        """Forward of `evaluation_batches` micro-batches."""
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Forward of one micro-batch."""
         ...
 
 
 class WholeModelRunner:
     """One micro-batch after the other through a model that is not cut into stages."""
-
-    evaluation_batches = 1
 
     def __init__(self, model: nn.Module, loss_sums: LossSums, device: torch.device) -> None:
         self.model, self.loss_sums, self.device = model, loss_sums, device
@@ -58,9 +54,9 @@ class WholeModelRunner:
             sums.append(counts)
         return torch.stack(sums).sum(dim=0)
 
-    def evaluate(self, batches: Sequence[Batch]) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """See `Runner`."""
-        return torch.stack([self._forward(batch)[1] for batch in batches]).sum(dim=0)
+        return self._forward(batch)[1]
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         here = batch.to(self.device)
@@ -92,7 +88,6 @@ class NativeEngine:
         self.data_group = meshes.data.get_group("data")
         self.pipeline_group = meshes.axes.get_group("pipeline")
         self.pipelined = self.pipeline_group.size() > 1
-        self.evaluation_batches = runner.evaluation_batches
         self.tied_first, self.tied_last = _tied_copies(parts, tied) if self.pipelined else (None, None)
         # Stages in a loop: the other copy is at the other end of the pipeline. V-shaped: both are on the first rank.
         self.tied_peer = self.pipeline_group.size() - 1 if self.tied_first is not None else 0
@@ -110,11 +105,11 @@ class NativeEngine:
         return StepResult(sums[0] / tokens, gradient_norm)
 
     @torch.no_grad()
-    def evaluate(self, groups: Iterable[Sequence[Batch]]) -> float:
+    def evaluate(self, batches: Iterable[Batch]) -> float:
         """See `Engine.evaluate`."""
         for part in self.parts:
             part.module.eval()
-        sums = self._over_ranks(torch.stack([self.runner.evaluate(batches) for batches in groups]).sum(dim=0))
+        sums = self._over_ranks(torch.stack([self.runner.evaluate(batch) for batch in batches]).sum(dim=0))
         cross_entropy, targets = sums.tolist()
         return float(cross_entropy / targets)
 

@@ -22,18 +22,12 @@ class StepResult:
 class Engine(Protocol):
     """Owns the model and the optimizer of one rank."""
 
-    evaluation_batches: int
-    """how many micro-batches at a time `evaluate` wants"""
-
     def train_step(self, batches: Sequence[Batch], *, learning_rate: float, tokens: int) -> StepResult:
         """One optimizer step over this rank's micro-batches. `tokens` is the global batch's number of targets."""
         ...
 
-    def evaluate(self, groups: Iterable[Sequence[Batch]]) -> float:
-        """Mean cross entropy in nats per target over all ranks' batches, `evaluation_batches` micro-batches to a group.
-
-        Every rank must bring equally many groups.
-        """
+    def evaluate(self, batches: Iterable[Batch]) -> float:
+        """Mean cross entropy in nats per target over all ranks' micro-batches. Every rank must bring equally many."""
         ...
 
     def parameters(self) -> Iterator[Tensor]:

@@ -1,31 +1,44 @@
 """One loss on every layout: losses and gradient norms of eight steps equal those of a bare single-process loop."""
 
 import json
+import math
 import random
 
 import numpy as np
 import pytest
 
 from tests.parity import cases, reference
-from train.config import load_config
+from train.config import UserError, load_config, require
 from train.data.prepare import prepare
 from train.data.shards import open_shards
 
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-5}  # relative
 
-# A layout is the overrides that make it; its world size is their product.
-SINGLE: dict[str, int] = {}
-LAYOUTS = {
+# A layout is its axes and, for pipelines, the schedule; its world size is the product of the axes.
+SINGLE: dict[str, object] = {}
+DATA = {
     "single": SINGLE,
     "replicate2": {"replicate": 2},
     "shard2": {"shard": 2},
     "replicate2_shard2": {"replicate": 2, "shard": 2},
-    "pipeline2": {"pipeline": 2},
+}
+PIPELINE = {
+    f"pipeline{ranks}_{schedule}": {"pipeline": ranks, "pipeline_schedule": schedule}
+    for ranks in (2, 4)
+    for schedule in ("gpipe", "1f1b", "interleaved", "zbv", "dualpipev")
+}
+COMPOSED = {
     "tensor2": {"tensor": 2},
     "tensor2_shard2": {"tensor": 2, "shard": 2},
+    "tensor2_replicate2": {"tensor": 2, "replicate": 2},
+    "tensor2_pipeline2": {"tensor": 2, "pipeline": 2},
+    "pipeline2_shard2": {"pipeline": 2, "shard": 2},
+    "pipeline2_shard2_zbv": {"pipeline": 2, "shard": 2, "pipeline_schedule": "zbv"},
+    "tensor2_pipeline2_shard2": {"tensor": 2, "pipeline": 2, "shard": 2},
+    "replicate2_shard2_tensor2": {"replicate": 2, "shard": 2, "tensor": 2},
 }
 MODEL = [
-    *("model.num_layers=2", "model.hidden_size=32", "model.num_heads=4", "model.num_kv_heads=2", "model.ffn_size=48"),
+    *("model.num_layers=8", "model.hidden_size=32", "model.num_heads=4", "model.num_kv_heads=2", "model.ffn_size=48"),
     *("model.vocab_size=272", "model.init_std=0.1"),
 ]
 # 8 steps of 16 sequences of 32 tokens: warmup, a constant stretch and decay all fall into them.
@@ -59,32 +72,70 @@ def expected(corpus):
     return of
 
 
-def _compare(group, corpus, expected, tmp_path, layout: dict[str, int], run: list[str], how: list[str], tolerance: float):
+def _compare(group, corpus, expected, tmp_path, layout: dict[str, object], run: list[str], how: list[str], tolerance: float):
     """`run` is what the run computes, `how` what must make no difference."""
-    axes = [f"parallel.{axis}={size}" for axis, size in layout.items()]
+    axes = [f"parallel.{key}={value}" for key, value in layout.items()]
+    size = math.prod(value for value in layout.values() if isinstance(value, int))
     place = [f"run.dir={tmp_path}", *corpus]
-    answers = group(int(np.prod(list(layout.values())))).run(cases.train, [*place, *run, *axes, *how], timeout=300.0)
-    np.testing.assert_allclose(answers[0], expected(run), rtol=tolerance, atol=0)
+    answers = group(size).run(cases.train, [*place, *run, *axes, *how], timeout=300.0)
+    written = [answer for answer in answers if answer is not None]
+    assert len(written) == 1
+    np.testing.assert_allclose(written[0], expected(run), rtol=tolerance, atol=0)
+
+
+def _run(precision: str, *variant: str) -> list[str]:
+    return [*MODEL, *LENGTH, *SCHEDULE, f"train.precision={precision}", *variant]
 
 
 @pytest.mark.parametrize("microbatch", [1, 4])  # on one rank: 16 and 4 micro-batches; on four: 4 and 1, no accumulation
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(group, corpus, expected, tmp_path, layout, precision, microbatch):
-    run = [*MODEL, *LENGTH, *SCHEDULE, f"train.precision={precision}"]
+@pytest.mark.parametrize("layout", DATA)
+def test_data_parallel(group, corpus, expected, tmp_path, layout, precision, microbatch):
     how = [f"train.microbatch={microbatch}"]
-    _compare(group, corpus, expected, tmp_path, LAYOUTS[layout], run, how, TOLERANCE[precision])
+    _compare(group, corpus, expected, tmp_path, DATA[layout], _run(precision), how, TOLERANCE[precision])
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_compiled_layouts(group, corpus, expected, tmp_path, layout, precision):
-    run = [*MODEL, *LENGTH, *SCHEDULE, f"train.precision={precision}"]
+@pytest.mark.parametrize("layout", PIPELINE)
+def test_pipeline_schedules(group, corpus, expected, tmp_path, layout, precision):
+    how = ["train.microbatch=2"]  # eight micro-batches a step
+    _compare(group, corpus, expected, tmp_path, PIPELINE[layout], _run(precision), how, TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize("layout", COMPOSED)
+def test_composed(group, corpus, expected, tmp_path, layout, precision):
+    how = ["train.microbatch=2"]
+    _compare(group, corpus, expected, tmp_path, COMPOSED[layout], _run(precision), how, TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("layout", ["pipeline2_1f1b", "pipeline2_dualpipev", "tensor2_pipeline2_shard2"])
+def test_tied_embeddings(group, corpus, expected, tmp_path, layout):
+    run = _run("fp64", "model.tie_embeddings=true")
+    _compare(group, corpus, expected, tmp_path, (PIPELINE | COMPOSED)[layout], run, ["train.microbatch=2"], TOLERANCE["fp64"])
+
+
+@pytest.mark.parametrize("choice", ["selective", "full"])
+@pytest.mark.parametrize("layout", ["single", "tensor2_shard2", "pipeline2_shard2"])
+def test_recomputation(group, corpus, expected, tmp_path, layout, choice):
+    how = ["train.microbatch=4", f"parallel.recompute={choice}"]
+    _compare(group, corpus, expected, tmp_path, (DATA | COMPOSED)[layout], _run("fp64"), how, TOLERANCE["fp64"])
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize("layout", ["single", "shard2", "replicate2_shard2", "tensor2", "pipeline2_1f1b"])
+def test_compiled(group, corpus, expected, tmp_path, layout, precision):
     how = ["train.microbatch=4", "train.compile=true"]
-    _compare(group, corpus, expected, tmp_path, LAYOUTS[layout], run, how, TOLERANCE[precision])
+    layouts = DATA | PIPELINE | COMPOSED
+    _compare(group, corpus, expected, tmp_path, layouts[layout], _run(precision), how, TOLERANCE[precision])
 
 
-@pytest.mark.parametrize("layout", ["single", "replicate2_shard2"])
+def test_compiled_with_recomputation(group, corpus, expected, tmp_path):
+    how = ["train.microbatch=4", "train.compile=true", "parallel.recompute=selective"]
+    _compare(group, corpus, expected, tmp_path, DATA["shard2"], _run("fp64"), how, TOLERANCE["fp64"])
+
+
+@pytest.mark.parametrize("layout", ["single", "replicate2_shard2", "tensor2"])
 @pytest.mark.parametrize(
     "variant",
     [
@@ -96,27 +147,35 @@ def test_compiled_layouts(group, corpus, expected, tmp_path, layout, precision):
     ids=lambda variant: variant[0],
 )
 def test_variants_of_model_and_objective(group, corpus, expected, tmp_path, layout, variant):
-    run = [*MODEL, *LENGTH, *SCHEDULE, "train.precision=fp64", *variant]
-    _compare(group, corpus, expected, tmp_path, LAYOUTS[layout], run, ["train.microbatch=2"], TOLERANCE["fp64"])
+    run = _run("fp64", *variant)
+    _compare(group, corpus, expected, tmp_path, (DATA | COMPOSED)[layout], run, ["train.microbatch=4"], TOLERANCE["fp64"])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["single", "shard2", "replicate2_shard2", "tensor2_shard2", "pipeline2_shard2"])
 def test_bf16_stays_near_fp32(group, corpus, expected, tmp_path, layout):
     """bf16 keeps 8 bits of mantissa: activations carry errors of 2^-9, which average out in a loss over 512 tokens."""
-    run = [*MODEL, *LENGTH, *SCHEDULE, "train.precision=fp32"]
-    _compare(
-        group, corpus, expected, tmp_path, LAYOUTS[layout], run, ["train.microbatch=2", "train.precision=bf16"], tolerance=2e-2
-    )
+    how = ["train.microbatch=4", "train.precision=bf16"]
+    _compare(group, corpus, expected, tmp_path, (DATA | COMPOSED)[layout], _run("fp32"), how, tolerance=2e-2)
 
 
 def test_initial_weights_are_bitwise_those_of_one_process(group, corpus):
-    overrides = [*corpus, *MODEL, "model.hidden_size=36", "model.head_dim=8", "model.vocab_size=271"]  # nothing divides evenly
+    overrides = [*corpus, *MODEL, "model.hidden_size=36", "model.head_dim=8", "model.ffn_size=54"]  # little divides evenly
     single = group(1).run(cases.initial_weights, overrides)[0]
     assert len(set(single.values())) > 10
-    for axes in (["parallel.shard=2"], ["parallel.replicate=2"]):
-        assert group(2).run(cases.initial_weights, [*overrides, *axes]) == [single] * 2
-    for axes in (["parallel.shard=4"], ["parallel.replicate=2", "parallel.shard=2"]):
-        assert group(4).run(cases.initial_weights, [*overrides, *axes]) == [single] * 4
+    for axes in (["shard=2"], ["replicate=2"], ["tensor=2"], ["pipeline=2"], ["pipeline=2", "pipeline_schedule=zbv"]):
+        words = [f"parallel.{axis}" for axis in axes]
+        assert group(2).run(cases.initial_weights, [*overrides, *words]) == [single] * 2
+    for axes in (["shard=4"], ["replicate=2", "shard=2"], ["tensor=2", "shard=2"], ["tensor=2", "pipeline=2"]):
+        words = [f"parallel.{axis}" for axis in axes]
+        assert group(4).run(cases.initial_weights, [*overrides, *words]) == [single] * 4
+    words = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.shard=2"]
+    assert group(8).run(cases.initial_weights, [*overrides, *words]) == [single] * 8
+
+
+def test_more_tensor_ranks_than_kv_heads_are_refused(corpus):
+    config = load_config([*corpus, *MODEL, *LENGTH, *SCHEDULE, "parallel.tensor=4"])
+    with pytest.raises(UserError, match="model.num_kv_heads=2 is not divisible by parallel.tensor=4"):
+        require(config, world_size=4)
 
 
 def test_packed_documents_are_in_the_batches(corpus):
