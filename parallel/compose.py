@@ -77,7 +77,7 @@ def compose(
                 block.compile()
 
         # Shard before materialise: on the meta device a parameter costs nothing, so no rank ever holds a whole one.
-        shard_model(model, blocks, meshes.parameters, bf16=composition.bf16)
+        shard_model(model, blocks, meshes.parameters, bf16=composition.bf16, keep_gathered=ranks > 1)
 
         # Materialise last: only now does every rank know its slices, and values depend on global indices alone.
         model.to_empty(device=device)

@@ -10,11 +10,15 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
-def shard_model(model: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, *, bf16: bool) -> None:
+def shard_model(model: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, *, bf16: bool, keep_gathered: bool) -> None:
     """Shard each block and then the rest of the model, in place. Parameters become DTensors.
 
     Gradients are summed, not averaged: each rank's loss is already divided by the global token count. In bf16 the sharded
     parameters and the gradient reduction stay fp32; only the gathered parameters and the activations are bf16.
+
+    `keep_gathered` leaves parameters gathered between a forward pass and its backward: a pipeline would gather them again for
+    every micro-batch, and torch loses the gradients of parameters that are put away while its schedules that split the backward
+    pass (zbv, dualpipev) look for them.
 
     `mesh` has the axes `replicate` and `parameters`. Over a single rank there is nothing to shard, and the model is left as it
     is unless the cast to bf16 is wanted: FSDP's copies would cost a tenth of a small model's step.
@@ -28,7 +32,7 @@ def shard_model(model: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh,
     )
     sharding_mesh = mesh["replicate", "parameters"] if mesh["replicate"].size() > 1 else mesh["parameters"]
     for module in [*blocks, model]:
-        sharded = fully_shard(module, mesh=sharding_mesh, mp_policy=policy)
+        sharded = fully_shard(module, mesh=sharding_mesh, mp_policy=policy, reshard_after_forward=not keep_gathered)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # a factor of one alone needs PREMUL_SUM, which gloo lacks
 
