@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if world_size == 1:
+    if world_size == 1 or config.train.dry_run:
         return int(importlib.import_module(TRAIN).main(arguments))
     return _start_workers(world_size, arguments)
 

@@ -1,7 +1,7 @@
 """Pipeline parallelism over torch.distributed.pipelining: where a model is cut, and how its stages run.
 
-Stage inputs and outputs are (microbatch, sequence, hidden) activations; under tensor parallelism each rank sends its part of the
-sequence to the rank of the same tensor coordinate in the next stage.
+Stage inputs and outputs are (microbatch, sequence, hidden) activations; under tensor parallelism each rank sends its part of
+the sequence to the rank of the same tensor coordinate in the next stage.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -162,7 +162,7 @@ class PipelineRunner:
         return torch.stack(self._sums).sum(dim=0) if self._sums else torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def evaluate(self, batch: Batch) -> Tensor:
-        """See `Runner`. Stage by stage, each rank as soon as it has its input (V-shaped schedules of torch run no forward alone)."""
+        """See `Runner`. Stage by stage, each rank as soon as it has its input: torch's V-shaped schedules run no forward alone."""
         here = batch.to(self.device)
         result = torch.zeros(2, dtype=torch.float64, device=self.device)
         output: Tensor | None = None
@@ -187,7 +187,7 @@ class PipelineRunner:
 def sum_tied_gradients(
     first: nn.Parameter | None, last: nn.Parameter | None, group: dist.ProcessGroup, peer: int | None
 ) -> None:
-    """Give both copies of a tied weight the sum of their gradients. `peer` is the group rank of the other copy, if not this one."""
+    """Give both copies of a tied weight the sum of their gradients. `peer` is the group rank of the copy that is not here."""
     if first is not None and last is not None:
         assert first.grad is not None
         assert last.grad is not None

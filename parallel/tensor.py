@@ -1,7 +1,8 @@
 """Tensor parallelism with sequence-parallel norms, by DTensor, from roles that a model declares for its submodules.
 
 Between the split matrix products activations are split by sequence (Korthikanti et al., arXiv 2205.05198): a block gathers
-them before its column-split linears and scatters the sum behind its row-split one. Every parameter becomes a DTensor; what a block takes and gives stays a plain tensor, as do the logits.
+them before its column-split linears and scatters the sum behind its row-split one. Every parameter becomes a DTensor; what a
+block takes and gives stays a plain tensor, as do the logits.
 
 Shape suffixes: T tokens, V this rank's part of the vocabulary.
 """
@@ -23,9 +24,13 @@ from torch.distributed.tensor.parallel import (
 )
 
 Role = Literal["vocabulary", "norm", "gather", "column", "row", "head_norm", "head", "tied_head"]
-"""vocabulary: an embedding split by token id, its output by sequence. norm: works on a part of the sequence. gather: a module whose
-first input is gathered to the whole sequence. column, row: linears split by output and by input. head_norm: a norm over head_dim,
-whose input is split by heads. head: logits split by vocabulary. tied_head: the same with the embedding's table handed in."""
+"""vocabulary: an embedding split by token id, its output by sequence. norm: works on a part of the sequence. gather: a module
+whose first input is gathered to the whole sequence. column, row: linears split by output and by input. head_norm: a norm over
+head_dim, whose input is split by heads. head: logits split by vocabulary. tied_head: the same with the embedding's table handed
+in."""
+
+SPLIT_DIMS: dict[Role, int] = {"vocabulary": 0, "column": 0, "head": 0, "row": 1}
+"""The dimension along which a role's weight is split; the weights of other roles are whole on every rank."""
 
 
 def _style(role: Role) -> ParallelStyle:

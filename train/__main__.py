@@ -18,6 +18,12 @@ def main(arguments: list[str]) -> int:
         if answer_without_running(arguments):
             return 0
         config = load_config(arguments)
+        if config.train.dry_run:
+            from train.dry_run import show
+
+            require(config, world_size=config.parallel.layout.world_size, overrides=arguments)
+            show(config)
+            return 0
         require(config, world_size=environment.world_size, overrides=arguments)
         # torch is imported only now: everything above answers in a fraction of a second.
         from parallel.mesh import connect

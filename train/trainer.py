@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.profiler import record_function
 
 from parallel.batch import Batch
 from parallel.engine.protocol import StepResult
@@ -25,6 +26,7 @@ from train.data.prepare import prepare
 from train.data.shards import Shards, open_shards
 from train.errors import RunFailed, UserError
 from train.memory import PeakMemory
+from train.profile import traced
 from train.run_directory import RunDirectory, now
 from train.weights import save_weights
 
@@ -153,13 +155,20 @@ class Trainer:
         every = config.eval.every_tokens
         asynchronous = self.world.device.type != "cpu"
         pending: _Pending | None = None
-        with report.progress(config.steps, shown=self.directory is not None) as advance:
+        trace = Path(config.run.dir).expanduser() / config.run.name / "trace" if config.train.profile else None
+        with (
+            report.progress(config.steps, shown=self.directory is not None) as advance,
+            traced(trace, self.world.rank) as traced_step,
+        ):
             self._last_read = time.perf_counter()
             for step in range(1, config.steps + 1):
                 tokens = step * batch_tokens
                 learning_rate = self.schedule.learning_rate(tokens)
+                with record_function("batches"):
+                    batches = self._batches(step)
                 with self.memory.watching(step - 1) or nullcontext():
-                    result = self.engine.train_step(self._batches(step), learning_rate=learning_rate, tokens=batch_tokens)
+                    result = self.engine.train_step(batches, learning_rate=learning_rate, tokens=batch_tokens)
+                traced_step()
                 if pending is not None:
                     advance(self._read(pending))
                 pending = _Pending(step, learning_rate, result)

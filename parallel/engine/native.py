@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.profiler import record_function
 
 from parallel.batch import Batch
 from parallel.engine.protocol import StepResult
@@ -96,12 +97,15 @@ class NativeEngine:
         """See `Engine.train_step`."""
         for part in self.parts:
             part.module.train()
-        sums = self._over_ranks(self.runner.train(batches, tokens))
-        gradient_norm = self._finish_gradients()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with record_function("forward_backward"):
+            sums = self._over_ranks(self.runner.train(batches, tokens))
+        with record_function("gradient_norm"):
+            gradient_norm = self._finish_gradients()
+        with record_function("optimizer"):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         return StepResult(sums[0] / tokens, gradient_norm)
 
     @torch.no_grad()

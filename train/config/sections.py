@@ -205,6 +205,10 @@ class TrainConfig:
     """torch.compile, block by block"""
     z_loss: NonNegativeFloat
     """weight of log(Z)^2 per token in the objective"""
+    profile: bool
+    """write a trace of three steps, for chrome://tracing or Perfetto, into the run's folder trace/"""
+    dry_run: bool
+    """print the parameter table and each rank's share of the model, start nothing"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -294,7 +298,14 @@ class Config:
         sections = {name: dict(plain[name]) for name in ("model", "data", "tokenizer", "optimizer", "schedule", "train")}
         sections["run"] = {"seed": self.run.seed}
         sections["eval"] = {"tokens": self.eval.tokens}
-        for section, key in (("data", "cache_dir"), ("train", "microbatch"), ("train", "compile"), ("train", "tokens")):
+        for section, key in (
+            ("data", "cache_dir"),
+            ("train", "microbatch"),
+            ("train", "compile"),
+            ("train", "tokens"),
+            ("train", "profile"),
+            ("train", "dry_run"),
+        ):
             del sections[section][key]
         sections["train"]["steps"] = self.steps  # however the length was said
         return sections

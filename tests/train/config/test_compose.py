@@ -16,6 +16,8 @@ DEFAULT_TOKENS = section_defaults("train", None)["tokens"]
 NOT_IDENTITY = {
     "data.cache_dir",
     "train.tokens",
+    "train.profile",
+    "train.dry_run",
     "train.microbatch",
     "train.compile",
     "eval.every_tokens",
