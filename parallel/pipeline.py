@@ -162,7 +162,7 @@ class PipelineRunner:
         return torch.stack(self._sums).sum(dim=0) if self._sums else torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def evaluate(self, batch: Batch) -> Tensor:
-        """See `Runner`. Stage by stage, each rank as soon as it has its input: torch's V-shaped schedules run no forward alone."""
+        """See `Runner`. Stage by stage, each rank once it has its input: torch's V-shaped schedules run no forward alone."""
         here = batch.to(self.device)
         result = torch.zeros(2, dtype=torch.float64, device=self.device)
         output: Tensor | None = None

@@ -10,7 +10,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
-def shard_model(model: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, *, bf16: bool, keep_gathered: bool) -> None:
+def shard_model(
+    model: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, *, bf16: bool, keep_gathered: bool = False
+) -> None:
     """Shard each block and then the rest of the model, in place. Parameters become DTensors.
 
     Gradients are summed, not averaged: each rank's loss is already divided by the global token count. In bf16 the sharded

@@ -77,7 +77,7 @@ def test_parameters_are_those_of_the_model(ffn, tie_embeddings, qk_norm):
         qk_norm=qk_norm,
     )
     with torch.device("meta"):
-        model = Decoder(shape, rope_theta=1e4, norm_eps=1e-5)
+        model = Decoder(shape, rope_theta=1e4, norm_eps=1e-5, layers=range(shape.num_layers), first=True, last=True)
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
     tables = [parameter for parameter in model.parameters() if shape.vocab_size in parameter.shape]
     assert shape.parameters_non_embedding == shape.parameters - sum(table.numel() for table in tables)

@@ -45,7 +45,7 @@ def test_a_broken_rule_is_shown_with_its_numbers(override):
 
 def test_all_broken_rules_are_shown_at_once():
     said = problems(*BROKEN)
-    assert len(said) == len(BROKEN) + 2  # two processes also need an engine that has the axis, and heads it divides
+    assert len(said) == len(BROKEN) + 1  # two tensor ranks also need heads that they divide
     words = [*BASE, *BROKEN]
     with pytest.raises(UserError) as caught:
         require(load_config(words), world_size=1, overrides=list(BROKEN))
@@ -72,9 +72,24 @@ def test_what_context_and_pipeline_cannot_divide():
     assert any("a stage would be empty" in line for line in problems("parallel.pipeline=5", world_size=5))
 
 
-@pytest.mark.parametrize("axis", ["tensor", "pipeline", "context"])
-def test_an_axis_the_engine_lacks_is_refused(axis):
-    assert any(f"parallel.{axis}=2" in line and "not have" in line for line in problems(f"parallel.{axis}=2", world_size=2))
+def test_what_the_engine_lacks_is_refused():
+    assert any("parallel.context=2" in line and "not have" in line for line in problems("parallel.context=2", world_size=2))
+    (said,) = problems("parallel.tensor=2", "train.compile=true", world_size=2)
+    assert "train.compile=true does not work with parallel.tensor=2" in said
+
+
+@pytest.mark.parametrize(
+    "schedule, microbatch, said",
+    [
+        ("1f1b", 8, "parallel.pipeline_schedule=1f1b with 4 stages needs at least 4 micro-batches a step, there are 2"),
+        ("dualpipev", 4, "with 8 stages needs at least 8 micro-batches a step, there are 4"),
+        ("interleaved", 8, "with 8 stages needs at least 4 micro-batches a step, there are 2"),
+    ],
+)
+def test_a_pipeline_needs_enough_microbatches(schedule, microbatch, said):
+    words = ["parallel.pipeline=4", f"parallel.pipeline_schedule={schedule}", f"train.microbatch={microbatch}"]
+    assert any(said in line for line in problems("model.num_layers=8", *words, world_size=4))
+    assert not problems("model.num_layers=8", *words[:-1], "train.microbatch=2", world_size=4)
 
 
 def test_both_lengths_and_neither_are_refused():

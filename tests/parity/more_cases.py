@@ -1,0 +1,41 @@
+"""Cases about how a model is composed."""
+
+import torch
+
+from parallel.mesh import World, build_meshes
+from parallel.shard import shard_model
+from parallel.tensor import split_tensors
+from train.build import build_model, build_parts
+from train.config import load_config
+from train.memory import LiveBytes
+
+
+def local_sizes(world: World, overrides: list[str]) -> tuple[int, int]:
+    """(elements this rank holds, those of its largest slice)."""
+    config = load_config(overrides)
+    parts = build_parts(config, build_meshes(config.parallel.layout, world.device), world.device)
+    sizes = [getattr(parameter, "_local_tensor", parameter).numel() for part in parts for parameter in part.module.parameters()]
+    return sum(sizes), max(sizes)
+
+
+def shard_before_tensor(world: World, overrides: list[str]) -> None:
+    """Two steps of the composition, swapped."""
+    config = load_config(overrides)
+    meshes = build_meshes(config.parallel.layout, world.device)
+    model = build_model(config.model, torch.float32, torch.device("meta"))
+    shard_model(model, model.block_list(), meshes.parameters, bf16=False)
+    split_tensors(model, model.tensor_roles(), meshes.parameters["tensor"])
+
+
+def peak_bytes_of_materialising(world: World, overrides: list[str], first: str) -> int:
+    """Peak of live bytes where the model is materialised before or after it is sharded."""
+    config = load_config(overrides)
+    meshes = build_meshes(config.parallel.layout, world.device)
+    model = build_model(config.model, torch.float32, torch.device("meta"))
+    with LiveBytes([]) as live:
+        if first == "materialise":
+            model.to_empty(device=world.device)
+        shard_model(model, model.block_list(), meshes.parameters, bf16=False)
+        if first == "shard":
+            model.to_empty(device=world.device)
+        return live.peak

@@ -1,0 +1,76 @@
+"""The order of the composition: what breaks when two steps swap; what a dry run foretells."""
+
+import json
+
+import pytest
+
+from tests.distributed.group import CaseFailed, Group
+from tests.parity import more_cases
+from train.config import load_config
+from train.dry_run import shares
+
+MODEL = ["model.num_layers=6", "model.hidden_size=36", "model.num_heads=4", "model.head_dim=6", "model.ffn_size=54"]
+LENGTH = ["model.vocab_size=270", "tokenizer=bytes", "train.sequence=32", "train.batch_tokens=512", "train.microbatch=1"]
+
+
+def test_sharding_before_splitting_tensors_breaks():
+    four = Group(4)
+    try:
+        with pytest.raises(CaseFailed, match="Error"):
+            four.run(more_cases.shard_before_tensor, [*MODEL, *LENGTH, "parallel.tensor=2", "parallel.shard=2"])
+    finally:
+        four.close()
+
+
+def test_materialising_before_sharding_holds_the_whole_model(group):
+    overrides = [*MODEL, *LENGTH, "parallel.shard=2"]
+    whole = 4 * load_config(overrides).model.shape.parameters
+    early = group(2).run(more_cases.peak_bytes_of_materialising, overrides, "materialise")
+    late = group(2).run(more_cases.peak_bytes_of_materialising, overrides, "shard")
+    assert min(early) >= whole
+    assert max(late) <= 0.6 * whole
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        ["shard=2"],
+        ["tensor=2"],
+        ["pipeline=2", "pipeline_schedule=zbv"],
+        ["tensor=2", "shard=2"],
+        ["pipeline=2", "tensor=2", "pipeline_schedule=interleaved", "virtual_stages=3"],
+        ["tensor=2", "pipeline=2", "shard=2"],
+    ],
+    ids="_".join,
+)
+def test_a_dry_run_foretells_every_rank_s_share(group, axes):
+    overrides = [*MODEL, *LENGTH, *(f"parallel.{axis}" for axis in axes)]
+    config = load_config(overrides)
+    found = group(config.parallel.layout.world_size).run(more_cases.local_sizes, overrides)
+    per_coordinate = len(found) // config.parallel.pipeline
+    for share in shares(config):
+        first = share.pipeline_rank * per_coordinate
+        assert max(found[first : first + per_coordinate]) == (share.parameters, share.largest)
+
+
+def test_a_large_model_is_divided_whole():
+    sizes = ["train.sequence=2048", "train.microbatch=1", "train.batch_tokens=131072"]
+    config = load_config(["model=175b", *sizes, "parallel.tensor=8", "parallel.pipeline=8", "parallel.shard=8"])
+    divided = shares(config)
+    assert config.model.shape.parameters == pytest.approx(175e9, rel=0.01)
+    # The tied table stands on the first and on the last stage.
+    held = sum(share.parameters for share in divided) * 64
+    assert held == pytest.approx(config.model.shape.parameters + config.model.shape.parameters_embedding, rel=1e-3)
+
+
+def test_a_trace_has_the_named_regions(group, tmp_path):
+    from tests.parity import cases
+
+    (tmp_path / "text.txt").write_text("a little text, many times over. " * 400)
+    overrides = [*MODEL, *LENGTH, "data=files", f"data.files=[{tmp_path}/text.txt]", f"data.cache_dir={tmp_path}/cache"]
+    overrides += [f"run.dir={tmp_path}", "train.steps=7", "schedule.warmup_tokens=0", "eval.tokens=64", "train.profile=true"]
+    group(1).run(cases.train, overrides)
+    events = json.loads((tmp_path / "run" / "trace" / "rank_0000.json").read_text())["traceEvents"]
+    names = [event.get("name") for event in events if event.get("cat") == "user_annotation"]
+    assert {"batches", "forward_backward", "gradient_norm", "optimizer"} <= set(names)
+    assert names.count("optimizer") == 3
