@@ -87,7 +87,12 @@ def test_what_the_engine_lacks_is_refused():
     ],
 )
 def test_a_pipeline_needs_enough_microbatches(schedule, microbatch, said):
-    words = ["parallel.pipeline=4", f"parallel.pipeline_schedule={schedule}", f"train.microbatch={microbatch}"]
+    words = [
+        "train.batch_tokens=4096",
+        "parallel.pipeline=4",
+        f"parallel.pipeline_schedule={schedule}",
+        f"train.microbatch={microbatch}",
+    ]
     assert any(said in line for line in problems("model.num_layers=8", *words, world_size=4))
     assert not problems("model.num_layers=8", *words[:-1], "train.microbatch=2", world_size=4)
 
