@@ -66,11 +66,16 @@ class Group:
         self._processes, self._pipes, self._folder = [], [], None
 
     def _start(self) -> None:
+        from torch.distributed import TCPStore
+
         self._folder = tempfile.TemporaryDirectory(prefix="foretrain-group-")
+        self._store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # port 0: a free one
         context = multiprocessing.get_context("spawn")
         for rank in range(self.size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self.size, theirs, self._folder.name), daemon=True)
+            process = context.Process(
+                target=_serve, args=(rank, self.size, theirs, self._folder.name, self._store.port), daemon=True
+            )
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -107,8 +112,8 @@ class Group:
         return "\n".join(parts)
 
 
-def _serve(rank: int, size: int, pipe: Connection, folder: str) -> None:
-    """What a rank does: join the group, then run cases until the pipe closes."""
+def _serve(rank: int, size: int, pipe: Connection, folder: str, port: int) -> None:
+    """What a rank does: run cases until the pipe closes, each in a process group of its own, so that none is left behind."""
     output = os.open(Path(folder, f"rank_{rank}.txt"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -121,8 +126,7 @@ def _serve(rank: int, size: int, pipe: Connection, folder: str) -> None:
 
     die_with_launcher()
     torch.set_num_threads(1)
-    store = dist.FileStore(str(Path(folder, "store")), size)
-    dist.init_process_group("gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=size)
+    store = dist.TCPStore("localhost", port, is_master=False)
     number = 0
     while True:
         try:
@@ -131,8 +135,10 @@ def _serve(rank: int, size: int, pipe: Connection, folder: str) -> None:
             return
         number += 1
         world = World(rank, size, size, torch.device("cpu"), dist.PrefixStore(f"case{number}", store))
+        dist.init_process_group("gloo", store=dist.PrefixStore(f"group{number}", store), rank=rank, world_size=size)
         try:
             answer = ("ok", case(world, *arguments))
+            dist.destroy_process_group()
         except BaseException:  # whatever ended the case is what the test shows
             answer = ("failed", traceback.format_exc())
         sys.stdout.flush()
