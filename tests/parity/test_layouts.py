@@ -101,16 +101,22 @@ def test_data_parallel(group, corpus, expected, tmp_path, layout, precision, mic
     _compare(group, corpus, expected, tmp_path, DATA[layout], _run(precision), how, TOLERANCE[precision])
 
 
-@pytest.mark.parametrize("precision", ["fp64", "fp32"])
-@pytest.mark.parametrize("layout", PIPELINE)
+# fp32 adds little to float64 on the same layout and costs as much: where processes outnumber cores, one of a kind has it.
+FP32 = ("pipeline2_1f1b", "pipeline2_dualpipev", "pipeline4_1f1b", "tensor2", "tensor2_shard2", "pipeline2_shard2")
+
+
+def _precisions(layouts: dict[str, dict[str, object]]) -> list[tuple[str, str]]:
+    return [(name, precision) for name in layouts for precision in ("fp64", "fp32") if precision == "fp64" or name in FP32]
+
+
+@pytest.mark.parametrize("layout, precision", _precisions(PIPELINE))
 def test_pipeline_schedules(group, corpus, expected, tmp_path, layout, precision):
     how = ["train.microbatch=2"]  # eight micro-batches a step
     run = _run(precision, layers=_layers(PIPELINE[layout]))
     _compare(group, corpus, expected, tmp_path, PIPELINE[layout], run, how, TOLERANCE[precision])
 
 
-@pytest.mark.parametrize("precision", ["fp64", "fp32"])
-@pytest.mark.parametrize("layout", COMPOSED)
+@pytest.mark.parametrize("layout, precision", _precisions(COMPOSED))
 def test_composed(group, corpus, expected, tmp_path, layout, precision):
     # A pipeline wants micro-batches; elsewhere one pass a rank and step will do.
     how = ["train.microbatch=2" if "pipeline" in COMPOSED[layout] else "train.microbatch=4"]
@@ -118,7 +124,7 @@ def test_composed(group, corpus, expected, tmp_path, layout, precision):
     _compare(group, corpus, expected, tmp_path, COMPOSED[layout], run, how, TOLERANCE[precision])
 
 
-@pytest.mark.parametrize("layout", ["pipeline2_1f1b", "pipeline2_dualpipev", "tensor2_pipeline2_shard2"])
+@pytest.mark.parametrize("layout", ["pipeline2_1f1b", "pipeline2_dualpipev", "tensor2_pipeline2"])
 def test_tied_embeddings(group, corpus, expected, tmp_path, layout):
     axes = (PIPELINE | COMPOSED)[layout]
     run = _run("fp64", "model.tie_embeddings=true", layers=_layers(axes))
