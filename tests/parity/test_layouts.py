@@ -147,11 +147,6 @@ def test_compiled(group, corpus, expected, tmp_path, layout, precision):
     _compare(group, corpus, expected, tmp_path, layouts[layout], _run(precision), how, TOLERANCE[precision])
 
 
-def test_compiled_with_recomputation(group, corpus, expected, tmp_path):
-    how = ["train.microbatch=4", "train.compile=true", "parallel.recompute=selective"]
-    _compare(group, corpus, expected, tmp_path, DATA["shard2"], _run("fp64"), how, TOLERANCE["fp64"])
-
-
 @pytest.mark.parametrize("layout", ["replicate2_shard2", "tensor2"])
 @pytest.mark.parametrize(
     "variant",
