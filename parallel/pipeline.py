@@ -19,7 +19,6 @@ from torch.distributed.pipelining.schedules import (
     ScheduleInterleaved1F1B,
     ScheduleZBVZeroBubble,
 )
-from torch.distributed.tensor import DTensor
 
 from parallel.batch import Batch
 from parallel.shape import ModelShape
@@ -182,32 +181,6 @@ class PipelineRunner:
             elif self._owners[stage + 1] != ours:
                 dist.send(output.contiguous(), group=self.group, group_dst=self._owners[stage + 1])
         return result
-
-
-def sum_tied_gradients(
-    first: nn.Parameter | None, last: nn.Parameter | None, group: dist.ProcessGroup, peer: int | None
-) -> None:
-    """Give both copies of a tied weight the sum of their gradients. `peer` is the group rank of the copy that is not here."""
-    if first is not None and last is not None:
-        assert first.grad is not None
-        assert last.grad is not None
-        first.grad += last.grad
-        last.grad = first.grad.clone()
-        return
-    ours = first if first is not None else last
-    if ours is None or peer is None:
-        return
-    assert ours.grad is not None
-    local = ours.grad.to_local() if isinstance(ours.grad, DTensor) else ours.grad
-    sent, theirs = local.contiguous(), torch.empty_like(local, memory_format=torch.contiguous_format)
-    # The receive is posted first: two sends that wait for each other would not end.
-    operations = [
-        dist.P2POp(dist.irecv, theirs, group=group, group_peer=peer),
-        dist.P2POp(dist.isend, sent, group=group, group_peer=peer),
-    ]
-    for work in dist.batch_isend_irecv(operations):
-        work.wait()
-    local += theirs
 
 
 def gather_over_stages(

@@ -7,7 +7,7 @@ block takes and gives stays a plain tensor, as do the logits.
 Shape suffixes: T tokens, V this rank's part of the vocabulary.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -75,14 +75,6 @@ def split_tensors(model: nn.Module, roles: Mapping[str, Role], mesh: DeviceMesh)
     parallelize_module(model, mesh, {name: _style(role) for name, role in roles.items()})
     plain = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
     assert not plain, f"no role for {plain}"
-
-
-def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Bring every gradient into its parameter's placement: a replicated weight's gradient may still be a sum to be taken."""
-    for parameter in parameters:
-        gradient = parameter.grad
-        if isinstance(gradient, DTensor) and isinstance(parameter, DTensor) and gradient.placements != parameter.placements:
-            parameter.grad = gradient.redistribute(placements=parameter.placements)
 
 
 def vocabulary_parallel_terms(logits_TV: Tensor, targets_T: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:

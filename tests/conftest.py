@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,16 +13,9 @@ settings.load_profile("foretrain")
 
 
 @pytest.fixture(scope="session")
-def group() -> Iterator[Callable[[int], Group]]:
-    """`group(2)` is the session's process group of two; one per world size, started when first asked for."""
-    groups: dict[int, Group] = {}
-
-    def of_size(size: int) -> Group:
-        return groups.setdefault(size, Group(size))
-
-    yield of_size
-    for started in groups.values():
-        started.close()
+def group() -> Callable[[int], Group]:
+    """`group(2)` is a group of two processes."""
+    return Group
 
 
 @pytest.fixture(scope="session")

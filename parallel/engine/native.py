@@ -12,9 +12,9 @@ from torch.profiler import record_function
 
 from parallel.batch import Batch
 from parallel.engine.protocol import StepResult
+from parallel.gradients import align_gradients, clip, gradient_norm, sum_tied_gradients
 from parallel.mesh import Meshes
-from parallel.pipeline import Part, gather_over_stages, sum_tied_gradients
-from parallel.tensor import align_gradients
+from parallel.pipeline import Part, gather_over_stages
 
 LossSums = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(logits, targets) -> (objective, cross entropy, number of targets), scalars summed over the batch.
@@ -100,13 +100,13 @@ class NativeEngine:
         with record_function("forward_backward"):
             sums = self._over_ranks(self.runner.train(batches, tokens))
         with record_function("gradient_norm"):
-            gradient_norm = self._finish_gradients()
+            norm = self._finish_gradients()
         with record_function("optimizer"):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(sums[0] / tokens, gradient_norm)
+        return StepResult(sums[0] / tokens, norm)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> float:
@@ -143,17 +143,10 @@ class NativeEngine:
         """Complete the gradients, clip them, return their norm over all stages."""
         align_gradients(self.parameters())
         sum_tied_gradients(self.tied_first, self.tied_last, self.pipeline_group, self.tied_peer)
-        parameters = list(self.parameters())
+        gradients = {parameter: parameter.grad for parameter in self.parameters() if parameter.grad is not None}
         # A tied weight's second copy has the first one's gradient, which counts once.
-        counted = [p.grad for p in parameters if p.grad is not None and p is not self.tied_last]
-        norm = nn.utils.get_total_norm(counted)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        if self.pipelined:
-            square = norm.square()
-            dist.all_reduce(square, group=self.pipeline_group)
-            norm = square.sqrt()
-        nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        norm = gradient_norm([grad for parameter, grad in gradients.items() if parameter is not self.tied_last], self.device)
+        clip(list(gradients.values()), norm, self.clip_norm)
         return norm
 
 

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 
 from parallel.mesh import World, build_meshes
 from scaling.record import StepLine, read_metrics
@@ -14,8 +15,7 @@ from train.trainer import run
 
 def train(world: World, overrides: list[str]) -> list[tuple[float, float]] | None:
     """(loss, gradient norm) of every step as the run's metrics have them; None on ranks that write none."""
-    torch._dynamo.reset()  # graphs of earlier cases must not count against this one's limit
-    torch._dynamo.utils.counters.clear()
+    torch._inductor.config.compile_threads = 1  # else every rank starts a pool of processes that each import torch
     config = load_config(overrides)
     require(config, world_size=world.size)
     assert run(config, world) == 0

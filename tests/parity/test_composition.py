@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.distributed.group import CaseFailed, Group
+from tests.distributed.group import CaseFailed
 from tests.parity import more_cases
 from train.config import load_config
 from train.dry_run import shares
@@ -13,13 +13,9 @@ MODEL = ["model.num_layers=6", "model.hidden_size=36", "model.num_heads=4", "mod
 LENGTH = ["model.vocab_size=270", "tokenizer=bytes", "train.sequence=32", "train.batch_tokens=512", "train.microbatch=1"]
 
 
-def test_sharding_before_splitting_tensors_breaks():
-    four = Group(4)
-    try:
-        with pytest.raises(CaseFailed, match="Error"):
-            four.run(more_cases.shard_before_tensor, [*MODEL, *LENGTH, "parallel.tensor=2", "parallel.shard=2"])
-    finally:
-        four.close()
+def test_sharding_before_splitting_tensors_breaks(group):
+    with pytest.raises(CaseFailed, match="Error"):
+        group(4).run(more_cases.shard_before_tensor, [*MODEL, *LENGTH, "parallel.tensor=2", "parallel.shard=2"])
 
 
 def test_materialising_before_sharding_holds_the_whole_model(group):

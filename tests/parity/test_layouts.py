@@ -92,6 +92,13 @@ def _layers(layout: dict[str, object]) -> int:
     return max(2, ranks if layout.get("pipeline_schedule", "1f1b") in ("1f1b", "gpipe") else 2 * ranks)
 
 
+def _microbatch(layout: dict[str, object]) -> int:
+    """A pipeline wants micro-batches, four on a data rank; elsewhere one pass a step will do, accumulation has its own cases."""
+    sizes = {axis: size for axis, size in layout.items() if isinstance(size, int)}
+    rows = 16 // (sizes.get("replicate", 1) * sizes.get("shard", 1))
+    return rows // 4 if "pipeline" in sizes else rows
+
+
 @pytest.mark.parametrize("microbatch", [2, 4])  # on one rank: 8 and 4 micro-batches; on four: 2 and 1, no accumulation
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
 @pytest.mark.parametrize("layout", DATA)
@@ -110,15 +117,14 @@ def _precisions(layouts: dict[str, dict[str, object]]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("layout, precision", _precisions(PIPELINE))
 def test_pipeline_schedules(group, corpus, expected, tmp_path, layout, precision):
-    how = ["train.microbatch=2"]  # eight micro-batches a step
+    how = ["train.microbatch=4" if PIPELINE[layout]["pipeline"] == 2 else "train.microbatch=2"]  # four or eight micro-batches
     run = _run(precision, layers=_layers(PIPELINE[layout]))
     _compare(group, corpus, expected, tmp_path, PIPELINE[layout], run, how, TOLERANCE[precision])
 
 
 @pytest.mark.parametrize("layout, precision", _precisions(COMPOSED))
 def test_composed(group, corpus, expected, tmp_path, layout, precision):
-    # A pipeline wants micro-batches; elsewhere one pass a rank and step will do.
-    how = ["train.microbatch=2" if "pipeline" in COMPOSED[layout] else "train.microbatch=4"]
+    how = [f"train.microbatch={_microbatch(COMPOSED[layout])}"]
     run = _run(precision, layers=_layers(COMPOSED[layout]))
     _compare(group, corpus, expected, tmp_path, COMPOSED[layout], run, how, TOLERANCE[precision])
 
@@ -127,7 +133,7 @@ def test_composed(group, corpus, expected, tmp_path, layout, precision):
 def test_tied_embeddings(group, corpus, expected, tmp_path, layout):
     axes = (PIPELINE | COMPOSED)[layout]
     run = _run("fp64", "model.tie_embeddings=true", layers=_layers(axes))
-    _compare(group, corpus, expected, tmp_path, axes, run, ["train.microbatch=2"], TOLERANCE["fp64"])
+    _compare(group, corpus, expected, tmp_path, axes, run, ["train.microbatch=4"], TOLERANCE["fp64"])
 
 
 @pytest.mark.parametrize(
@@ -135,8 +141,9 @@ def test_tied_embeddings(group, corpus, expected, tmp_path, layout):
     [("single", "selective"), ("single", "full"), ("tensor2_shard2", "selective"), ("pipeline2_shard2", "full")],
 )
 def test_recomputation(group, corpus, expected, tmp_path, layout, choice):
-    how = ["train.microbatch=4", f"parallel.recompute={choice}"]
-    _compare(group, corpus, expected, tmp_path, (DATA | COMPOSED)[layout], _run("fp64"), how, TOLERANCE["fp64"])
+    axes = (DATA | COMPOSED)[layout]
+    how = [f"train.microbatch={_microbatch(axes)}", f"parallel.recompute={choice}"]
+    _compare(group, corpus, expected, tmp_path, axes, _run("fp64"), how, TOLERANCE["fp64"])
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
@@ -159,15 +166,17 @@ def test_compiled(group, corpus, expected, tmp_path, layout, precision):
     ids=lambda variant: variant[0],
 )
 def test_variants_of_model_and_objective(group, corpus, expected, tmp_path, layout, variant):
-    run = _run("fp64", *variant)
-    _compare(group, corpus, expected, tmp_path, (DATA | COMPOSED)[layout], run, ["train.microbatch=4"], TOLERANCE["fp64"])
+    axes = (DATA | COMPOSED)[layout]
+    how = [f"train.microbatch={_microbatch(axes)}"]
+    _compare(group, corpus, expected, tmp_path, axes, _run("fp64", *variant), how, TOLERANCE["fp64"])
 
 
 @pytest.mark.parametrize("layout", ["single", "shard2", "replicate2_shard2", "tensor2_shard2", "pipeline2_shard2"])
 def test_bf16_stays_near_fp32(group, corpus, expected, tmp_path, layout):
     """bf16 keeps 8 bits of mantissa: activations carry errors of 2^-9, which average out in a loss over 512 tokens."""
-    how = ["train.microbatch=4", "train.precision=bf16"]
-    _compare(group, corpus, expected, tmp_path, (DATA | COMPOSED)[layout], _run("fp32"), how, tolerance=2e-2)
+    axes = (DATA | COMPOSED)[layout]
+    how = [f"train.microbatch={_microbatch(axes)}", "train.precision=bf16"]
+    _compare(group, corpus, expected, tmp_path, axes, _run("fp32"), how, tolerance=2e-2)
 
 
 def test_initial_weights_are_bitwise_those_of_one_process(group, corpus):

@@ -1,0 +1,81 @@
+"""What happens to gradients between backward and the optimizer: completed, measured, clipped.
+
+All of it works on local slices: one reduction of a single number gives the norm on every layout, and the arithmetic on many
+small tensors is done by a few foreach kernels instead of one DTensor operation each.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
+
+
+def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Bring every gradient into its parameter's placement: a replicated weight's gradient may still be a sum to be taken."""
+    for parameter in parameters:
+        gradient = parameter.grad
+        if isinstance(gradient, DTensor) and isinstance(parameter, DTensor) and gradient.placements != parameter.placements:
+            parameter.grad = gradient.redistribute(placements=parameter.placements)
+
+
+def sum_tied_gradients(
+    first: nn.Parameter | None, last: nn.Parameter | None, group: dist.ProcessGroup, peer: int | None
+) -> None:
+    """Give both copies of a tied weight the sum of their gradients. `peer` is the group rank of the copy that is not here."""
+    if first is not None and last is not None:
+        assert first.grad is not None
+        assert last.grad is not None
+        first.grad += last.grad
+        last.grad = first.grad.clone()
+        return
+    ours = first if first is not None else last
+    if ours is None or peer is None:
+        return
+    assert ours.grad is not None
+    local = _local(ours.grad)
+    sent, theirs = local.contiguous(), torch.empty_like(local, memory_format=torch.contiguous_format)
+    # The receive is posted first: two sends that wait for each other would not end.
+    operations = [
+        dist.P2POp(dist.irecv, theirs, group=group, group_peer=peer),
+        dist.P2POp(dist.isend, sent, group=group, group_peer=peer),
+    ]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
+    local += theirs
+
+
+def gradient_norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
+    """l2 norm of the whole gradient on every rank of the default group. Each rank brings what it holds, in its final placement.
+
+    A slice that several ranks hold is divided by their number before the sum. `replicate` without FSDP does not occur: a
+    gradient on more than one data rank is a DTensor.
+    """
+    squares = torch.zeros((), device=device)
+    by_copies: dict[int, list[Tensor]] = {}
+    for gradient in gradients:
+        by_copies.setdefault(_copies(gradient), []).append(_local(gradient))
+    for copies, local in by_copies.items():
+        norms = torch.stack(torch._foreach_norm(local))
+        squares = squares + norms.square().sum() / copies
+    dist.all_reduce(squares)
+    return squares.sqrt()
+
+
+def clip(gradients: Sequence[Tensor], norm: Tensor, largest: float) -> None:
+    """Scale gradients of l2 norm `norm` down to norm `largest`, in place; smaller ones stay as they are."""
+    torch._foreach_mul_([_local(gradient) for gradient in gradients], (largest / (norm + 1e-6)).clamp(max=1.0))
+
+
+def _copies(tensor: Tensor) -> int:
+    """How many ranks hold the same slice."""
+    if not isinstance(tensor, DTensor):
+        return 1
+    mesh = tensor.device_mesh
+    return math.prod(mesh.size(axis) for axis, place in enumerate(tensor.placements) if isinstance(place, Replicate))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
