@@ -1,11 +1,11 @@
 """Activation recomputation: what a block keeps for its backward pass, and what it computes again."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 Recompute = Literal["none", "selective", "full"]
@@ -34,8 +34,16 @@ def recompute_blocks(blocks: Iterable[nn.Module], choice: Recompute) -> None:
     selective: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
     options = selective if choice == "selective" else {}
     for block in blocks:
+        block.forward = _recomputed(block.forward, options)
+
+
+def _recomputed(forward: Callable[..., Tensor], options: dict[str, Any]) -> Callable[..., Tensor]:
+    def recomputed(*inputs: Tensor) -> Tensor:
         # No random numbers are drawn in a block, so there is no generator state to restore.
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, **options)
+        output: Tensor = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+        return output
+
+    return recomputed
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:

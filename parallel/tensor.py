@@ -36,7 +36,7 @@ SPLIT_DIMS: dict[Role, int] = {"vocabulary": 0, "column": 0, "head": 0, "row": 1
 def _style(role: Role) -> ParallelStyle:
     by_sequence, whole = Shard(1), Replicate()
     styles: dict[Role, ParallelStyle] = {
-        "vocabulary": RowwiseParallel(input_layouts=whole, output_layouts=by_sequence),
+        "vocabulary": _SplitByToken(input_layouts=whole, output_layouts=by_sequence),
         "norm": SequenceParallel(),
         "gather": _GatherFirstInput(),
         "column": ColwiseParallel(),
@@ -46,6 +46,17 @@ def _style(role: Role) -> ParallelStyle:
         "tied_head": _GatherFirstInput(local_output=True),
     }
     return styles[role]
+
+
+class _SplitByToken(RowwiseParallel):
+    """An embedding split by token id, which waits for its sums: a compiled block that is given a collective still under way
+    hands its gradient past the DTensor behind it (torch 2.13)."""
+
+    @staticmethod
+    def _prepare_output_fn(
+        output_layouts: Any, use_local_output: bool, module: nn.Module, output: Any, device_mesh: DeviceMesh
+    ) -> Any:
+        return output.redistribute(placements=output_layouts).to_local()
 
 
 class _GatherFirstInput(ParallelStyle):

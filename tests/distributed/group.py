@@ -4,9 +4,9 @@
 that fails shows the traceback and the output of the rank that failed; one that hangs past its time limit shows every rank's
 stack.
 
-Every case has processes of its own, forked from a server that has imported torch: a fork takes milliseconds, and nothing is left
-behind. (Processes that served many cases kept the process groups of all of them alive, with three threads for each that wake a
-hundred times a second.) Cases live in importable modules (not in test files), because the ranks import them by name.
+Every case has processes of its own, forked from a server that has imported torch: a fork takes milliseconds, and nothing is
+left behind. (Processes that served many cases kept the process groups of all of them alive, with three threads for each that
+wake a hundred times a second.) Cases live in importable modules, not in test files: the ranks import them by name.
 """
 
 import faulthandler

@@ -93,7 +93,7 @@ def _layers(layout: dict[str, object]) -> int:
 
 
 def _microbatch(layout: dict[str, object]) -> int:
-    """A pipeline wants micro-batches, four on a data rank; elsewhere one pass a step will do, accumulation has its own cases."""
+    """Four micro-batches a step for a pipeline; elsewhere one pass will do, accumulation has cases of its own."""
     sizes = {axis: size for axis, size in layout.items() if isinstance(size, int)}
     rows = 16 // (sizes.get("replicate", 1) * sizes.get("shard", 1))
     return rows // 4 if "pipeline" in sizes else rows
@@ -146,12 +146,23 @@ def test_recomputation(group, corpus, expected, tmp_path, layout, choice):
     _compare(group, corpus, expected, tmp_path, axes, _run("fp64"), how, TOLERANCE["fp64"])
 
 
-@pytest.mark.parametrize("precision", ["fp64", "fp32"])
-@pytest.mark.parametrize("layout", ["single", "shard2", "replicate2_shard2", "pipeline2_1f1b"])
-def test_compiled(group, corpus, expected, tmp_path, layout, precision):
-    how = ["train.microbatch=4", "train.compile=true"]
-    layouts = DATA | PIPELINE | COMPOSED
-    _compare(group, corpus, expected, tmp_path, layouts[layout], _run(precision), how, TOLERANCE[precision])
+@pytest.mark.parametrize(
+    "layout, choice, precision",
+    [
+        ("single", "none", "fp32"),
+        ("single", "full", "fp64"),
+        ("shard2", "none", "fp64"),
+        ("tensor2", "none", "fp64"),
+        ("replicate2_shard2", "none", "fp64"),
+        ("pipeline2_1f1b", "none", "fp64"),
+        ("tensor2_shard2", "selective", "fp64"),
+    ],
+)
+def test_compiled(group, corpus, expected, tmp_path, layout, choice, precision):
+    axes = (DATA | PIPELINE | COMPOSED)[layout]
+    # One size of micro-batch, so that the layouts share their kernels.
+    how = ["train.microbatch=4", "train.compile=true", f"parallel.recompute={choice}"]
+    _compare(group, corpus, expected, tmp_path, axes, _run(precision), how, TOLERANCE[precision])
 
 
 @pytest.mark.parametrize("layout", ["replicate2_shard2", "tensor2"])

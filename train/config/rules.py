@@ -41,10 +41,6 @@ def _layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterat
             f"parallel.replicate, .shard, .tensor, .pipeline and .context {world_size}"
             + ("" if remainder else f" (such as parallel.shard={shard})")
         )
-    if config.train.compile and layout.tensor > 1:
-        yield f"train.compile=true does not work with parallel.tensor={layout.tensor} yet: set train.compile=false"
-    if config.train.compile and config.parallel.recompute != "none":
-        yield f"train.compile=true does not work with parallel.recompute={config.parallel.recompute} yet: set one of them aside"
     for axis in ("context",):
         if getattr(layout, axis) > 1:
             yield (

@@ -74,10 +74,6 @@ def test_what_context_and_pipeline_cannot_divide():
 
 def test_what_the_engine_lacks_is_refused():
     assert any("parallel.context=2" in line and "not have" in line for line in problems("parallel.context=2", world_size=2))
-    (said,) = problems("parallel.tensor=2", "train.compile=true", world_size=2)
-    assert "train.compile=true does not work with parallel.tensor=2" in said
-    (said,) = problems("parallel.recompute=full", "train.compile=true")
-    assert "train.compile=true does not work with parallel.recompute=full" in said
 
 
 @pytest.mark.parametrize(
