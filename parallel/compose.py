@@ -1,5 +1,6 @@
 """The order in which a model is made parallel. One page; the order is the content."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,16 +15,16 @@ from parallel.shard import local_slice, shard_model
 from parallel.tensor import Role, split_tensors
 
 
-class StageModel(nn.Module):
+class StageModel(nn.Module, ABC):
     """What a model hands over of one stage: itself, and what its submodules are."""
 
+    @abstractmethod
     def block_list(self) -> Sequence[nn.Module]:
         """The repeated units: what is compiled, sharded and recomputed one by one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensor_roles(self) -> Mapping[str, Role]:
         """How tensor parallelism splits each submodule, by name (`*` stands for any layer)."""
-        raise NotImplementedError
 
 
 BuildStage = Callable[[Stage], StageModel]

@@ -3,6 +3,8 @@
 Imports no torch.
 """
 
+import dataclasses
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 
@@ -19,11 +21,52 @@ def require(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -
 
 def check(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> Iterator[str]:
     """One line for every rule broken, with its numbers. `overrides` are what the user typed, for the line to type instead."""
-    yield from _layout(config, world_size, overrides)
+    about_layout = [*_layout(config, world_size, overrides), *_divisions(config)]
+    yield from about_layout
+    if about_layout and config.parallel.layout.world_size <= world_size:
+        yield from _nearest_layout(config, world_size)
+    yield from _schedule(config)
+
+
+def _divisions(config: Config) -> Iterator[str]:
+    """What the layout divides must be divisible."""
     yield from _model(config)
     yield from _length(config)
     yield from _pipeline(config)
-    yield from _schedule(config)
+
+
+def _nearest_layout(config: Config, world_size: int) -> Iterator[str]:
+    """A line that names the possible layout of `world_size` processes with the fewest doublings of axes, if there is one."""
+    parallel = config.parallel
+    given = dataclasses.asdict(parallel.layout)
+    best: tuple[float, dict[str, object]] | None = None
+    for sizes in _factorisations(world_size, ("tensor", "pipeline", "replicate", "shard")):
+        axes = {**given, "context": 1, **sizes}
+        distance = sum(abs(math.log2(axes[axis] / given[axis])) for axis in given)
+        for schedule in dict.fromkeys((parallel.pipeline_schedule, "1f1b")):
+            cost = distance + (0.5 if schedule != parallel.pipeline_schedule else 0.0)
+            if best is not None and cost >= best[0]:
+                continue
+            changed = {**axes, "pipeline_schedule": schedule}
+            candidate = dataclasses.replace(config, parallel=dataclasses.replace(parallel, **changed))
+            if not any(_divisions(candidate)):
+                best = cost, changed
+    if best is not None:
+        words = [f"parallel.{key}={value}" for key, value in best[1].items() if getattr(parallel, key) != value]
+        if words:
+            count = f"{world_size} process{'' if world_size == 1 else 'es'}"
+            yield f"the nearest possible layout ({count}): {' '.join(words)}"
+
+
+def _factorisations(number: int, axes: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Every way to write `number` as a product of one factor per axis."""
+    first, *rest = axes
+    if not rest:
+        yield {first: number}
+        return
+    for factor in (divisor for divisor in range(1, number + 1) if number % divisor == 0):
+        for others in _factorisations(number // factor, rest):
+            yield {first: factor, **others}
 
 
 def _layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterator[str]:
@@ -35,11 +78,9 @@ def _layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterat
             f"   (or: torchrun --nproc-per-node {layout.world_size} -m train{typed})"
         )
     elif layout.world_size < world_size:
-        shard, remainder = divmod(world_size * layout.shard, layout.world_size)
         yield (
             f"{world_size} processes were started, the layout {layout} fills {layout.world_size}: make the product of "
             f"parallel.replicate, .shard, .tensor, .pipeline and .context {world_size}"
-            + ("" if remainder else f" (such as parallel.shard={shard})")
         )
     for axis in ("context",):
         if getattr(layout, axis) > 1:

@@ -140,17 +140,36 @@ def test_the_line_to_type_is_read_back_by_a_shell_as_what_was_typed(override):
 
 
 @pytest.mark.parametrize(
-    "overrides, world_size, suggestion",
+    "overrides, world_size, nearest",
     [
-        ([], 3, "parallel.shard=3"),
-        (["parallel.shard=2"], 3, "parallel.shard=3"),
         (["parallel.replicate=2"], 8, "parallel.shard=4"),
-        (["parallel.replicate=2", "parallel.shard=2"], 6, "parallel.shard=3"),
-        (["parallel.replicate=2"], 3, None),  # no shard makes 2 x shard = 3
+        (["parallel.shard=2"], 3, "parallel.pipeline=3 parallel.shard=1"),  # three data ranks do not divide the batch
     ],
 )
-def test_more_processes_than_the_layout_fills(overrides, world_size, suggestion):
-    said = problems(*overrides, world_size=world_size)[0]
-    assert f"{world_size} processes were started" in said
-    assert ("such as" in said) == (suggestion is not None)
-    assert suggestion is None or f"(such as {suggestion})" in said
+def test_more_processes_than_the_layout_fills(overrides, world_size, nearest):
+    started, advice = problems(*overrides, "train.microbatch=4", world_size=world_size)
+    assert f"{world_size} processes were started" in started
+    assert f"product of parallel.replicate, .shard, .tensor, .pipeline and .context {world_size}" in started
+    assert set(advice.split(": ")[1].split()) == set(nearest.split())
+
+
+@pytest.mark.parametrize(
+    "overrides, world_size, nearest",
+    [
+        (["parallel.tensor=4", "model.num_kv_heads=2"], 4, "(4 processes): parallel.shard=2 parallel.tensor=2"),
+        (["parallel.pipeline=8", "train.microbatch=1"], 8, "(8 processes): parallel."),
+        (["parallel.pipeline=4", "parallel.pipeline_schedule=zbv", "train.microbatch=1"], 4, "pipeline_schedule=1f1b"),
+        (["parallel.shard=3", "train.batch_tokens=6144"], 6, "(6 processes): parallel."),
+        (["parallel.context=2"], 2, "(2 processes): parallel."),
+    ],
+)
+def test_the_nearest_possible_layout_is_named(overrides, world_size, nearest):
+    said = [line for line in problems(*overrides, world_size=world_size) if "nearest possible layout" in line]
+    assert len(said) == 1
+    assert nearest in said[0]
+    typed = said[0].split(": ")[1].split()
+    assert problems(*overrides, *typed, world_size=world_size) == []  # later words take the place of earlier ones
+
+
+def test_no_layout_is_named_where_none_is_possible():
+    assert not [line for line in problems("train.batch_tokens=8000") if "nearest possible layout" in line]

@@ -1,0 +1,144 @@
+"""What each layout costs on this machine: step times against a single process, and the bubbles of pipelines.
+
+    .venv/bin/python -m benchmarks.layouts steps [--rounds 5]
+    .venv/bin/python -m benchmarks.layouts bubble [--rounds 5]
+    .venv/bin/python -m benchmarks.layouts meta
+
+On a CPU this is the price of communication and of DTensor's bookkeeping, not of what a layout is for: the same two cores do the
+same work in every row. `steps` takes all layouts in turns and prints the median over rounds of step time / the single process's
+of the same round. `bubble` fits forward-backward time = fixed + slope x micro-batches; fixed / slope is the pipeline's bubble
+in micro-batches, which the formula gives too. `meta` builds the large models on the meta device.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from parallel.batch import Batch
+from parallel.mesh import World, build_meshes
+from tests.distributed.group import Group
+from train.build import build_engine, build_model
+from train.config import load_config, require
+
+MODEL = ["model.num_layers=8", "model.vocab_size=512", "tokenizer=bytes", "train.sequence=256", "train.microbatch=1"]
+LAYOUTS = {
+    "single process, two threads": "",
+    "replicate 2": "replicate=2",
+    "shard 2": "shard=2",
+    "tensor 2": "tensor=2",
+    "pipeline 2, gpipe": "pipeline=2 pipeline_schedule=gpipe",
+    "pipeline 2, 1f1b": "pipeline=2",
+    "pipeline 2, interleaved": "pipeline=2 pipeline_schedule=interleaved",
+    "pipeline 2, zbv": "pipeline=2 pipeline_schedule=zbv",
+    "pipeline 2, dualpipev": "pipeline=2 pipeline_schedule=dualpipev",
+    "replicate 2 x shard 2": "replicate=2 shard=2",
+    "tensor 2 x shard 2": "tensor=2 shard=2",
+    "tensor 2 x pipeline 2": "tensor=2 pipeline=2",
+    "pipeline 2 x shard 2": "pipeline=2 shard=2",
+}
+# Bubble over ideal time, times micro-batches, for p ranks and v stages a rank: GPipe (Huang et al., arXiv 1811.06965), 1F1B and
+# interleaved (Narayanan et al., arXiv 2104.04473, section 2.2): (p - 1) and (p - 1) / v. ZBV's is zero where forward, input
+# gradient and weight gradient take the same time (Qi et al., arXiv 2401.10241, section 4).
+BUBBLES = {"gpipe": 1.0, "1f1b": 1.0, "interleaved": 0.5, "zbv": 0.0}
+
+
+def seconds(world: World, overrides: list[str], steps: int) -> tuple[float, float]:
+    """(whole step, its forward and backward), medians of all but the first two steps, of one rank."""
+    torch.set_num_threads(2 if world.size == 1 else 1)
+    config = load_config(overrides)
+    require(config, world_size=world.size)
+    engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
+    draw = torch.Generator().manual_seed(world.rank)
+    shape = (config.train.microbatch, config.train.sequence)
+    batches = [
+        Batch(
+            torch.randint(256, shape, generator=draw),
+            torch.randint(256, shape, generator=draw),
+            torch.zeros(shape, dtype=torch.int64),
+        )
+        for _ in range(config.accumulation)
+    ]
+    whole, passes = [], []
+    train = engine.runner.train
+
+    def timed(batches: list[Batch], tokens: int) -> torch.Tensor:
+        start = time.perf_counter()
+        result = train(batches, tokens)
+        passes.append(time.perf_counter() - start)
+        return result
+
+    engine.runner.train = timed
+    for _ in range(steps + 2):
+        start = time.perf_counter()
+        engine.train_step(batches, learning_rate=1e-3, tokens=config.train.batch_tokens).loss.item()
+        whole.append(time.perf_counter() - start)
+    return statistics.median(whole[2:]), statistics.median(passes[2:])
+
+
+def measure(axes: str, microbatches: int, steps: int) -> tuple[float, float]:
+    """Both times of the slowest rank, with as many sequences in a step as `microbatches`."""
+    overrides = [*MODEL, f"train.batch_tokens={256 * microbatches}", *(f"parallel.{axis}" for axis in axes.split())]
+    world_size = load_config(overrides).parallel.layout.world_size
+    answers = Group(world_size).run(seconds, overrides, steps, timeout=600.0)
+    return max(answer[0] for answer in answers), max(answer[1] for answer in answers)
+
+
+def compare_steps(rounds: int) -> None:
+    """Print the table of step times."""
+    ratios: dict[str, list[float]] = {name: [] for name in LAYOUTS}
+    milliseconds: dict[str, list[float]] = {name: [] for name in LAYOUTS}
+    for number in range(rounds):
+        for name, axes in LAYOUTS.items():
+            milliseconds[name].append(1000 * measure(axes, microbatches=8, steps=8)[0])
+            ratios[name].append(milliseconds[name][-1] / milliseconds[next(iter(LAYOUTS))][-1])
+        print(f"round {number + 1} of {rounds} done", flush=True)
+    print("\n| layout | processes | step, ms | / single process | from | to |\n|---|---|---|---|---|---|")
+    for name, axes in LAYOUTS.items():
+        processes = load_config([f"parallel.{axis}" for axis in axes.split()]).parallel.layout.world_size
+        low, middle, high = min(ratios[name]), statistics.median(ratios[name]), max(ratios[name])
+        print(f"| {name} | {processes} | {statistics.median(milliseconds[name]):.0f} | {middle:.2f} | {low:.2f} | {high:.2f} |")
+
+
+def compare_bubbles(rounds: int) -> None:
+    """Print measured bubbles beside the formula's."""
+    counts = (4, 8, 16)
+    print("| schedule | bubble measured, micro-batches | from | to | formula |\n|---|---|---|---|---|")
+    for schedule, formula in BUBBLES.items():
+        found = []
+        for _ in range(rounds):
+            times = [measure(f"pipeline=2 pipeline_schedule={schedule}", count, steps=8)[1] for count in counts]
+            slope, fixed = statistics.linear_regression(counts, times)
+            found.append(fixed / slope)
+        print(
+            f"| {schedule} | {statistics.median(found):.2f} | {min(found):.2f} | {max(found):.2f} | {formula:.2f} |", flush=True
+        )
+
+
+def build_large() -> None:
+    """Print how long the large models take on the meta device."""
+    for name in ("8b", "22b", "175b", "1t"):
+        config = load_config([f"model={name}"])
+        start = time.perf_counter()
+        model = build_model(config.model, torch.float32, torch.device("meta"))
+        elapsed = time.perf_counter() - start
+        print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters in {elapsed:.2f} s")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["steps", "bubble", "meta"])
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    if arguments.what == "steps":
+        compare_steps(arguments.rounds)
+    elif arguments.what == "bubble":
+        compare_bubbles(arguments.rounds)
+    else:
+        build_large()
+
+
+if __name__ == "__main__":
+    main()
