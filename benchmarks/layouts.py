@@ -13,6 +13,7 @@ in micro-batches, which the formula gives too. `meta` builds the large models on
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -63,13 +64,13 @@ def seconds(world: World, overrides: list[str], steps: int) -> tuple[float, floa
     whole, passes = [], []
     train = engine.runner.train
 
-    def timed(batches: list[Batch], tokens: int) -> torch.Tensor:
+    def timed(batches: Sequence[Batch], tokens: int) -> torch.Tensor:
         start = time.perf_counter()
         result = train(batches, tokens)
         passes.append(time.perf_counter() - start)
         return result
 
-    engine.runner.train = timed
+    engine.runner.train = timed  # type: ignore[method-assign]
     for _ in range(steps + 2):
         start = time.perf_counter()
         engine.train_step(batches, learning_rate=1e-3, tokens=config.train.batch_tokens).loss.item()
