@@ -23,7 +23,15 @@ from tests.distributed.group import Group
 from train.build import build_engine, build_model
 from train.config import load_config, require
 
-MODEL = ["model.num_layers=8", "model.vocab_size=512", "tokenizer=bytes", "train.sequence=256", "train.microbatch=1"]
+MODEL = [
+    "model.num_layers=8",
+    "model.hidden_size=256",
+    "model.ffn_size=768",
+    "model.vocab_size=512",
+    "tokenizer=bytes",
+    "train.sequence=256",
+    "train.microbatch=1",
+]
 LAYOUTS = {
     "single process, two threads": "",
     "replicate 2": "replicate=2",
@@ -45,45 +53,63 @@ LAYOUTS = {
 BUBBLES = {"gpipe": 1.0, "1f1b": 1.0, "interleaved": 0.5, "zbv": 0.0}
 
 
-def seconds(world: World, overrides: list[str], steps: int) -> tuple[float, float]:
-    """(whole step, its forward and backward), medians of all but the first two steps, of one rank."""
-    torch.set_num_threads(2 if world.size == 1 else 1)
-    config = load_config(overrides)
-    require(config, world_size=world.size)
-    engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
-    draw = torch.Generator().manual_seed(world.rank)
-    shape = (config.train.microbatch, config.train.sequence)
-    batches = [
-        Batch(
-            torch.randint(256, shape, generator=draw),
-            torch.randint(256, shape, generator=draw),
-            torch.zeros(shape, dtype=torch.int64),
-        )
-        for _ in range(config.accumulation)
-    ]
-    whole, passes = [], []
-    train = engine.runner.train
+class Timed:
+    """An engine, its batches, and the seconds that each of its steps took."""
 
-    def timed(batches: Sequence[Batch], tokens: int) -> torch.Tensor:
+    def __init__(self, world: World, overrides: list[str]) -> None:
+        config = load_config(overrides)
+        require(config, world_size=world.size)
+        self.engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
+        self.tokens = config.train.batch_tokens
+        draw = torch.Generator().manual_seed(world.rank)
+        shape = (config.train.microbatch, config.train.sequence)
+        self.batches = [
+            Batch(
+                torch.randint(256, shape, generator=draw),
+                torch.randint(256, shape, generator=draw),
+                torch.zeros(shape, dtype=torch.int64),
+            )
+            for _ in range(config.accumulation)
+        ]
+        self.whole: list[float] = []
+        self.passes: list[float] = []
+        self._train = self.engine.runner.train
+        self.engine.runner.train = self._timed  # type: ignore[method-assign]
+
+    def _timed(self, batches: Sequence[Batch], tokens: int) -> torch.Tensor:
         start = time.perf_counter()
-        result = train(batches, tokens)
-        passes.append(time.perf_counter() - start)
+        result = self._train(batches, tokens)
+        self.passes.append(time.perf_counter() - start)
         return result
 
-    engine.runner.train = timed  # type: ignore[method-assign]
-    for _ in range(steps + 2):
+    def step(self) -> None:
+        """One training step."""
         start = time.perf_counter()
-        engine.train_step(batches, learning_rate=1e-3, tokens=config.train.batch_tokens).loss.item()
-        whole.append(time.perf_counter() - start)
-    return statistics.median(whole[2:]), statistics.median(passes[2:])
+        self.engine.train_step(self.batches, learning_rate=1e-3, tokens=self.tokens).loss.item()
+        self.whole.append(time.perf_counter() - start)
 
 
-def measure(axes: str, microbatches: int, steps: int) -> tuple[float, float]:
-    """Both times of the slowest rank, with as many sequences in a step as `microbatches`."""
-    overrides = [*MODEL, f"train.batch_tokens={256 * microbatches}", *(f"parallel.{axis}" for axis in axes.split())]
-    world_size = load_config(overrides).parallel.layout.world_size
-    answers = Group(world_size).run(seconds, overrides, steps, timeout=600.0)
-    return max(answer[0] for answer in answers), max(answer[1] for answer in answers)
+def seconds(world: World, configs: list[list[str]], steps: int) -> list[tuple[list[float], list[float]]]:
+    """(whole steps, their passes) of one rank for every configuration, taken in turns; the first two left out."""
+    torch.set_num_threads(2 if world.size == 1 else 1)
+    engines = [Timed(world, overrides) for overrides in configs]
+    for _ in range(steps + 2):
+        for engine in engines:
+            if world.size > 1:
+                torch.distributed.barrier()
+            engine.step()
+    return [(engine.whole[2:], engine.passes[2:]) for engine in engines]
+
+
+def overrides_of(axes: str, microbatches: int) -> list[str]:
+    """The benchmark's model in this layout, with as many sequences in a step as `microbatches`."""
+    return [*MODEL, f"train.batch_tokens={256 * microbatches}", *(f"parallel.{axis}" for axis in axes.split())]
+
+
+def measure(axes: str, counts: Sequence[int], steps: int) -> list[list[tuple[list[float], list[float]]]]:
+    """For every rank and number of micro-batches, what `seconds` gives."""
+    configs = [overrides_of(axes, count) for count in counts]
+    return Group(load_config(configs[0]).parallel.layout.world_size).run(seconds, configs, steps, timeout=900.0)
 
 
 def compare_steps(rounds: int) -> None:
@@ -92,7 +118,8 @@ def compare_steps(rounds: int) -> None:
     milliseconds: dict[str, list[float]] = {name: [] for name in LAYOUTS}
     for number in range(rounds):
         for name, axes in LAYOUTS.items():
-            milliseconds[name].append(1000 * measure(axes, microbatches=8, steps=8)[0])
+            slowest = max(statistics.median(whole) for [(whole, _)] in measure(axes, [8], steps=8))
+            milliseconds[name].append(1000 * slowest)
             ratios[name].append(milliseconds[name][-1] / milliseconds[next(iter(LAYOUTS))][-1])
         print(f"round {number + 1} of {rounds} done", flush=True)
     print("\n| layout | processes | step, ms | / single process | from | to |\n|---|---|---|---|---|---|")
@@ -109,7 +136,9 @@ def compare_bubbles(rounds: int) -> None:
     for schedule, formula in BUBBLES.items():
         found = []
         for _ in range(rounds):
-            times = [measure(f"pipeline=2 pipeline_schedule={schedule}", count, steps=8)[1] for count in counts]
+            ranks = measure(f"pipeline=2 pipeline_schedule={schedule}", counts, steps=12)
+            # The fastest of the steps: whatever else runs on the machine only adds to a time.
+            times = [max(min(passes) for _, passes in of_count) for of_count in zip(*ranks, strict=True)]
             slope, fixed = statistics.linear_regression(counts, times)
             found.append(fixed / slope)
         print(
