@@ -2,13 +2,21 @@
 
 import importlib
 import sys
+from typing import NoReturn
 
-# Subcommand -> (module with `main(arguments) -> exit code`, what it does). `python -m <module>` is the same command.
+from parallel.environment import leave
+
+# Subcommand -> (module and function (arguments) -> exit code, what it does).
 COMMANDS = {
-    "train": ("launch.local", "train a model (python -m train), with as many processes as the layout needs"),
-    "data": ("train.data.__main__", "prepare | inspect the tokenised corpus"),
-    "generate": ("train.generate", "continue a prompt with a trained model"),
+    "train": ("launch.local:main", "train a model (python -m train), with as many processes as the layout needs"),
+    "data": ("train.data.__main__:main", "prepare | inspect the tokenised corpus"),
+    "generate": ("launch.local:generate", "continue a prompt with a trained model (python -m train.generate)"),
 }
+
+
+def command() -> NoReturn:
+    """The console command."""
+    leave(main())
 
 
 def main() -> int:
@@ -26,4 +34,5 @@ def main() -> int:
         hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
         print(f"error: no command '{name}'{hint} (all commands: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
-    return int(importlib.import_module(COMMANDS[name][0]).main(arguments))
+    module, _, function = COMMANDS[name][0].partition(":")
+    return int(getattr(importlib.import_module(module), function)(arguments))

@@ -1,4 +1,4 @@
-"""`foretrain train`: a run on this machine, through torchrun's agent where the layout needs more than one process."""
+"""`foretrain train` and `generate` on this machine, through torchrun's agent where the layout needs several processes."""
 
 import importlib
 import logging
@@ -9,7 +9,7 @@ import uuid
 
 from train.config import UserError, load_config, require
 
-TRAIN = "train.__main__"  # by name only: launch knows of train no more than its configuration
+TRAIN, GENERATE = "train.__main__", "train.generate"  # by name only: launch knows of train no more than its configuration
 
 
 def main(arguments: list[str]) -> int:
@@ -26,10 +26,16 @@ def main(arguments: list[str]) -> int:
         return 2
     if world_size == 1 or config.train.dry_run:
         return int(importlib.import_module(TRAIN).main(arguments))
-    return _start_workers(world_size, arguments)
+    return _start_workers(world_size, "train", arguments)
 
 
-def _start_workers(world_size: int, arguments: list[str]) -> int:
+def generate(arguments: list[str]) -> int:
+    """Continue a prompt. Returns the exit code."""
+    main = importlib.import_module(GENERATE).main
+    return int(main(arguments, start=lambda world_size: _start_workers(world_size, GENERATE, arguments)))
+
+
+def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -48,7 +54,7 @@ def _start_workers(world_size: int, arguments: list[str]) -> int:
         max_restarts=0,
     )
     # -P: a folder named `train` where the user stands must not be taken for ours.
-    command = [sys.executable, "-P", "-m", "train", *arguments]
+    command = [sys.executable, "-P", "-m", module, *arguments]
     try:
         elastic_launch(config, entrypoint=command[0])(*command[1:])
     except SignalException as error:

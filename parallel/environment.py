@@ -1,9 +1,12 @@
 """What torchrun told this process about itself. The only place that reads those variables. Standard library only."""
 
+import atexit
 import ctypes
 import os
 import signal
+import sys
 from dataclasses import dataclass
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -14,6 +17,18 @@ def die_with_launcher() -> None:
     torchrun starts workers in sessions of their own, so killing torchrun's process group alone would leave them writing.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code, without taking the interpreter down first.
+
+    gloo's threads may still hold tensors that Python knows; letting go of one while the interpreter goes down aborts the
+    process (signal 6), after all the work was done (seen about once in fifty runs with torch 2.13).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @dataclass(frozen=True)

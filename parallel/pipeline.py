@@ -120,6 +120,7 @@ class PipelineRunner:
         self.parts = parts
         self.num_stages = num_stages
         self.activation = activation
+        self.sequence = tokens.shape[1]
         self._owners = [rank_of_stage(stage, group.size(), schedule) for stage in range(num_stages)]
         self.device = device
         self.has_first = any(part.stage.first for part in parts)
@@ -160,27 +161,28 @@ class PipelineRunner:
         self._schedule.step(*inputs, target=targets, document_BS=batch.document_BS, return_outputs=False)
         return torch.stack(self._sums).sum(dim=0) if self._sums else torch.zeros(2, dtype=torch.float64, device=self.device)
 
-    def evaluate(self, batch: Batch) -> Tensor:
+    def logits(self, batch: Batch) -> Tensor | None:
         """See `Runner`. Stage by stage, each rank once it has its input: torch's V-shaped schedules run no forward alone."""
-        here = batch.to(self.device)
-        result = torch.zeros(2, dtype=torch.float64, device=self.device)
+        rows, sequence = batch.tokens_BS.shape
+        logits: Tensor | None = None
         output: Tensor | None = None
         for part in self.parts:
             stage, ours = part.stage.index, self.group.rank()
             if part.stage.first:
-                inputs = here.tokens_BS
+                inputs = batch.tokens_BS
             elif self._owners[stage - 1] == ours and output is not None:
                 inputs = output
             else:
-                inputs = torch.empty_like(self.activation, device=self.device, requires_grad=False)
+                part_of_sequence = sequence * self.activation.shape[1] // self.sequence
+                shape = (rows, part_of_sequence, self.activation.shape[2])
+                inputs = torch.empty(shape, dtype=self.activation.dtype, device=self.device)
                 dist.recv(inputs, group=self.group, group_src=self._owners[stage - 1])
-            output = part.module(inputs, document_BS=here.document_BS)
+            output = part.module(inputs, document_BS=batch.document_BS)
             if part.stage.last:
-                _, cross_entropy, targets = self._loss_sums(output, here.targets_BS)
-                result += torch.stack((cross_entropy.double(), targets.double()))
+                logits = output
             elif self._owners[stage + 1] != ours:
                 dist.send(output.contiguous(), group=self.group, group_dst=self._owners[stage + 1])
-        return result
+        return logits
 
 
 def gather_over_stages(

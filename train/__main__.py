@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from parallel.environment import ProcessEnvironment, die_with_launcher
+from parallel.environment import ProcessEnvironment, die_with_launcher, leave
 from train.config import load_config, require
 from train.config.help import answer_without_running
 from train.errors import RunFailed, UserError
@@ -42,4 +42,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from parallel.compose import Composition, compose
+from parallel.compose import Composition, Fill, compose
 from parallel.engine.native import LossSums, NativeEngine, WholeModelRunner
 from parallel.mesh import Meshes
 from parallel.pipeline import Part, PipelineRunner, Stage, stage_count
@@ -34,9 +34,9 @@ def build_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, s
         ).to(dtype)
 
 
-def build_engine(config: Config, meshes: Meshes, device: torch.device) -> NativeEngine:
-    """Model and optimizer of this rank, composed, initialised and ready to step."""
-    parts = build_parts(config, meshes, device)
+def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fill | None = None) -> NativeEngine:
+    """Model and optimizer of this rank, composed, filled (with initial values, unless told otherwise) and ready to step."""
+    parts = build_parts(config, meshes, device, fill or initial_values(config))
     group = meshes.parameters.get_group("tensor")
     sums = partial(loss_sums, z_loss=config.train.z_loss, vocabulary_group=group if group.size() > 1 else None)
     return NativeEngine(
@@ -44,24 +44,32 @@ def build_engine(config: Config, meshes: Meshes, device: torch.device) -> Native
         _pipeline_runner(config, parts, meshes, device, sums)
         if config.parallel.pipeline > 1
         else WholeModelRunner(parts[0].module, sums, device),
+        sums,
         build_optimizer(config.optimizer, [pair for part in parts for pair in part.module.named_parameters()]),
         meshes,
         device=device,
         clip_norm=config.optimizer.clip_norm,
+        vocab_size=config.model.vocab_size,
         tied="embedding.weight" if config.model.tie_embeddings else None,
     )
 
 
-def build_parts(config: Config, meshes: Meshes, device: torch.device) -> list[Part]:
-    """This rank's stages of the model, composed and initialised."""
-    dtype = PARAMETER_DTYPES[config.train.precision]
-
-    def build_stage(stage: Stage) -> Decoder:
-        return build_model(config.model, dtype, torch.device("meta"), stage)
+def initial_values(config: Config) -> Fill:
+    """Fills slices with the initial weights of a run."""
 
     def fill_slice(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
         std = init_std(name, config.model.num_layers, config.model.init_std)
         fill(local, offset, shape, name=name, seed=config.run.seed, std=std)
+
+    return fill_slice
+
+
+def build_parts(config: Config, meshes: Meshes, device: torch.device, fill: Fill) -> list[Part]:
+    """This rank's stages of the model, composed and filled."""
+    dtype = PARAMETER_DTYPES[config.train.precision]
+
+    def build_stage(stage: Stage) -> Decoder:
+        return build_model(config.model, dtype, torch.device("meta"), stage)
 
     composition = Composition(
         pipeline_schedule=config.parallel.pipeline_schedule,
@@ -71,7 +79,7 @@ def build_parts(config: Config, meshes: Meshes, device: torch.device) -> list[Pa
         bf16=config.train.precision == "bf16",
     )
     shape, sequence = config.model.shape, config.train.sequence
-    return compose(shape, sequence, build_stage, meshes, composition, device=device, fill=fill_slice)
+    return compose(shape, sequence, build_stage, meshes, composition, device=device, fill=fill)
 
 
 def _pipeline_runner(config: Config, parts: list[Part], meshes: Meshes, device: torch.device, sums: LossSums) -> PipelineRunner:

@@ -1,34 +1,92 @@
-"""`foretrain generate RUN --prompt TEXT`: continue a prompt with a trained model."""
+"""`foretrain generate RUN --prompt TEXT [parallel.tensor=2 ...]`: continue a prompt with a trained model, on any layout."""
 
+import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from parallel.environment import ProcessEnvironment, die_with_launcher, leave
+from parallel.layout import Layout
+from train.config import Config, require_layout
 from train.errors import UserError
+from train.run_directory import load_run_config
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from parallel.mesh import World
+
 
 def generate(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="a finished run's folder, such as runs/demo")],
     prompt: Annotated[str, typer.Option(help="the text to continue")],
     tokens: Annotated[int, typer.Option(min=1, help="how many tokens to add at most")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="draw among the k likeliest only; 0: among all")] = 50,
     seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
+    layout: Annotated[
+        list[str] | None, typer.Argument(help="where the model is too large for one process: parallel.tensor=2, ...")
+    ] = None,
 ) -> None:
     """Continue a prompt. Prints prompt and continuation."""
-    print(continue_prompt(run, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed))
+    environment = ProcessEnvironment.read()
+    if environment.launched:
+        die_with_launcher()
+    config = generation_config(run, layout or [])
+    needed = config.parallel.layout.world_size
+    require_layout(config, world_size=needed)
+    if needed > 1 and not environment.launched and context.obj is not None:
+        raise typer.Exit(context.obj(needed))
+    if needed != environment.world_size:
+        raise UserError(
+            f"the layout {config.parallel.layout} needs {needed} processes, here are {environment.world_size}: use foretrain "
+            f"generate, which starts them, or torchrun --nproc-per-node {needed} -m train.generate"
+        )
+    from parallel.mesh import connect
+
+    with connect(environment) as world:
+        text = continue_prompt(run, config, prompt, world, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+        if world.rank == 0:
+            print(text)
 
 
-def continue_prompt(run: Path, prompt: str, *, tokens: int, temperature: float, top_k: int, seed: int) -> str:
+def generation_config(run: Path, layout: list[str]) -> Config:
+    """The configuration of a run in the layout that `layout` asks for ("parallel.tensor=2", ...), a row at a time.
+
+    Raises:
+        UserError: `run` is not a run, or a word of `layout` is not an axis and its size.
+    """
+    sizes = {}
+    for word in layout:
+        key, _, size = word.partition("=")
+        axis = key.removeprefix("parallel.")
+        if not key.startswith("parallel.") or axis not in {field.name for field in dataclasses.fields(Layout)}:
+            raise UserError(
+                f"'{word}': here the axes of the layout can be set, such as parallel.tensor=2 or parallel.pipeline=2"
+            )
+        if not size.isdecimal() or int(size) < 1:
+            raise UserError(f"'{word}': the size of an axis is a number from 1 up")
+        sizes[axis] = int(size)
+    config = load_run_config(run)
+    axes = {**dataclasses.asdict(Layout()), **sizes, "pipeline_schedule": "gpipe", "recompute": "none"}
+    parallel = dataclasses.replace(config.parallel, **axes)
+    batch_tokens = config.train.sequence * parallel.layout.data_parallel
+    train = dataclasses.replace(config.train, microbatch=1, batch_tokens=batch_tokens, compile=False)
+    return dataclasses.replace(config, parallel=parallel, train=train)
+
+
+def continue_prompt(
+    run: Path, config: Config, prompt: str, world: "World", *, tokens: int, temperature: float, top_k: int, seed: int
+) -> str:
     """The prompt and up to `tokens` more tokens, drawn from the run's model; it stops where the model ends the text.
 
     The model sees at most `train.sequence` tokens, the length it was trained on. Every step recomputes that window.
+    Every rank of `world` draws the same tokens, whatever the layout of `config` (see `generation_config`).
 
     Raises:
         UserError: `run` is not a finished run.
@@ -40,15 +98,12 @@ def continue_prompt(run: Path, prompt: str, *, tokens: int, temperature: float, 
     import torch
     from tokenizers import Tokenizer
 
-    from train.build import PARAMETER_DTYPES, build_model
-    from train.run_directory import load_run_config
-    from train.weights import load_weights
+    from parallel.mesh import build_meshes
+    from train.build import build_engine
+    from train.weights import weights_of
 
-    config = load_run_config(run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(config.model, PARAMETER_DTYPES[config.train.precision], torch.device("meta"))
-    model.load_state_dict(load_weights(run), assign=True)
-    model = model.to(device).eval()
+    with weights_of(run) as fill:
+        engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device, fill)
     try:
         tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
         tokenizer.encode_special_tokens = True
@@ -59,15 +114,13 @@ def continue_prompt(run: Path, prompt: str, *, tokens: int, temperature: float, 
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     ids = list(prompt_ids) or [end_of_text]
     start = len(ids)
-    generator = torch.Generator(device).manual_seed(seed)
-    with torch.no_grad():
-        for _ in range(tokens):
-            window_BS = torch.tensor([ids[-config.train.sequence :]], device=device)
-            logits_V = model(window_BS, torch.zeros_like(window_BS))[0, -1]
-            next_id = _draw(logits_V, temperature, top_k, generator)
-            if next_id == end_of_text:
-                break
-            ids.append(next_id)
+    generator = torch.Generator(world.device).manual_seed(seed)
+    for _ in range(tokens):
+        logits_V = engine.next_token_logits(torch.tensor(ids[-config.train.sequence :]))
+        next_id = _draw(logits_V, temperature, top_k, generator)
+        if next_id == end_of_text:
+            break
+        ids.append(next_id)
     return str(tokenizer.decode(prompt_ids + ids[start:], skip_special_tokens=False))
 
 
@@ -82,15 +135,23 @@ def _draw(logits_V: "Tensor", temperature: float, top_k: int, generator: "Genera
     return int(torch.multinomial(scaled_V.softmax(dim=-1), 1, generator=generator))
 
 
-def main(arguments: list[str]) -> int:
-    """Parse the command line and run. Returns the exit code."""
+def main(arguments: list[str], start: Callable[[int], int] | None = None) -> int:
+    """Parse the command line and run. Returns the exit code.
+
+    `start` runs this same command in so many processes, where the layout needs them, and returns its exit code.
+    """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(generate)
     try:
-        app(args=arguments, prog_name="foretrain generate", standalone_mode=True)
+        app(args=arguments, prog_name="foretrain generate", standalone_mode=True, obj=start)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if ProcessEnvironment.read().rank == 0:
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except SystemExit as ending:
         return int(ending.code or 0)
     return 0
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

@@ -8,13 +8,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from parallel.compose import Fill
 from scaling.record import write_atomically
 from train.errors import UserError
 
@@ -55,12 +56,28 @@ def _save_file(whole: dict[str, Tensor], path: Path) -> None:
         raise OSError(f"cannot write {path}: {error}") from error
 
 
-def load_weights(run: Path) -> dict[str, torch.Tensor]:
-    """The newest weights of a run, by name, on the CPU.
+@contextmanager
+def weights_of(run: Path) -> Iterator[Fill]:
+    """Fills slices with the newest weights of a run, reading no more of them than the slices.
 
     Raises:
         UserError: there are none, or they are not what was saved.
     """
+    with safe_open(_newest(run), "pt") as file:
+
+        def fill(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
+            index = tuple(slice(start, start + size) for start, size in zip(offset, local.shape, strict=True))
+            local.copy_(file.get_slice(name)[index])
+
+        yield fill
+
+
+def load_weights(run: Path) -> dict[str, Tensor]:
+    """The newest weights of a run, by name, on the CPU. Raises what `weights_of` raises."""
+    return load_file(_newest(run))
+
+
+def _newest(run: Path) -> Path:
     manifests = sorted((run / "checkpoints").glob("step_*/manifest.json"))
     if not manifests:
         raise UserError(f"{run} has no saved weights: it has not finished")
@@ -74,4 +91,4 @@ def load_weights(run: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"the weights in {folder} cannot be read: {error!r}") from None
     if digest != expected:
         raise UserError(f"{path} is damaged: its SHA-256 is {digest[:12]}..., its manifest says {expected[:12]}...")
-    return load_file(path)
+    return path

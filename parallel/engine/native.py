@@ -23,17 +23,17 @@ Only the objective has a gradient."""
 
 
 class Runner(Protocol):
-    """How micro-batches pass through this rank's part of the model.
-
-    Both return (cross entropy, number of targets), float64, summed over the micro-batches; zeros on a rank that has no logits.
-    """
+    """How micro-batches pass through this rank's part of the model."""
 
     def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
-        """Forward and backward of one step; gradients of objective / `tokens`."""
+        """Forward and backward of one step; gradients of objective / `tokens`.
+
+        Returns (cross entropy, number of targets), float64, summed over the micro-batches; zeros on a rank without logits.
+        """
         ...
 
-    def evaluate(self, batch: Batch) -> Tensor:
-        """Forward of one micro-batch."""
+    def logits(self, batch: Batch) -> Tensor | None:
+        """Forward alone of one micro-batch on the device: this rank's part of the logits, None where it has none."""
         ...
 
 
@@ -50,20 +50,16 @@ class WholeModelRunner:
             if isinstance(self.model, FSDPModule):
                 # Gradients are reduced once a step, with the last micro-batch.
                 self.model.set_requires_gradient_sync(index == len(batches) - 1)
-            objective, counts = self._forward(batch)
+            here = batch.to(self.device)
+            objective, cross_entropy, targets = self.loss_sums(self.logits(here), here.targets_BS)
             (objective / tokens).backward()
-            sums.append(counts)
+            sums.append(torch.stack((cross_entropy.double(), targets.double())))
         return torch.stack(sums).sum(dim=0)
 
-    def evaluate(self, batch: Batch) -> Tensor:
+    def logits(self, batch: Batch) -> Tensor:
         """See `Runner`."""
-        return self._forward(batch)[1]
-
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        here = batch.to(self.device)
-        logits_BSV = self.model(here.tokens_BS, here.document_BS)
-        objective, cross_entropy, targets = self.loss_sums(logits_BSV, here.targets_BS)
-        return objective, torch.stack((cross_entropy.double(), targets.double()))
+        logits_BSV: Tensor = self.model(batch.tokens_BS, batch.document_BS)
+        return logits_BSV
 
 
 class NativeEngine:
@@ -73,20 +69,25 @@ class NativeEngine:
         self,
         parts: Sequence[Part],
         runner: Runner,
+        loss_sums: LossSums,
         optimizer: torch.optim.Optimizer,
         meshes: Meshes,
         *,
         device: torch.device,
         clip_norm: float,
+        vocab_size: int,
         tied: str | None,
     ) -> None:
         """`tied` names the parameter that a pipeline's first and last stage both have, if there is one."""
         self.parts = parts
         self.runner = runner
+        self.loss_sums = loss_sums
         self.optimizer = optimizer
         self.device = device
         self.clip_norm = clip_norm
+        self.vocab_size = vocab_size
         self.data_group = meshes.data.get_group("data")
+        self.tensor_group = meshes.parameters.get_group("tensor")
         self.pipeline_group = meshes.axes.get_group("pipeline")
         self.pipelined = self.pipeline_group.size() > 1
         self.tied_first, self.tied_last = _tied_copies(parts, tied) if self.pipelined else (None, None)
@@ -111,11 +112,39 @@ class NativeEngine:
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> float:
         """See `Engine.evaluate`."""
+        self._eval_mode()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in batches:
+            here = batch.to(self.device)
+            logits_BSV = self.runner.logits(here)
+            if logits_BSV is not None:
+                _, cross_entropy, targets = self.loss_sums(logits_BSV, here.targets_BS)
+                sums += torch.stack((cross_entropy.double(), targets.double()))
+        cross_entropy, targets = self._over_ranks(sums).tolist()
+        return float(cross_entropy / targets)
+
+    @torch.no_grad()
+    def next_token_logits(self, tokens_S: Tensor) -> Tensor:
+        """See `Engine.next_token_logits`."""
+        self._eval_mode()
+        last = tokens_S.shape[0] - 1
+        # Tensor parallelism splits the sequence; what fills it up stands behind, where causal attention does not look.
+        padding = -tokens_S.shape[0] % self.tensor_group.size()
+        tokens_BS = nn.functional.pad(tokens_S, (0, padding))[None].to(self.device)
+        nothing_BS = torch.full_like(tokens_BS, -100)
+        local_BSV = self.runner.logits(Batch(tokens_BS, nothing_BS, torch.zeros_like(tokens_BS)))
+        # Each rank adds the part it has to zeros, wherever the last stage and its slices of the vocabulary lie.
+        logits_V = torch.zeros(self.vocab_size, dtype=torch.float64, device=self.device)
+        if local_BSV is not None:
+            local_V = local_BSV[0, last]
+            logits_V[self.tensor_group.rank() * local_V.numel() :][: local_V.numel()] = local_V
+        for group in (self.tensor_group, self.pipeline_group):
+            dist.all_reduce(logits_V, group=group)
+        return logits_V
+
+    def _eval_mode(self) -> None:
         for part in self.parts:
             part.module.eval()
-        sums = self._over_ranks(torch.stack([self.runner.evaluate(batch) for batch in batches]).sum(dim=0))
-        cross_entropy, targets = sums.tolist()
-        return float(cross_entropy / targets)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """See `Engine.parameters`."""

@@ -30,6 +30,10 @@ class Engine(Protocol):
         """Mean cross entropy in nats per target over all ranks' micro-batches. Every rank must bring equally many."""
         ...
 
+    def next_token_logits(self, tokens_S: Tensor) -> Tensor:
+        """Logits (V,) of the token behind a sequence, float64, equal on every rank, as the sequence must be. A collective."""
+        ...
+
     def parameters(self) -> Iterator[Tensor]:
         """This rank's parameters."""
         ...

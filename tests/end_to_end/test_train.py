@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from scaling.record import EvaluationLine, StepLine, read_metrics, read_record
-from tests.end_to_end import console
+from tests.end_to_end import cases, console
 from train.build import build_model
 from train.config import load_config
 from train.run_directory import load_run_config
@@ -146,11 +146,10 @@ def test_torchrun_gives_the_same_losses(run, overrides, place):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
-def test_generate_is_a_function_of_its_seed(run):
-    from train.generate import continue_prompt
-
+def test_generate_is_a_function_of_its_seed(group, run):
     def draw(seed: int, temperature: float = 0.8, top_k: int = 50) -> str:
-        return continue_prompt(run, "abc ", tokens=40, temperature=temperature, top_k=top_k, seed=seed)
+        (text,) = group(1).run(cases.generate, str(run), [], "abc ", temperature, top_k, seed)
+        return text
 
     assert draw(1) == draw(1) != draw(2)
     assert draw(1).startswith("abc ")
@@ -174,6 +173,36 @@ def test_temperature_zero_is_greedy_by_hand(run):
     answer = console.warm("generate", str(run), "--prompt", "abc ", "--tokens", "40", "--temperature", "0")
     assert (answer.code, answer.err) == (0, "")
     assert answer.out == expected + "\n"
+
+
+@pytest.mark.parametrize("layout", [["tensor=2"], ["pipeline=2"], ["shard=2"], ["tensor=2", "pipeline=2"]], ids="_".join)
+def test_generation_is_the_same_on_every_layout(group, place, run, overrides, layout):
+    """Of a run that was trained on a pipeline, too. The prompt's five tokens do not divide by two."""
+    whole = place / "runs" / "two_layers"
+    if not whole.exists():
+        words = [
+            *overrides,
+            "run.name=two_layers",
+            "model.num_layers=2",
+            "parallel.pipeline=2",
+            "parallel.pipeline_schedule=gpipe",
+        ]
+        assert [code for code, _, _ in group(2).run(console.on_rank, words)] == [0, 0]
+    words = [f"parallel.{axis}" for axis in layout]
+    draw = (0.8, 50, 1)
+    single = group(1).run(cases.generate, str(whole), [], "abcd ", *draw)
+    assert len(single[0]) > len("abcd ") + 5
+    size = 2 ** len(layout)
+    assert group(size).run(cases.generate, str(whole), words, "abcd ", *draw) == single * size
+
+
+def test_generate_starts_the_processes_its_layout_needs(place, run):
+    words = ["generate", str(run), "--prompt", "abc ", "--tokens", "5"]
+    two = console.real(*words, "parallel.tensor=2")
+    assert (two.code, two.err) == (0, "")
+    assert two.out == console.warm(*words).out
+    console.real(*words, "parallel.tensor=3").assert_refused("model.num_heads=2 is not divisible by parallel.tensor=3")
+    console.warm(*words, "parallel.tensor=x").assert_refused("parallel.tensor=x")
 
 
 def test_an_empty_prompt_starts_a_text(run):

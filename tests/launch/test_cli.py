@@ -27,8 +27,9 @@ def test_help_names_every_command(foretrain):
 
 
 def test_every_command_exists():
-    for module, _ in cli.COMMANDS.values():
-        assert callable(importlib.import_module(module).main)
+    for place, _ in cli.COMMANDS.values():
+        module, _, function = place.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_an_unknown_command_names_the_nearest(foretrain):
@@ -40,14 +41,14 @@ def test_an_unknown_command_names_the_nearest(foretrain):
 
 def test_the_layout_decides_how_many_processes_are_started(foretrain, monkeypatch):
     started = []
-    monkeypatch.setattr(local, "_start_workers", lambda size, arguments: started.append((size, arguments)) or 5)
+    monkeypatch.setattr(local, "_start_workers", lambda size, *rest: started.append((size, *rest)) or 5)
     words = ["parallel.shard=2", "parallel.replicate=3", "train.batch_tokens=12288", "train.sequence=256", "train.microbatch=8"]
     assert foretrain("train", *words)[0] == 5
-    assert started == [(6, words)]
+    assert started == [(6, "train", words)]
 
 
 def test_a_wrong_request_starts_nothing(foretrain, monkeypatch):
-    monkeypatch.setattr(local, "_start_workers", lambda size, arguments: pytest.fail("started"))
+    monkeypatch.setattr(local, "_start_workers", lambda *words: pytest.fail("started"))
     code, out, err = foretrain("train", "parallel.shard=2", "train.batch_tokens=100", "model.num_kv_heads=3")
     assert (code, out) == (2, "")
     assert err.count("error: ") == 1
@@ -59,7 +60,7 @@ def test_under_torchrun_it_is_one_of_the_workers(foretrain, monkeypatch):
     """It must not start workers of its own: three processes were started for a layout of two."""
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(local, "_start_workers", lambda size, arguments: pytest.fail("started"))
+    monkeypatch.setattr(local, "_start_workers", lambda *words: pytest.fail("started"))
     code, _, err = foretrain("train", "parallel.shard=2")
     assert code == 2
     assert "3 processes were started" in err

@@ -13,9 +13,14 @@ from train.config import load_config, require
 from train.trainer import run
 
 
-def train(world: World, overrides: list[str]) -> list[tuple[float, float]] | None:
-    """(loss, gradient norm) of every step as the run's metrics have them; None on ranks that write none."""
+def train(world: World, runs: list[list[str]]) -> list[list[tuple[float, float]]] | None:
+    """(loss, gradient norm) of every step of every run as its metrics have them; None on ranks that write none."""
     torch._inductor.config.compile_threads = 1  # else every rank starts a pool of processes that each import torch
+    found = [_train(world, overrides) for overrides in runs]
+    return [losses for losses in found if losses is not None] or None
+
+
+def _train(world: World, overrides: list[str]) -> list[tuple[float, float]] | None:
     config = load_config(overrides)
     require(config, world_size=world.size)
     assert run(config, world) == 0

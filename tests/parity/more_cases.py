@@ -5,7 +5,7 @@ import torch
 from parallel.mesh import World, build_meshes
 from parallel.shard import shard_model
 from parallel.tensor import split_tensors
-from train.build import build_model, build_parts
+from train.build import build_model, build_parts, initial_values
 from train.config import load_config
 from train.memory import LiveBytes
 
@@ -13,7 +13,7 @@ from train.memory import LiveBytes
 def local_sizes(world: World, overrides: list[str]) -> tuple[int, int]:
     """(elements this rank holds, those of its largest slice)."""
     config = load_config(overrides)
-    parts = build_parts(config, build_meshes(config.parallel.layout, world.device), world.device)
+    parts = build_parts(config, build_meshes(config.parallel.layout, world.device), world.device, initial_values(config))
     sizes = [getattr(parameter, "_local_tensor", parameter).numel() for part in parts for parameter in part.module.parameters()]
     return sum(sizes), max(sizes)
 

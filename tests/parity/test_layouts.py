@@ -73,13 +73,24 @@ def expected(corpus):
 
 def _compare(group, corpus, expected, tmp_path, layout: dict[str, object], run: list[str], how: list[str], tolerance: float):
     """`run` is what the run computes, `how` what must make no difference."""
+    _compare_all(group, corpus, expected, tmp_path, layout, [run], how, [tolerance])
+
+
+def _compare_both_precisions(group, corpus, expected, tmp_path, layout: dict[str, object], how: list[str]):
+    runs = [_run(precision, layers=_layers(layout)) for precision in TOLERANCE]
+    _compare_all(group, corpus, expected, tmp_path, layout, runs, how, list(TOLERANCE.values()))
+
+
+def _compare_all(group, corpus, expected, tmp_path, layout, runs: list[list[str]], how: list[str], tolerances: list[float]):
+    """Several runs, one after the other in the same processes."""
     axes = [f"parallel.{key}={value}" for key, value in layout.items()]
     size = math.prod(value for value in layout.values() if isinstance(value, int))
-    place = [f"run.dir={tmp_path}", *corpus]
-    answers = group(size).run(cases.train, [*place, *run, *axes, *how], timeout=300.0)
+    words = [[f"run.dir={tmp_path}/{number}", *corpus, *run, *axes, *how] for number, run in enumerate(runs)]
+    answers = group(size).run(cases.train, words, timeout=300.0)
     written = [answer for answer in answers if answer is not None]
     assert len(written) == 1
-    np.testing.assert_allclose(written[0], expected(run), rtol=tolerance, atol=0)
+    for found, run, tolerance in zip(written[0], runs, tolerances, strict=True):
+        np.testing.assert_allclose(found, expected(run), rtol=tolerance, atol=0)
 
 
 def _run(precision: str, *variant: str, layers: int = 2) -> list[str]:
@@ -107,26 +118,16 @@ def test_data_parallel(group, corpus, expected, tmp_path, layout, precision, mic
     _compare(group, corpus, expected, tmp_path, DATA[layout], _run(precision), how, TOLERANCE[precision])
 
 
-# fp32 adds little to float64 on the same layout and costs as much: where processes outnumber cores, one of a kind has it.
-FP32 = ("pipeline2_1f1b", "pipeline2_dualpipev", "pipeline4_1f1b", "tensor2", "tensor2_shard2", "pipeline2_shard2")
-
-
-def _precisions(layouts: dict[str, dict[str, object]]) -> list[tuple[str, str]]:
-    return [(name, precision) for name in layouts for precision in ("fp64", "fp32") if precision == "fp64" or name in FP32]
-
-
-@pytest.mark.parametrize("layout, precision", _precisions(PIPELINE))
-def test_pipeline_schedules(group, corpus, expected, tmp_path, layout, precision):
+@pytest.mark.parametrize("layout", PIPELINE)
+def test_pipeline_schedules(group, corpus, expected, tmp_path, layout):
     how = ["train.microbatch=4" if PIPELINE[layout]["pipeline"] == 2 else "train.microbatch=2"]  # four or eight micro-batches
-    run = _run(precision, layers=_layers(PIPELINE[layout]))
-    _compare(group, corpus, expected, tmp_path, PIPELINE[layout], run, how, TOLERANCE[precision])
+    _compare_both_precisions(group, corpus, expected, tmp_path, PIPELINE[layout], how)
 
 
-@pytest.mark.parametrize("layout, precision", _precisions(COMPOSED))
-def test_composed(group, corpus, expected, tmp_path, layout, precision):
+@pytest.mark.parametrize("layout", COMPOSED)
+def test_composed(group, corpus, expected, tmp_path, layout):
     how = [f"train.microbatch={_microbatch(COMPOSED[layout])}"]
-    run = _run(precision, layers=_layers(COMPOSED[layout]))
-    _compare(group, corpus, expected, tmp_path, COMPOSED[layout], run, how, TOLERANCE[precision])
+    _compare_both_precisions(group, corpus, expected, tmp_path, COMPOSED[layout], how)
 
 
 @pytest.mark.parametrize("layout", ["pipeline2_1f1b", "pipeline2_dualpipev", "tensor2_pipeline2"])

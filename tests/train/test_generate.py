@@ -7,7 +7,7 @@ import torch
 
 from tests.train.test_run_directory import carry_out
 from train.config import UserError, load_config
-from train.generate import _draw, continue_prompt, main
+from train.generate import _draw, generation_config, main
 
 LOGITS = torch.tensor([0.0, 3.0, 1.0, 2.0, -1.0])
 
@@ -46,7 +46,7 @@ def test_a_run_without_weights_is_refused(tmp_path, capsys):
     assert "no saved weights" in said
 
 
-def test_a_run_with_a_broken_tokenizer_is_refused(tmp_path):
+def test_a_run_with_a_broken_tokenizer_is_refused(tmp_path, capsys):
     from train.build import build_model
     from train.weights import save_weights
 
@@ -59,5 +59,20 @@ def test_a_run_with_a_broken_tokenizer_is_refused(tmp_path):
     model = build_model(config.model, torch.float32, torch.device("cpu"))
     run = tmp_path / "runs" / "a"
     save_weights(iter(model.state_dict().items()), run, step=1, tokens=1)
-    with pytest.raises(UserError, match="the tokenizer of"):
-        continue_prompt(run, "a", tokens=1, temperature=0.0, top_k=0, seed=0)
+    assert main([str(run), "--prompt", "a"]) == 2
+    assert "error: the tokenizer of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("model.num_layers=2", "the axes of the layout"),
+        ("tensor=2", "the axes of the layout"),
+        ("parallel.recompute=full", "the axes of the layout"),
+        ("parallel.tensor=two", "a number from 1 up"),
+        ("parallel.tensor=0", "a number from 1 up"),
+    ],
+)
+def test_words_behind_the_run_are_axes_and_sizes(tmp_path, word, said):
+    with pytest.raises(UserError, match=said):
+        generation_config(tmp_path, [word])

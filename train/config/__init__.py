@@ -4,7 +4,7 @@
 """
 
 from train.config.compose import load_config, parse_config
-from train.config.rules import require
+from train.config.rules import require, require_layout
 from train.config.sections import (
     AdamWConfig,
     BpeTokenizerConfig,
@@ -37,4 +37,5 @@ __all__ = [
     "load_config",
     "parse_config",
     "require",
+    "require_layout",
 ]

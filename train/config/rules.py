@@ -14,18 +14,31 @@ from train.errors import UserError
 
 def require(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> None:
     """Raise a UserError with one line for every rule that `config` breaks on `world_size` processes."""
-    problems = list(check(config, world_size=world_size, overrides=overrides))
+    _raise(check(config, world_size=world_size, overrides=overrides))
+
+
+def require_layout(config: Config, *, world_size: int) -> None:
+    """The same for the rules about the layout alone."""
+    _raise(_about_layout(config, world_size, ()))
+
+
+def _raise(broken: Iterator[str]) -> None:
+    problems = list(broken)
     if problems:
         raise UserError("\n".join(problems))
 
 
 def check(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> Iterator[str]:
     """One line for every rule broken, with its numbers. `overrides` are what the user typed, for the line to type instead."""
-    about_layout = [*_layout(config, world_size, overrides), *_divisions(config)]
-    yield from about_layout
-    if about_layout and config.parallel.layout.world_size <= world_size:
-        yield from _nearest_layout(config, world_size)
+    yield from _about_layout(config, world_size, overrides)
     yield from _schedule(config)
+
+
+def _about_layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterator[str]:
+    problems = [*_layout(config, world_size, overrides), *_divisions(config)]
+    yield from problems
+    if problems and config.parallel.layout.world_size <= world_size:
+        yield from _nearest_layout(config, world_size)
 
 
 def _divisions(config: Config) -> Iterator[str]:
