@@ -30,7 +30,7 @@ from train.data.loader import TrainLoader
 from train.data.prepare import prepare
 from train.data.shards import open_shards
 from train.metrics import WARMUP_STEPS
-from train.trainer import run
+from train.run import run
 
 
 def bare_loop(config: Config, shards_folder: Path) -> float:

@@ -4,7 +4,7 @@ Stage inputs and outputs are (microbatch, sequence, hidden) activations; under t
 the sequence to the rank of the same tensor coordinate in the next stage.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -183,20 +183,3 @@ class PipelineRunner:
             elif self._owners[stage + 1] != ours:
                 dist.send(output.contiguous(), group=self.group, group_dst=self._owners[stage + 1])
         return logits
-
-
-def gather_over_stages(
-    parameters: Iterator[tuple[str, Tensor]], group: dist.ProcessGroup, device: torch.device
-) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole tensor on the CPU) of every stage's parameters on every rank of the pipeline group, each name once."""
-    mine = list(parameters)
-    listing: list[list[tuple[str, torch.Size, torch.dtype]]] = [[] for _ in range(group.size())]
-    dist.all_gather_object(listing, [(name, tensor.shape, tensor.dtype) for name, tensor in mine], group=group)
-    seen: set[str] = set()
-    for owner, entries in enumerate(listing):
-        for position, (name, shape, dtype) in enumerate(entries):
-            whole = mine[position][1].to(device) if owner == group.rank() else torch.empty(shape, dtype=dtype, device=device)
-            dist.broadcast(whole, group=group, group_src=owner)
-            if name not in seen:
-                seen.add(name)
-                yield name, whole.cpu()

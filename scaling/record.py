@@ -64,6 +64,13 @@ class RunRecord:
     world_size: int
     wall_seconds: float = 0.0
     resumed_from: str | None = None
+    """the checkpoint the last process went on from"""
+    skipped_steps: int = 0
+    """steps whose gradient was not finite and that changed nothing"""
+    skipped_samples: list[list[int]] = dataclasses.field(default_factory=list)
+    """ranges of sample numbers [first, behind the last] that were left out after a rewind"""
+    checkpoints: dict[str, float] = dataclasses.field(default_factory=dict)
+    """of the last process: saved, bytes of the last one, stall_seconds of the loop, cpu_seconds in the background"""
     config_hash: str
     git_commit: str | None
     versions: dict[str, str]
@@ -127,10 +134,9 @@ def read_record(folder: Path) -> RunRecord:
     return record
 
 
-def append_line(stream: Any, line: StepLine | EvaluationLine) -> None:
-    """Append one metrics line to an open text file and hand it to the operating system."""
-    stream.write(json.dumps(_plain(dataclasses.asdict(line))) + "\n")
-    stream.flush()
+def line_text(line: StepLine | EvaluationLine) -> str:
+    """A line of `metrics.jsonl`, its end included."""
+    return json.dumps(_plain(dataclasses.asdict(line))) + "\n"
 
 
 def read_metrics(folder: Path) -> Iterator[StepLine | EvaluationLine]:
@@ -159,8 +165,18 @@ def write_atomically(path: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder as durable as the files behind them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _plain(value: Any) -> Any:

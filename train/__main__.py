@@ -7,6 +7,7 @@ from parallel.environment import ProcessEnvironment, die_with_launcher, leave
 from train.config import load_config, require
 from train.config.help import answer_without_running
 from train.errors import RunFailed, UserError
+from train.stop import StopRequest
 
 
 def main(arguments: list[str]) -> int:
@@ -27,10 +28,10 @@ def main(arguments: list[str]) -> int:
         require(config, world_size=environment.world_size, overrides=arguments)
         # torch is imported only now: everything above answers in a fraction of a second.
         from parallel.mesh import connect
-        from train.trainer import run
+        from train.run import run
 
-        with connect(environment) as world:
-            return run(config, world)
+        with connect(environment) as world, StopRequest().listening(says=world.rank == 0) as stop:
+            return run(config, world, stop)
     except (UserError, RunFailed) as error:
         if environment.rank == 0:
             print(f"error: {error}", file=sys.stderr)

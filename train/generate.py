@@ -96,14 +96,18 @@ def continue_prompt(
     except UnicodeEncodeError:
         raise UserError("the prompt is not UTF-8 text") from None
     import torch
+    import torch.distributed as dist
     from tokenizers import Tokenizer
 
     from parallel.mesh import build_meshes
     from train.build import build_engine
-    from train.weights import weights_of
+    from train.checkpoint.storage import read_state
+    from train.weights import newest_checkpoint
 
-    with weights_of(run) as fill:
-        engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device, fill)
+    folder = newest_checkpoint(run)
+    meshes = build_meshes(config.parallel.layout, world.device)
+    engine = build_engine(config, meshes, world.device, fill=lambda *slice_of_parameter: None)
+    engine.load(lambda state: read_state(folder, state, dist.group.WORLD), optimizer=False)
     try:
         tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
         tokenizer.encode_special_tokens = True

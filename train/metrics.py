@@ -13,6 +13,7 @@ from parallel.mesh import World
 from parallel.plan.hardware import dense_peak
 from scaling.record import RunRecord
 from train.build import COMPUTE_DTYPES
+from train.checkpoint.saver import Saver
 from train.config import Config
 from train.run_directory import now
 
@@ -54,6 +55,8 @@ def update(record: RunRecord, config: Config, step_seconds: list[float], peak_fl
     record.flops = 6.0 * record.parameters * record.tokens
     record.tokens_per_parameter = record.tokens / record.parameters
     record.wall_seconds = wall_seconds
+    if not step_seconds:
+        return
     measured = sorted(step_seconds[WARMUP_STEPS:] or step_seconds)
     record.tokens_per_second = config.train.batch_tokens / measured[len(measured) // 2]
     if peak_flops is not None:
@@ -77,6 +80,18 @@ def largest(value: int | None) -> int | None:
     most = torch.tensor(-1 if value is None else value, dtype=torch.int64)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     return None if most < 0 else int(most)
+
+
+def checkpoints(saver: Saver) -> dict[str, float]:
+    """What saving has cost this process and its ranks."""
+    if not saver.saved:
+        return {}
+    return {
+        "saved": len(saver.saved),
+        "bytes": saver.saved[-1].bytes,
+        "stall_seconds": saver.stall_seconds,
+        "cpu_seconds": sum(saved.cpu_seconds for saved in saver.saved),
+    }
 
 
 def _device_name(device: torch.device) -> str:

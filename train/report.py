@@ -30,10 +30,12 @@ def log_to(run: Path | None) -> Iterator[None]:
     """Send the log to standard error and to the run's own file; on ranks without a run folder, nowhere."""
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if run is not None:
+        (run / "logs").mkdir(exist_ok=True)
         handlers = [_ConsoleHandler(), logging.FileHandler(run / "logs" / "rank_0000.log", encoding="utf-8")]
+        handlers[0].setLevel(logging.INFO)  # the file also has what only somebody who looks for it wants to know
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.propagate = False
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
     for handler in handlers:
         log.addHandler(handler)
     try:
@@ -60,9 +62,12 @@ def announce(config: Config, record: RunRecord, shards: Shards) -> None:
     log.info("data: %s (%s training tokens, %.2f epochs)", shards.folder, f"{shards.train.tokens:,}", epochs)
 
 
+Advance = Callable[[StepLine], None]
+
+
 @contextmanager
-def progress(steps: int, *, shown: bool) -> Iterator[Callable[[StepLine], None]]:
-    """Calls the result after every step; draws a bar where `shown` and standard error is a terminal."""
+def progress(steps: int, first: int, *, shown: bool) -> Iterator[Advance]:
+    """Call the result after every step from `first` on; draws a bar where `shown` and standard error is a terminal."""
     if not (shown and _console.is_terminal):
         yield lambda line: None
         return
@@ -75,7 +80,7 @@ def progress(steps: int, *, shown: bool) -> Iterator[Callable[[StepLine], None]]
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=_console) as bar:
-        task = bar.add_task("train", total=steps, state="")
+        task = bar.add_task("train", total=steps, completed=first, state="")
 
         def advance(line: StepLine) -> None:
             bar.update(task, completed=line.step, state=f"loss {line.loss:.3f}  {line.tokens_per_second:,.0f} tokens/s")
@@ -94,6 +99,7 @@ def show_table(run: Path, record: RunRecord) -> None:
         "MFU": _number(record.mfu and 100 * record.mfu, ".1f", " %")
         + _number(record.mfu_causal and 100 * record.mfu_causal, ".1f", " % causal", before=", "),
         "peak memory": _number(record.peak_memory_bytes and record.peak_memory_bytes / 2**20, ",.0f", " MiB per rank"),
+        "checkpoints": _checkpoints(record),
         "wall time": f"{record.wall_seconds:,.0f} s",
         "record": str(run / "run.json"),
         "loss curve": str(run / "loss.png"),
@@ -101,6 +107,16 @@ def show_table(run: Path, record: RunRecord) -> None:
     for row, value in rows.items():
         table.add_row(row, value)
     Console().print(table)
+
+
+def _checkpoints(record: RunRecord) -> str:
+    cost = record.checkpoints
+    if not cost:
+        return "none"
+    return (
+        f"{cost['saved']:.0f} of {cost['bytes'] / 2**20:,.1f} MiB, {cost['cpu_seconds'] / cost['saved']:.2f} CPU s each; "
+        f"the loop waited {cost['stall_seconds']:.2f} s"
+    )
 
 
 def draw_loss(run: Path) -> None:

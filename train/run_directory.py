@@ -3,8 +3,10 @@
 One process writes: rank 0, which holds an exclusive lock as long as it lives.
 """
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import socket
@@ -16,9 +18,21 @@ from typing import IO, Any
 
 import yaml
 
-from scaling.record import EvaluationLine, RunRecord, StepLine, append_line, read_record, write_atomically, write_record
+from scaling.record import (
+    EvaluationLine,
+    RunRecord,
+    StepLine,
+    line_text,
+    read_metrics,
+    read_record,
+    write_atomically,
+    write_record,
+)
+from train.checkpoint.manifest import newest_first, step_of
 from train.config import Config, parse_config
-from train.errors import UserError
+from train.errors import RunFailed, UserError
+
+log = logging.getLogger("foretrain")
 
 LOCK_WAIT_SECONDS = 5.0
 _MAX_DIFFERENCES = 3  # a message is one to five lines
@@ -27,6 +41,78 @@ _MAX_DIFFERENCES = 3  # a message is one to five lines
 def now() -> str:
     """The time as records have it: ISO 8601, UTC, whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class MetricsFile:
+    """`metrics.jsonl`, open for appending. A disk that is full for a while loses no line: they are written once it has room."""
+
+    MOST_UNWRITTEN = 10_000
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Drop the lines of steps behind `step` and open the file."""
+        self.path = path
+        self._unwritten: list[str] = []
+        kept = _lines_until(path, step)
+        write_atomically(path, "".join(kept))
+        self._stream = open(path, "ab", buffering=0)
+        self._size = path.stat().st_size
+
+    def append(self, line: StepLine | EvaluationLine) -> None:
+        """Write a line, or keep it for later.
+
+        Raises:
+            RunFailed: the disk has not taken a line for too long.
+        """
+        self._unwritten.append(line_text(line))
+        try:
+            self.flush()
+        except OSError as error:
+            if len(self._unwritten) == 1:
+                log.warning("step %d: %s cannot be written (%s); its lines are kept until it can", line.step, self.path, error)
+            if len(self._unwritten) > self.MOST_UNWRITTEN:
+                raise RunFailed(f"{self.path} could not be written for {self.MOST_UNWRITTEN} lines: {error}") from error
+
+    def flush(self) -> None:
+        """Write what is not written yet.
+
+        Raises:
+            OSError: the disk refused; nothing half-written is left.
+        """
+        data = "".join(self._unwritten).encode()
+        try:
+            written = self._stream.write(data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, "no space left")
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._stream.fileno(), self._size)
+            raise
+        self._size += len(data)
+        self._unwritten.clear()
+
+    def sync(self) -> None:
+        """Make all lines durable. Raises what `flush` raises."""
+        self.flush()
+        os.fsync(self._stream.fileno())
+
+    def rewind(self, step: int) -> "MetricsFile":
+        """The file without the lines of steps behind `step`. This one is closed."""
+        self.close()
+        return MetricsFile(self.path, step)
+
+    def close(self) -> None:
+        """Write what is left, and close. Raises what `flush` raises."""
+        try:
+            self.flush()
+        finally:
+            self._stream.close()
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """The lines of steps up to `step`; none where there is no file."""
+    if step == 0 or not path.exists():
+        return []
+    return [line_text(line) for line in read_metrics(path.parent) if line.step <= step]
 
 
 class RunDirectory:
@@ -39,8 +125,11 @@ class RunDirectory:
             UserError: another process holds it, or it holds a run that `config` may not continue.
         """
         self.config = config
-        self.path = Path(config.run.dir).expanduser() / config.run.name
-        self._metrics: IO[str] | None = None
+        self.path = path_of(config)
+        self.checkpoint = _named_checkpoint(config.run.resume)
+        self.changes: list[str] = []
+        """what is different from the last start of this run, a line for each key"""
+        self._metrics: MetricsFile | None = None
         try:
             self._lock = _acquire(self.path / ".lock")
             # Asked with the lock held, so that nothing of somebody else's is ever removed.
@@ -56,14 +145,33 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         """Whether the folder holds this run, finished."""
-        return self.existing is not None and self.existing.status == "finished"
+        return self.existing is not None and self.existing.status == "finished" and not self._forced
 
-    def begin(self, record: RunRecord, shards: Path) -> None:
-        """Write the configuration and the record of a run that starts now, and what it reads from its data."""
-        (self.path / "logs").mkdir(exist_ok=True)
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / "checkpoints"
+
+    def candidates(self) -> list[Path]:
+        """The checkpoints this run may go on from, the best first."""
+        return newest_first(self.checkpoints) if self.checkpoint is None else [self.checkpoint]
+
+    def before(self, step: int) -> list[Path]:
+        """The checkpoints of steps before `step`, the newest first."""
+        return [folder for folder in newest_first(self.checkpoints) if (step_of(folder) or 0) < step]
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics of steps behind `step`."""
+        self._metrics = self.metrics.rewind(step)
+
+    def begin(self, record: RunRecord, shards: Path, step: int = 0) -> None:
+        """Write the configuration and the record of a run that starts now at `step`, and what it reads from its data.
+
+        What an earlier process measured of later steps is dropped: they will be done again.
+        """
         shutil.copyfile(shards / "tokenizer.json", self.path / "tokenizer.json")
         shutil.copyfile(shards / "index.json", self.path / "data.json")
-        self._metrics = open(self.path / "metrics.jsonl", "w", encoding="utf-8")
+        self._metrics = MetricsFile(self.path / "metrics.jsonl", step)
         write_record(self.path, record)
         # Last, because a folder counts as a run once it has a configuration.
         write_atomically(self.path / "config.yaml", yaml.safe_dump(self.config.as_dict(), sort_keys=False))
@@ -71,8 +179,13 @@ class RunDirectory:
 
     def append(self, line: StepLine | EvaluationLine) -> None:
         """Append a line to `metrics.jsonl`."""
+        self.metrics.append(line)
+
+    @property
+    def metrics(self) -> MetricsFile:
+        """The metrics of a run that has begun."""
         assert self._metrics is not None
-        append_line(self._metrics, line)
+        return self._metrics
 
     def write(self, record: RunRecord) -> None:
         """Rewrite `run.json`."""
@@ -81,29 +194,70 @@ class RunDirectory:
     def close(self) -> None:
         """Release the lock. A folder that was made for a run that never began is removed."""
         if self._metrics is not None:
-            with suppress(OSError):  # a disk that is full has been complained of; the lock must go all the same
+            with suppress(OSError, RunFailed):  # a disk that is full has been complained of; the lock must go all the same
                 self._metrics.close()
         if self._made:
             shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 
     def _check_existing(self) -> RunRecord | None:
+        self._forced = False
         path = self.path / "config.yaml"
         if not path.exists():
+            self._check_named_checkpoint()
             return None
         if self.config.run.resume == "never":
             raise UserError(f"{self.path} exists and run.resume=never: choose another run.name, or delete it")
         try:
-            differences = _differences(load_run_config(self.path).identity(), self.config.identity())
+            before = load_run_config(self.path)
             record = read_record(self.path)
         except (ValueError, OSError) as error:
             raise UserError(f"{error}; choose another run.name, or delete {self.path}") from None
-        if differences:
+        self.changes = _differences(before.as_dict(), self.config.as_dict())
+        self._check_identity(self.path, before)
+        if self.checkpoint is not None and self.checkpoint.parent.resolve() != self.checkpoints.resolve():
+            if record.resumed_from != str(self.checkpoint):
+                raise UserError(
+                    f"{self.path} exists and does not come from run.resume={self.checkpoint}: choose another run.name"
+                )
+            self.checkpoint = None  # it has gone on from there already
+        return record
+
+    def _check_named_checkpoint(self) -> None:
+        if self.checkpoint is not None:
+            run = self.checkpoint.parent.parent
+            self._check_identity(run, load_run_config(run))
+
+    def _check_identity(self, run: Path, before: Config) -> None:
+        differences = _differences(before.identity(), self.config.identity())
+        if differences and not self.config.run.resume_force:
             shown = differences[:_MAX_DIFFERENCES]
             more = len(differences) - len(shown)
-            lines = [f"{self.path} holds another run: choose another run.name, or delete it. It differs in", *shown]
+            advice = "choose another run.name, or delete it (run.resume_force=true goes on all the same)"
+            lines = [f"{run} holds another run: {advice}. It differs in", *shown]
             raise UserError("\n  ".join(lines) + (f" and {more} more" if more else ""))
-        return record
+        self._forced = bool(differences)
+
+
+def path_of(config: Config) -> Path:
+    """The folder of a run."""
+    return Path(config.run.dir).expanduser() / config.run.name
+
+
+def _named_checkpoint(resume: str) -> Path | None:
+    """The checkpoint that `run.resume` names; None where it is a word.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if resume in ("auto", "never"):
+        return None
+    folder = Path(resume).expanduser()
+    if not folder.is_dir() or step_of(folder) is None:
+        raise UserError(
+            f"run.resume={resume}: type auto, never or a checkpoint's folder, such as runs/a/checkpoints/step_00000100"
+        )
+    return folder
 
 
 def load_run_config(run: Path) -> Config:

@@ -1,9 +1,8 @@
-"""One run, from a checked configuration to a closed record."""
+"""The loop of one run on one rank: where it starts from, its steps, and how it ends."""
 
-import json
+import dataclasses
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
@@ -11,112 +10,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
+import torch.distributed as dist
 from torch.profiler import record_function
 
+from parallel.agreement import Agreement
 from parallel.batch import Batch
 from parallel.engine.protocol import StepResult
 from parallel.mesh import Meshes, World, build_meshes
-from scaling.record import EvaluationLine, RunRecord, StepLine
+from scaling.record import EvaluationLine, RunRecord, StepLine, read_metrics
 from train import metrics, report
 from train.build import build_engine, build_schedule
+from train.checkpoint.manifest import BrokenCheckpointError, Manifest, Progress
+from train.checkpoint.saver import Saver
+from train.checkpoint.storage import read_state
+from train.checkpoint.verify import Verified, newest_verified
 from train.config import Config
 from train.data.loader import TrainLoader, ValidationLoader
-from train.data.prepare import prepare
-from train.data.shards import Shards, open_shards
+from train.data.shards import Shards
 from train.errors import RunFailed, UserError
+from train.health import Health, Judgement
 from train.memory import PeakMemory
 from train.profile import traced
-from train.run_directory import RunDirectory, now
-from train.weights import save_weights
+from train.run_directory import RunDirectory, now, path_of
+from train.stop import StopRequest, exit_code, name_of
 
 log = logging.getLogger("foretrain")
-
-
-def run(config: Config, world: World) -> int:
-    """Carry out one run on `world`. Returns the exit code; messages for the user are rank 0's.
-
-    Raises:
-        UserError, RunFailed: on rank 0; the other ranks then return the same exit code in silence.
-    """
-    if world.rank != 0:
-        outcome = json.loads(world.await_value("start"))
-        if "exit_code" in outcome:
-            return int(outcome["exit_code"])
-        try:
-            return Trainer(config, world, open_shards(Path(outcome["shards"])), None).train()
-        except RuntimeError:  # a collective breaks off when rank 0 leaves; it has said why
-            outcome = json.loads(world.await_value("start"))
-            if "exit_code" not in outcome:
-                raise
-            return int(outcome["exit_code"])
-    try:
-        directory = RunDirectory(config)
-        try:
-            if directory.finished:
-                assert directory.existing is not None
-                print(f"{directory.path} is finished.")
-                report.show_table(directory.path, directory.existing)
-                world.publish("start", json.dumps({"exit_code": 0}))
-                return 0
-            if directory.existing is not None:
-                tokens = f"{directory.existing.tokens:,}"
-                print(
-                    f"{directory.path} was left unfinished at {tokens} tokens, without a checkpoint: starting over",
-                    file=sys.stderr,
-                )
-            shards = _prepare_data(config)
-            world.publish("start", json.dumps({"shards": str(shards.folder.absolute())}))
-            try:
-                return Trainer(config, world, shards, directory).train()
-            except RuntimeError as error:
-                if isinstance(error, RunFailed) or not _is_out_of_memory(error):
-                    raise
-                raise RunFailed(
-                    f"{world.device} has not enough memory for this model and batch ({config.model.shape.parameters:,} "
-                    f"parameters): lower train.microbatch, raise parallel.shard, or choose a smaller model"
-                ) from error
-        finally:
-            directory.close()
-    except (UserError, RunFailed) as error:
-        world.publish("start", json.dumps({"exit_code": error.exit_code}))
-        raise
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator has no exception of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _prepare_data(config: Config) -> Shards:
-    shards = open_shards(prepare(config.data, config.tokenizer, progress=True))
-    if shards.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"the tokenizer has {shards.vocab_size} entries, the model model.vocab_size={config.model.vocab_size} rows: "
-            f"set model.vocab_size to at least {shards.vocab_size}"
-        )
-    if shards.train.tokens <= config.train.batch_tokens:
-        raise UserError(
-            f"the corpus has {shards.train.tokens} training tokens, fewer than one batch of "
-            f"train.batch_tokens={config.train.batch_tokens} and a target: add text or lower train.batch_tokens"
-        )
-    return shards
 
 
 @dataclass(frozen=True)
 class _Pending:
     """A step whose scalars are not read yet: they are read one step later, so that the device never waits for the host."""
 
-    step: int
+    progress: Progress
+    """after the step"""
     learning_rate: float
     result: StepResult
 
 
 class Trainer:
-    """The loop of one rank. `directory` is rank 0's; only it writes."""
+    """The loop of one rank. `directory` is rank 0's; only it writes the record and the metrics."""
 
-    def __init__(self, config: Config, world: World, shards: Shards, directory: RunDirectory | None) -> None:
-        self.config, self.world, self.shards, self.directory = config, world, shards, directory
+    def __init__(self, config: Config, world: World, shards: Shards, directory: RunDirectory | None, stop: StopRequest) -> None:
+        self.config, self.world, self.shards, self.directory, self.stop = config, world, shards, directory, stop
         self.meshes: Meshes = build_meshes(config.parallel.layout, world.device)
         self.schedule = build_schedule(config)
         self.loader = TrainLoader(shards.train, config.train.sequence, config.run.seed)
@@ -125,110 +60,294 @@ class Trainer:
         self.memory = PeakMemory(world.device, self.engine.parameters(), watch=not config.train.compile)
         self.record: RunRecord = metrics.new_record(config, world)
         self.peak_flops = metrics.total_peak_flops(world.device, config.train.precision)
+        self.agreement = Agreement(world.size)
+        self.health = Health(config.health)
+        self.progress = Progress()
+        every, keep_every = config.checkpoint_every_tokens, config.checkpoint.keep_every
+        self.saver = Saver(
+            path_of(config) / "checkpoints",
+            self._manifest,
+            keep=config.checkpoint.keep,
+            keep_every_tokens=keep_every and keep_every * every,
+            timeout_seconds=config.checkpoint.timeout_seconds,
+        )
         self.step_seconds: list[float] = []
         self.started = time.perf_counter()
         self._last_read = self.started
+        self._before_seconds = 0.0  # wall time of the processes before this one
+        self._saved_step = 0  # the newest step that a checkpoint was begun of
+        self._stopped_by = 0
 
     def train(self) -> int:
-        """Train to the end. Returns exit code 0.
+        """Train to the end, or until a signal. Returns the exit code.
 
         Raises:
+            UserError: the run cannot go on from the checkpoint it was told to.
             RunFailed: the loss stopped being finite, or the disk failed.
         """
         try:
-            if self.directory is not None:
-                self.directory.begin(self.record, self.shards.folder)
             with report.log_to(self.directory.path if self.directory else None):
+                self._start()
                 report.announce(self.config, self.record, self.shards)
                 self._loop()
-                self._finish()
+                return self._preempt() if self._stopped_by else self._finish()
         except BaseException as error:
-            with suppress(OSError):  # what failed may be the very disk
+            with suppress(OSError, RunFailed):  # what failed may be the very disk
                 self._close("failed")
             if isinstance(error, OSError):
                 raise RunFailed(f"run {self.config.run.name} failed: {error}") from error
             raise
-        return 0
+        finally:
+            self.saver.close()
+
+    # Where it starts from
+
+    def _start(self) -> None:
+        """Go on from the newest checkpoint that verifies, or begin."""
+        directory = self.directory
+        skipped: list[tuple[Path, str]] = []
+        found = newest_verified(directory.candidates() if directory is not None else [], skipped)
+        for folder, problem in skipped:
+            log.warning("%s is passed over: %s", folder, problem)
+        if found is not None:
+            self._load(found)
+            log.info(
+                "going on from %s (%s tokens); %s bytes verified at %.2f GB/s",
+                found.folder,
+                f"{self.progress.tokens:,}",
+                f"{found.manifest.total_bytes:,}",
+                found.bytes_per_second / 1e9,
+            )
+        elif directory is not None and directory.checkpoint is not None:
+            raise UserError(f"run.resume={directory.checkpoint} is not what was saved: {skipped[0][1]}")
+        elif directory is not None and directory.existing is not None:
+            log.info("%s was left unfinished without a checkpoint: starting over", directory.path)
+        if directory is not None:
+            self._begin(directory, found)
+        evaluated = self._restore()
+        if self._evaluates(self.progress.step) and not evaluated:
+            self._evaluate()
+
+    def _begin(self, directory: RunDirectory, found: Verified | None) -> None:
+        for change in directory.changes:
+            log.info("changed since the last start: %s", change)
+        if found is not None:
+            self.record.resumed_from = str(found.folder)
+            if directory.existing is not None:
+                before = directory.existing
+                self.record.started, self._before_seconds = before.started, before.wall_seconds
+                self.record.skipped_steps = before.skipped_steps
+        self._count()
+        directory.begin(self.record, self.shards.folder, self.progress.step)
+
+    def _load(self, found: Verified) -> None:
+        """Take over what a checkpoint holds."""
+
+        try:
+            self.engine.load(lambda state: read_state(found.folder, state, dist.group.WORLD))
+        except BrokenCheckpointError as error:
+            raise UserError(f"{found.folder} does not fit this run: {error}") from None
+        self.progress = found.manifest.progress
+        self._saved_step = self.progress.step
+
+    def _restore(self) -> bool:
+        """Take up what was measured before this point, which rank 0 has in its metrics.
+
+        Returns whether this very step is evaluated, if it is one to be: a run may have been killed in the middle of that.
+        """
+        losses: list[float] = []
+        evaluated: EvaluationLine | None = None
+        if self.directory is not None:
+            for line in read_metrics(self.directory.path):
+                if isinstance(line, EvaluationLine):
+                    evaluated = line
+                elif line.loss is not None:
+                    losses.append(line.loss)
+        told = [(losses[-self.config.health.spike_window :], evaluated)]
+        dist.broadcast_object_list(told, src=0)
+        losses, evaluated = told[0]
+        self.health.restart(losses)
+        if evaluated is not None:
+            self._take_evaluation(evaluated.validation["validation"])
+        return evaluated is not None and evaluated.step == self.progress.step
+
+    def _take_evaluation(self, loss: float) -> None:
+        validation, record = self.shards.validation, self.record
+        record.loss, record.losses = loss, {"validation": loss}
+        record.bits_per_byte = loss / math.log(2) * validation.tokens / validation.bytes
+
+    # Its steps
 
     def _loop(self) -> None:
-        config, batch_tokens = self.config, self.config.train.batch_tokens
-        every = config.eval.every_tokens
+        """Steps until the end, or until a signal that any rank has got."""
+        config = self.config
         asynchronous = self.world.device.type != "cpu"
         pending: _Pending | None = None
-        trace = Path(config.run.dir).expanduser() / config.run.name / "trace" if config.train.profile else None
+        trace = path_of(config) / "trace" if config.train.profile else None
+        first = self.progress.step
         with (
-            report.progress(config.steps, shown=self.directory is not None) as advance,
+            report.progress(config.steps, first, shown=self.directory is not None) as advance,
             traced(trace, self.world.rank) as traced_step,
         ):
             self._last_read = time.perf_counter()
-            for step in range(1, config.steps + 1):
-                tokens = step * batch_tokens
-                learning_rate = self.schedule.learning_rate(tokens)
-                with record_function("batches"):
-                    batches = self._batches(step)
-                with self.memory.watching(step - 1) or nullcontext():
-                    result = self.engine.train_step(batches, learning_rate=learning_rate, tokens=batch_tokens)
+            while self.progress.step < config.steps and not self._stopped_by:
+                if asked := self.agreement.exchange(self.stop.signal):
+                    self._stopped_by = asked
+                    if pending is not None:
+                        self._settle(pending, advance)
+                    return
+                begun = self._step(self.progress.step - first)
                 traced_step()
-                if pending is not None:
-                    advance(self._read(pending))
-                pending = _Pending(step, learning_rate, result)
-                evaluates = step == config.steps or (every is not None and tokens // every > (tokens - batch_tokens) // every)
-                if evaluates or not asynchronous:
-                    advance(self._read(pending))
-                    pending = None
-                if evaluates:
-                    self._evaluate(step)
-                    self._last_read = time.perf_counter()
+                if pending is not None and self._settle(pending, advance):
+                    pending = None  # the step begun meanwhile is undone as well
+                    continue
+                pending = begun
+                if asynchronous and not self._at_border():
+                    continue
+                rewound = self._settle(pending, advance)
+                pending = None
+                if not rewound and self._at_border():
+                    self._border()
 
-    def _batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of a step: a slice of the step's global sample numbers."""
+    def _step(self, number: int) -> _Pending:
+        """Begin the next step; `number` counts those of this process from 0."""
+        batch_tokens = self.config.train.batch_tokens
+        samples = batch_tokens // self.config.train.sequence
+        with record_function("batches"):
+            batches = self._batches(self.progress.samples)
+        self.progress = self.progress.after(batch_tokens, samples)
+        learning_rate = self.schedule.learning_rate(self.progress.tokens)
+        with self.memory.watching(number) or nullcontext():
+            result = self.engine.train_step(batches, learning_rate=learning_rate, tokens=batch_tokens)
+        return _Pending(self.progress, learning_rate, result)
+
+    def _batches(self, first: int) -> list[Batch]:
+        """This rank's micro-batches of a step: its slice of the global sample numbers from `first` on."""
         microbatch, accumulation = self.config.train.microbatch, self.config.accumulation
         ranks, rank = self.config.parallel.layout.data_parallel, self.meshes.data_rank
-        first = (step - 1) * ranks * accumulation * microbatch
         starts = [first + (index * ranks + rank) * microbatch for index in range(accumulation)]
         return [self.loader.batch(range(start, start + microbatch)) for start in starts]
 
-    def _read(self, pending: _Pending) -> StepLine:
-        """Wait for a step's scalars, write its line, refuse to go on from a loss that is not finite."""
+    def _at_border(self) -> bool:
+        """Whether something follows this step that must know that it was healthy."""
+        step = self.progress.step
+        return step == self.config.steps or self._saves() or self._evaluates(step)
+
+    def _border(self) -> None:
+        if self._saves():
+            self._save()
+        if self._evaluates(self.progress.step):
+            self._evaluate()
+        self._last_read = time.perf_counter()
+
+    def _evaluates(self, step: int) -> bool:
+        return step > 0 and (step == self.config.steps or self._crosses(step, self.config.eval.every_tokens))
+
+    def _saves(self) -> bool:
+        step = self.progress.step
+        return step < self.config.steps and self._crosses(step, self.config.checkpoint_every_tokens)
+
+    def _crosses(self, step: int, every: int | None) -> bool:
+        tokens, batch_tokens = step * self.config.train.batch_tokens, self.config.train.batch_tokens
+        return every is not None and tokens // every > (tokens - batch_tokens) // every
+
+    def _settle(self, pending: _Pending, advance: report.Advance) -> bool:
+        """Wait for a step's scalars, write its line, act on what they say. Returns whether the run went back."""
+        line, judgement = self._read(pending)
+        advance(line)
+        if judgement.verdict == "healthy":
+            return False
+        if judgement.verdict == "stop":
+            raise RunFailed(
+                f"run {self.config.run.name} diverged and was stopped at step {line.step} ({line.tokens} tokens): "
+                f"{judgement.why}. A lower schedule.peak or a longer schedule.warmup_tokens may help, or "
+                f"health.on_nonfinite=rewind to leave the data out"
+            )
+        if judgement.verdict == "rewind":
+            self._rewind(pending.progress, judgement.why)
+            return True
+        if judgement.verdict == "skipped":
+            self.record.skipped_steps += 1
+        log.warning("step %d: %s%s", line.step, judgement.why, "; the step was skipped" * (judgement.verdict == "skipped"))
+        return False
+
+    def _read(self, pending: _Pending) -> tuple[StepLine, Judgement]:
         loss, gradient_norm = pending.result.loss.item(), pending.result.gradient_norm.item()
         seconds = time.perf_counter() - self._last_read
         self._last_read += seconds
         self.step_seconds.append(seconds)
-        batch_tokens = self.config.train.batch_tokens
-        tokens = pending.step * batch_tokens
         line = StepLine(
-            step=pending.step,
-            tokens=tokens,
+            step=pending.progress.step,
+            tokens=pending.progress.tokens,
             loss=loss,
             learning_rate=pending.learning_rate,
             gradient_norm=gradient_norm,
-            phase=self.schedule.phase(tokens),
-            tokens_per_second=batch_tokens / seconds,
+            phase=self.schedule.phase(pending.progress.tokens),
+            tokens_per_second=self.config.train.batch_tokens / seconds,
             step_seconds=seconds,
             memory_bytes=self.memory.peak_bytes(),
         )
-        self.record.tokens = self.record.fp_tokens = tokens
         if self.directory is not None:
             self.directory.append(line)
-        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            raise RunFailed(
-                f"run {self.config.run.name} diverged and was stopped at step {pending.step} ({tokens} tokens): loss {loss}, "
-                f"gradient norm {gradient_norm}. A lower schedule.peak or a longer schedule.warmup_tokens may help"
-            )
-        return line
+        return line, self.health.judge(loss, gradient_norm)
 
-    def _evaluate(self, step: int) -> None:
+    def _rewind(self, bad: Progress, why: str) -> None:
+        """Go back to the newest checkpoint before a step that went wrong, and leave the samples since then out.
+
+        Raises:
+            RunFailed: there is none, or this has happened too often.
+        """
+        name, patience = self.config.run.name, self.config.health.patience
+        if len(self.progress.skipped) >= patience:
+            raise RunFailed(f"run {name} went wrong again at step {bad.step} after {patience} rewinds: {why}")
+        self.saver.finish()
+        skipped: list[tuple[Path, str]] = []
+        found = newest_verified(self.directory.before(bad.step) if self.directory is not None else [], skipped)
+        if found is None:
+            raise RunFailed(f"run {name} went wrong at step {bad.step} and has no checkpoint to go back to: {why}")
+        self._load(found)
+        left_out = (self.progress.samples, bad.samples)
+        self.progress = dataclasses.replace(self.progress, samples=bad.samples, skipped=(*self.progress.skipped, left_out))
+        log.warning(
+            "step %d: %s. Back to step %d; samples %d to %d are left out",
+            *(bad.step, why, self.progress.step, left_out[0], left_out[1] - 1),
+        )
+        if self.directory is not None:
+            self.directory.rewind(self.progress.step)
+        self._count()
+        self._restore()
+        self._last_read = time.perf_counter()
+
+    def _save(self) -> None:
+        if self.saver.save(self.engine.state(), self.progress):
+            self._saved_step = self.progress.step
+
+    def _manifest(self, progress: Progress, files: dict[str, tuple[int, str]]) -> Manifest:
+        """On rank 0, in the background: the metrics up to a checkpoint are as durable as the checkpoint."""
+        assert self.directory is not None
+        self.directory.metrics.sync()
+        return Manifest(
+            progress=progress,
+            config_hash=self.record.config_hash,
+            layout=self.record.layout,
+            world_size=self.world.size,
+            precision=self.record.precision,
+            versions=self.record.versions,
+            saved=now(),
+            files=files,
+        )
+
+    def _evaluate(self) -> None:
         loss = self.engine.evaluate(self._validation_batches())
-        validation, record = self.shards.validation, self.record
+        if self._stopped_by:
+            return  # it was broken off, and is made up for when the run goes on
+        record, step = self.record, self.progress.step
         self.peak_flops = metrics.total_peak_flops(self.world.device, self.config.train.precision, known=self.peak_flops)
-        record.loss, record.losses = loss, {"validation": loss}
-        record.bits_per_byte = loss / math.log(2) * validation.tokens / validation.bytes
-        metrics.update(record, self.config, self.step_seconds, self.peak_flops, time.perf_counter() - self.started)
+        self._take_evaluation(loss)
         log.info("step %d: validation loss %.4f, %.4f bits per byte", step, loss, record.bits_per_byte)
         if self.directory is not None:
-            tokens = step * self.config.train.batch_tokens
-            self.directory.append(EvaluationLine(step=step, tokens=tokens, validation=record.losses))
-            self.directory.write(record)
+            self.directory.append(EvaluationLine(step=step, tokens=self.progress.tokens, validation=record.losses))
+        self._write_record()
         if not math.isfinite(loss):
             raise RunFailed(
                 f"run {self.config.run.name} stopped at step {step}: validation loss {loss}. "
@@ -240,22 +359,69 @@ class Trainer:
         microbatch = self.config.train.microbatch
         ranks, rank = self.config.parallel.layout.data_parallel, self.meshes.data_rank
         for first in range(0, self.validation.num_samples, microbatch * ranks):
+            if first > 0 and (asked := self.agreement.exchange(self.stop.signal)):
+                self._stopped_by = asked
+                return
             start = first + rank * microbatch
             yield self.validation.batch(range(start, start + microbatch))
 
-    def _finish(self) -> None:
-        """Save the weights, close the record, show what came out."""
-        folder = self.directory.path if self.directory is not None else None
-        save_weights(self.engine.full_parameters(), folder, step=self.config.steps, tokens=self.config.total_tokens)
+    # How it ends
+
+    def _finish(self) -> int:
+        """Save the last checkpoint, close the record, show what came out."""
+        if not self._make_sure_of_checkpoint():
+            raise RunFailed(
+                f"run {self.config.run.name} is trained, but its last checkpoint could not be written to "
+                f"{self.saver.checkpoints}: make room and type the command again; it goes on from the checkpoint before"
+            )
         self.record.peak_memory_bytes = metrics.largest(self.memory.peak_bytes())
         if self.directory is None:
-            return
+            return 0
+        self.directory.metrics.flush()
         report.draw_loss(self.directory.path)
         self._close("finished")
         report.show_table(self.directory.path, self.record)
+        return 0
 
-    def _close(self, status: Literal["finished", "failed"]) -> None:
+    def _preempt(self) -> int:
+        """Save where the run stands and say so."""
+        saved = self._make_sure_of_checkpoint()
+        self._close("preempted")
+        outcome = "saved" if saved else "its last checkpoint could NOT be written, an older one stays"
+        log.info(
+            "stopped by %s at step %d (%s tokens); %s. The same command goes on",
+            *(name_of(self._stopped_by), self.progress.step, f"{self.progress.tokens:,}", outcome),
+        )
+        return exit_code(self._stopped_by, saved=saved)
+
+    def _make_sure_of_checkpoint(self) -> bool:
+        """Whether this very step is on disk; it is saved where it is not."""
+        saved = self.saver.finish()
+        if self.progress.step == self._saved_step and saved:
+            return True
+        return self.saver.save(self.engine.state(), self.progress) and self.saver.finish()
+
+    def _count(self) -> None:
+        record = self.record
+        record.tokens = record.fp_tokens = self.progress.tokens
+        record.skipped_samples = [list(pair) for pair in self.progress.skipped]
+
+    def _write_record(self) -> None:
+        """Bring the record up to date; a disk that is full for now keeps the old one."""
+        self._count()
+        seconds = self._before_seconds + time.perf_counter() - self.started
+        metrics.update(self.record, self.config, self.step_seconds, self.peak_flops, seconds)
         if self.directory is not None:
-            self.record.status, self.record.ended = status, now()
-            self.record.wall_seconds = time.perf_counter() - self.started
-            self.directory.write(self.record)
+            try:
+                self.directory.write(self.record)
+            except OSError as error:
+                log.warning("step %d: the record cannot be written: %s", self.progress.step, error)
+
+    def _close(self, status: Literal["finished", "preempted", "failed"]) -> None:
+        record = self.record
+        record.checkpoints = metrics.checkpoints(self.saver)
+        self._count()
+        if self.directory is not None:
+            record.status, record.ended = status, now()
+            record.wall_seconds = self._before_seconds + time.perf_counter() - self.started
+            self.directory.write(record)

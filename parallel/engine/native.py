@@ -7,14 +7,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.profiler import record_function
 
 from parallel.batch import Batch
 from parallel.engine.protocol import StepResult
 from parallel.gradients import align_gradients, clip, gradient_norm, sum_tied_gradients
 from parallel.mesh import Meshes
-from parallel.pipeline import Part, gather_over_stages
+from parallel.pipeline import Part
 
 LossSums = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(logits, targets) -> (objective, cross entropy, number of targets), scalars summed over the batch.
@@ -80,6 +79,8 @@ class NativeEngine:
     ) -> None:
         """`tied` names the parameter that a pipeline's first and last stage both have, if there is one."""
         self.parts = parts
+        # Asked once: between a forward pass and the next, FSDP puts gathered tensors in the place of its parameters.
+        self.named_parameters = [pair for part in parts for pair in part.module.named_parameters()]
         self.runner = runner
         self.loss_sums = loss_sums
         self.optimizer = optimizer
@@ -105,6 +106,8 @@ class NativeEngine:
         with record_function("optimizer"):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
+            # torch's fused optimizers leave everything as it was where this is one, without asking the host.
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return StepResult(sums[0] / tokens, norm)
@@ -148,19 +151,42 @@ class NativeEngine:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """See `Engine.parameters`."""
-        for part in self.parts:
-            yield from part.module.parameters()
+        for _, parameter in self.named_parameters:
+            yield parameter
 
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """See `Engine.full_parameters`."""
-        whole = self._whole_parameters()
-        return gather_over_stages(whole, self.pipeline_group, self.device) if self.pipelined else whole
+    def state(self, *, optimizer: bool = True) -> dict[str, Tensor]:
+        """See `Engine.state`."""
+        found = {}
+        for name, parameter in self.named_parameters:
+            found[f"model.{name}"] = parameter.detach()
+            if optimizer:
+                found |= {f"optimizer.{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
+        return found
 
-    def _whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
+    def load(self, read: Callable[[dict[str, Tensor]], None], *, optimizer: bool = True) -> None:
+        """See `Engine.load`."""
+        if optimizer and not self.optimizer.state:
+            self._create_optimizer_state()
+        read(self.state(optimizer=optimizer))
+        # Where one rank has the first and the last stage, a tied weight is there twice, and was read once.
+        if self.tied_first is not None and self.tied_last is not None:
+            with torch.no_grad():
+                self.tied_first.copy_(self.tied_last)
+            for key, value in self.optimizer.state[self.tied_last].items():
+                self.optimizer.state[self.tied_first][key].copy_(value)
         for part in self.parts:
-            for name, parameter in part.module.named_parameters():
-                whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-                yield name, whole.detach().cpu()
+            for module in part.module.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # what was gathered before is out of date
+
+    def _create_optimizer_state(self) -> None:
+        """A step of zero gradients at a learning rate of zero: every optimizer then has all that it keeps."""
+        for _, parameter in self.named_parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
         dist.all_reduce(sums, group=self.data_group)

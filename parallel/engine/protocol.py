@@ -1,6 +1,6 @@
 """What the training loop asks of an engine."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ class StepResult:
     loss: Tensor
     """cross entropy, nats per token, over the global batch, before the update"""
     gradient_norm: Tensor
-    """l2 norm of the whole gradient before clipping"""
+    """l2 norm of the whole gradient before clipping; where it is not finite, the step changed nothing"""
 
 
 class Engine(Protocol):
@@ -38,6 +38,14 @@ class Engine(Protocol):
         """This rank's parameters."""
         ...
 
-    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor on the CPU) one by one, on every rank in the same order. A collective."""
+    def state(self, *, optimizer: bool = True) -> dict[str, Tensor]:
+        """What this rank holds of all that a later step depends on, by a name that is the same on every layout.
+
+        "model.NAME" is a parameter, "optimizer.NAME.KEY" what the optimizer keeps of it (there from the first step on). Slices
+        are DTensors that know where they lie in the whole. The live tensors, not copies.
+        """
+        ...
+
+    def load(self, read: Callable[[dict[str, Tensor]], None], *, optimizer: bool = True) -> None:
+        """Take a state over: `read` writes into the tensors of `state`. No copy of the former values stays anywhere."""
         ...

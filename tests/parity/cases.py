@@ -1,16 +1,21 @@
 """What a rank does in a parity test: a whole run of the trainer, on the process group it is given."""
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
+from signal import SIGTERM
 
 import torch
 import torch._inductor.config
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from parallel.mesh import World, build_meshes
-from scaling.record import StepLine, read_metrics
+from scaling.record import StepLine, read_metrics, read_record
 from train.build import build_engine
 from train.config import load_config, require
-from train.trainer import run
+from train.run import run
+from train.stop import StopRequest
 
 
 def train(world: World, runs: list[list[str]]) -> list[list[tuple[float, float]]] | None:
@@ -33,10 +38,54 @@ def _train(world: World, overrides: list[str]) -> list[tuple[float, float]] | No
     return [(line.loss or 0.0, line.gradient_norm or 0.0) for line in lines]
 
 
+class StopAfter(StopRequest):
+    """A signal that comes by itself, when the run has asked for one so many times: once a step, once a validation batch."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._left = times
+
+    @property
+    def signal(self) -> int:
+        self._left -= 1
+        return SIGTERM if self._left < 0 else 0
+
+    @signal.setter
+    def signal(self, number: int) -> None: ...
+
+
+def stop_and_go(world: World, runs: list[tuple[list[str], int | None]]) -> list[list[dict[str, object]] | None]:
+    """Carry out (overrides, steps until a signal or None) one after the other; the step lines of each, on rank 0.
+
+    The signal is rank 1's alone, where there is one.
+    """
+    found: list[list[dict[str, object]] | None] = []
+    for overrides, steps in runs:
+        config = load_config(overrides)
+        require(config, world_size=world.size)
+        stops = steps is not None and world.rank == min(1, world.size - 1)
+        assert run(config, world, StopAfter(steps) if stops and steps is not None else None) == 0
+        lines = None
+        if world.rank == 0:
+            path = Path(config.run.dir, config.run.name)
+            assert read_record(path).status == ("finished" if steps is None else "preempted")
+            lines = [asdict(line) for line in read_metrics(path)]
+        found.append(lines)
+        dist.barrier()
+    return found
+
+
 def initial_weights(world: World, overrides: list[str]) -> dict[str, str]:
     """SHA-256 of every parameter's bytes, gathered whole, before the first step."""
     config = load_config(overrides)
     engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
-    return {
-        name: hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for name, tensor in engine.full_parameters()
-    }
+    mine = {}
+    for name, tensor in engine.state().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        mine[name] = hashlib.sha256(whole.contiguous().numpy().tobytes()).hexdigest()
+    everyone: list[dict[str, str]] = [{}] * world.size
+    dist.all_gather_object(everyone, mine)
+    found: dict[str, str] = {}
+    for hashes in everyone:
+        assert all(found.setdefault(name, value) == value for name, value in hashes.items())
+    return found

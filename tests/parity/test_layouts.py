@@ -1,8 +1,6 @@
 """One loss on every layout: losses and gradient norms of eight steps equal those of a bare single-process loop."""
 
-import json
 import math
-import random
 
 import numpy as np
 import pytest
@@ -43,17 +41,6 @@ MODEL = [
 # 8 steps of 16 sequences of 32 tokens: warmup, a constant stretch and decay all fall into them.
 LENGTH = ["train.steps=8", "train.sequence=32", "train.batch_tokens=512", "eval.tokens=600"]
 SCHEDULE = ["schedule.peak=5e-3", "schedule.warmup_tokens=1024", "schedule.decay_fraction=0.25"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> list[str]:
-    """Overrides for a corpus of short documents, of which several fall into one sequence."""
-    folder = tmp_path_factory.mktemp("corpus")
-    draw = random.Random(7)
-    words = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 6))) for _ in range(60)]
-    texts = [" ".join(draw.choices(words, k=draw.randint(1, 12))) for _ in range(900)]
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return ["data=files", f"data.files=[{folder}/text.jsonl]", f"data.cache_dir={folder}/cache", "tokenizer=bytes"]
 
 
 @pytest.fixture(scope="module")

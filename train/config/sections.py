@@ -181,8 +181,11 @@ class RunConfig:
     """folder of all runs"""
     seed: Annotated[int, Field(ge=0)]
     """seed of initial weights and data order"""
-    resume: Literal["auto", "never"]
-    """auto: a finished run of this name shows its table, an unfinished one starts over; never: an existing name is refused"""
+    resume: str
+    """auto: a finished run of this name shows its table, an unfinished one goes on from its newest checkpoint that verifies;
+    never: an existing name is refused; a checkpoint's folder: go on from that one"""
+    resume_force: bool
+    """go on even where the configuration has changed what the run computes"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -219,6 +222,39 @@ class EvalConfig:
     """also evaluate each time this many tokens have been trained on; null: only at the end"""
     tokens: PositiveInt | None
     """evaluate on at most this many validation tokens; null: all"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CheckpointConfig:
+    """Checkpoints during the run. There always is one at the end, and one when the run is told to stop."""
+
+    every_tokens: PositiveInt | None
+    """save each time this many tokens have been trained on; null: twenty times over the run"""
+    keep: PositiveInt
+    """keep this many of the newest"""
+    keep_every: PositiveInt | None
+    """also keep every n-th one for good; null: none"""
+    timeout_seconds: Annotated[float, Field(gt=0)]
+    """give a checkpoint up that is not written after this long; the run goes on without it"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class HealthConfig:
+    """What is done when a step goes wrong."""
+
+    on_nonfinite: Literal["stop", "skip", "rewind"]
+    """loss or gradient not finite. stop the run; skip: leave the weights as they were and go on; rewind: go back to the newest
+    checkpoint and leave the data since then out"""
+    on_spike: Literal["ignore", "warn", "rewind"]
+    """the loss jumps out of line with those before: ignore it, say so, or rewind"""
+    spike_window: PositiveInt
+    """a loss is compared with the losses of this many steps before"""
+    spike_threshold: Annotated[float, Field(gt=0)]
+    """how far above their median is out of line, in robust standard deviations (1.4826 x median absolute deviation)"""
+    patience: PositiveInt
+    """stop after so many rewinds, or after more than so many skipped steps in a row"""
+    step_timeout_seconds: Annotated[float, Field(gt=0)] | None
+    """when a step takes longer, and ten times longer than those before, say which rank waits for what; null: never"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -268,6 +304,8 @@ class Config:
     train: TrainConfig
     parallel: ParallelConfig
     eval: EvalConfig
+    checkpoint: CheckpointConfig
+    health: HealthConfig
 
     @property
     def steps(self) -> int:
@@ -281,6 +319,11 @@ class Config:
     def total_tokens(self) -> int:
         """Tokens of the whole run: whole steps."""
         return self.steps * self.train.batch_tokens
+
+    @property
+    def checkpoint_every_tokens(self) -> int:
+        """Tokens between checkpoints."""
+        return self.checkpoint.every_tokens or -(-self.total_tokens // 20)
 
     @property
     def accumulation(self) -> int:

@@ -13,13 +13,14 @@ from typing import Literal
 
 import numpy as np
 
+from scaling.record import sync_folder
 from train.config import BpeTokenizerConfig, BytesTokenizerConfig, CorpusConfig, FileTokenizerConfig
 from train.counter import derive_key, hash64
 from train.data.bigram import bigram_loss
 from train.data.corpus import Corpus, open_corpus
 from train.data.lock import building, exclusive, remove_leftovers
 from train.data.progress import Stage, shown
-from train.data.shards import SCHEMA, SHARD_TOKENS, SPLITS, SplitWriter, sync_folder, token_dtype, write_file
+from train.data.shards import SCHEMA, SHARD_TOKENS, SPLITS, SplitWriter, token_dtype, write_file
 from train.data.tokenizer import (
     END_OF_TEXT,
     BytesEncoder,

@@ -183,15 +183,6 @@ def write_file(path: Path, content: bytes) -> None:
         _sync(file)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def open_shards(folder: Path) -> Shards:
     """Open a tokenised corpus that `prepare` has built.
 

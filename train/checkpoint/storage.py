@@ -1,0 +1,167 @@
+"""A state on disk, through torch.distributed.checkpoint: written by all ranks of one layout, read by those of any other.
+
+Reading runs nobody's code: torch's metadata is a pickle, so it is read with an unpickler that knows the few classes of a
+checkpoint's metadata and no others; and what is not a tensor is refused, because torch would unpickle that freely.
+"""
+
+import io
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem, WriteItem
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from train.checkpoint.manifest import BrokenCheckpointError
+
+METADATA = ".metadata"
+
+_TORCH_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch": {"Size"} | {str(kind).removeprefix("torch.") for kind in vars(torch).values() if isinstance(kind, torch.dtype)},
+    "torch.serialization": {"_get_layout"},  # a look-up of a layout by its name
+    "pathlib": {"Path", "PosixPath"},
+    "collections": {"OrderedDict"},
+}
+
+Copies = Mapping[str, Tensor]
+"""Name -> a copy of this rank's slice, on the CPU, which nothing changes until it is written."""
+
+
+def copy_to_cpu(state: Mapping[str, Tensor], into: dict[str, Tensor]) -> None:
+    """Copy this rank's slices into the buffers `into`, made where they are missing (pinned for a GPU)."""
+    for name, tensor in state.items():
+        local = _local(tensor)
+        if name not in into:
+            into[name] = torch.empty_like(local, device="cpu", pin_memory=local.device.type == "cuda")
+        into[name].copy_(local, non_blocking=True)
+    if any(_local(tensor).device.type == "cuda" for tensor in state.values()):
+        torch.cuda.synchronize()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+class _CopiesPlanner(DefaultSavePlanner):
+    """Plans by the live tensors, whose shapes and places do not change, and writes the copies."""
+
+    def __init__(self, copies: Copies) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._copies = copies
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        return self._copies[write_item.index.fqn]
+
+
+def write_state(folder: Path, state: Mapping[str, Tensor], copies: Copies, group: dist.ProcessGroup) -> None:
+    """Write the copies of a state; each slice once, whichever ranks hold it. A collective of `group`.
+
+    Raises:
+        OSError: on every rank, if any rank could not write.
+    """
+    writer = FileSystemWriter(folder)
+    try:
+        save(dict(state), storage_writer=writer, planner=_CopiesPlanner(copies), process_group=group)
+    except CheckpointException as error:
+        rank, (failure, _) = next(iter(error.failures.items()))
+        raise OSError(f"rank {rank}: {failure}") from error
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _TORCH_CLASSES.get(module, ()):
+            return super().find_class(module, name)
+        raise BrokenCheckpointError(f"{METADATA} asks for {module}.{name}, which no checkpoint needs: it is not to be trusted")
+
+
+class _Reader(FileSystemReader):
+    """Reads torch's metadata without running what is in it."""
+
+    def read_metadata(self, *arguments: Any, **keywords: Any) -> Metadata:
+        return read_metadata(Path(self.path))
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """Torch's metadata of a checkpoint.
+
+    Raises:
+        BrokenCheckpointError: it is not the metadata of tensors in this folder, and of nothing else.
+    """
+    try:
+        with open(folder / METADATA, "rb") as stream:
+            metadata = _Unpickler(stream).load()
+    except BrokenCheckpointError:
+        raise
+    except Exception as error:  # a broken pickle fails in many ways
+        raise BrokenCheckpointError(f"{METADATA} cannot be read: {error!r}") from None
+    if not isinstance(metadata, Metadata):
+        raise BrokenCheckpointError(f"{METADATA} holds no metadata")
+    for name, what in metadata.state_dict_metadata.items():
+        if not isinstance(what, TensorStorageMetadata):
+            raise BrokenCheckpointError(f"{METADATA} says that {name} is no tensor")
+    for place in metadata.storage_data.values():
+        if Path(place.relative_path).name != place.relative_path or place.transform_descriptors:
+            raise BrokenCheckpointError(f"{METADATA} points to {place.relative_path!r}, outside its folder")
+    return metadata
+
+
+class _TensorsOnly(DefaultLoadPlanner):
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        raise BrokenCheckpointError("it holds something that is not a tensor")
+
+
+def read_state(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Read a checkpoint into the tensors of `state`, each rank its own slices. A collective of `group`; of nobody without one.
+
+    Raises:
+        BrokenCheckpointError: it lacks a tensor, or has one of another size.
+    """
+    known = read_metadata(folder).state_dict_metadata
+    for name, tensor in state.items():
+        what = known.get(name)
+        if not isinstance(what, TensorStorageMetadata):
+            raise BrokenCheckpointError(f"it has no {name}")
+        if tuple(what.size) != tuple(tensor.shape):
+            raise BrokenCheckpointError(f"{name} is {tuple(what.size)} there and {tuple(tensor.shape)} here")
+    with warnings.catch_warnings():
+        # torch warns that it reads without a process group, which is what was asked for.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        warnings.filterwarnings("ignore", message="torch.distributed is unavailable")
+        load(state, storage_reader=_Reader(folder), planner=_TensorsOnly(), process_group=group, no_dist=group is None)
+
+
+def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """Every tensor whose name begins with `prefix`, whole, on the CPU, without the prefix."""
+    known = read_metadata(folder).state_dict_metadata
+    whole = {
+        name: torch.empty(what.size, dtype=what.properties.dtype)
+        for name, what in known.items()
+        if name.startswith(prefix) and isinstance(what, TensorStorageMetadata)
+    }
+    read_state(folder, dict(whole))
+    return {name.removeprefix(prefix): tensor for name, tensor in whole.items()}
