@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import socket
+import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -51,6 +52,7 @@ class MetricsFile:
     def __init__(self, path: Path, step: int) -> None:
         """Drop the lines of steps behind `step` and open the file."""
         self.path = path
+        self._lock = threading.Lock()  # checkpoints make the file durable from their own thread
         self._unwritten: list[str] = []
         kept = _lines_until(path, step)
         write_atomically(path, "".join(kept))
@@ -63,14 +65,16 @@ class MetricsFile:
         Raises:
             RunFailed: the disk has not taken a line for too long.
         """
-        self._unwritten.append(line_text(line))
-        try:
-            self.flush()
-        except OSError as error:
-            if len(self._unwritten) == 1:
-                log.warning("step %d: %s cannot be written (%s); its lines are kept until it can", line.step, self.path, error)
-            if len(self._unwritten) > self.MOST_UNWRITTEN:
-                raise RunFailed(f"{self.path} could not be written for {self.MOST_UNWRITTEN} lines: {error}") from error
+        with self._lock:
+            self._unwritten.append(line_text(line))
+            try:
+                self._write()
+            except OSError as error:
+                if len(self._unwritten) == 1:
+                    said = "step %d: %s cannot be written (%s); its lines are kept until it can"
+                    log.warning(said, line.step, self.path, error)
+                if len(self._unwritten) > self.MOST_UNWRITTEN:
+                    raise RunFailed(f"{self.path} could not be written for {self.MOST_UNWRITTEN} lines: {error}") from error
 
     def flush(self) -> None:
         """Write what is not written yet.
@@ -78,6 +82,10 @@ class MetricsFile:
         Raises:
             OSError: the disk refused; nothing half-written is left.
         """
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
         data = "".join(self._unwritten).encode()
         try:
             written = self._stream.write(data)

@@ -19,15 +19,24 @@ LAYOUTS: dict[str, dict[str, int]] = {
 }
 MODEL = [
     *("model.num_layers=2", "model.hidden_size=32", "model.num_heads=4", "model.num_kv_heads=2", "model.ffn_size=46"),
-    *("model.vocab_size=270", "model.init_std=0.1", "train.sequence=32", "train.batch_tokens=256", "train.microbatch=2"),
-    *("eval.tokens=160", "eval.every_tokens=1280", "schedule.peak=5e-3", "schedule.decay_fraction=0.25"),
+    *("model.vocab_size=270", "model.init_std=0.1", "train.sequence=32", "train.batch_tokens=128"),
+    *(
+        "eval.tokens=160",
+        "eval.every_tokens=640",
+        "checkpoint.every_tokens=512",
+        "schedule.peak=5e-3",
+        "schedule.decay_fraction=0.25",
+    ),
 ]
 MEASURED = ("loss", "gradient_norm", "learning_rate", "tokens", "phase", "validation")
 
 
 def _words(place: Path, name: str, layout: str, *run: str) -> list[str]:
     axes = [f"parallel.{axis}={size}" for axis, size in LAYOUTS[layout].items()]
-    return [f"run.dir={place}", f"run.name={name}", *MODEL, *run, *axes]
+    # Four sequences a step in one pass, but for the pipeline, which needs two micro-batches.
+    ranks = LAYOUTS[layout].get("shard", 1) * LAYOUTS[layout].get("replicate", 1)
+    passes = 2 if "pipeline" in LAYOUTS[layout] else 1
+    return [f"run.dir={place}", f"run.name={name}", *MODEL, *run, *axes, f"train.microbatch={4 // ranks // passes}"]
 
 
 def _carry_out(group, layout: str, runs: list[tuple[list[str], int | None]]) -> list[list[dict[str, object]]]:
@@ -57,7 +66,7 @@ def _assert_same(found: list[dict[str, object]], expected: list[dict[str, object
 
 def test_every_pair_of_layouts_to_1e_10(group, corpus, tmp_path):
     """Float64, stopped in the middle (some in a step, some in an evaluation), by a signal that one rank alone has got."""
-    run = [*corpus, "train.precision=fp64", "train.steps=20", "schedule.warmup_tokens=1024"]
+    run = [*corpus, "train.precision=fp64", "train.steps=20", "schedule.warmup_tokens=512"]
     (expected,) = _carry_out(group, "single", [(_words(tmp_path, "whole", "single", *run), None)])
     assert [line["step"] for line in expected if "validation" in line] == [5, 10, 15, 20]
     for source in LAYOUTS:
@@ -74,7 +83,7 @@ def test_every_pair_of_layouts_to_1e_10(group, corpus, tmp_path):
 
 def test_fp32_stays_within_1e_5_for_a_hundred_steps_on_another_layout(group, corpus, tmp_path):
     """One run that moves through all layouts, and arrives where the single process does."""
-    run = [*corpus, "train.precision=fp32", "train.steps=100", "schedule.warmup_tokens=5120"]
+    run = [*corpus, "train.precision=fp32", "train.steps=100", "schedule.warmup_tokens=2560"]
     (expected,) = _carry_out(group, "single", [(_words(tmp_path, "whole", "single", *run), None)])
     for layout in LAYOUTS:
         last = layout == "replicate2_shard2"
@@ -84,7 +93,7 @@ def test_fp32_stays_within_1e_5_for_a_hundred_steps_on_another_layout(group, cor
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_on_the_same_layout_it_is_the_same_to_the_bit(group, corpus, tmp_path, layout):
-    run = [*corpus, "train.precision=fp32", "train.steps=16", "schedule.warmup_tokens=1024"]
+    run = [*corpus, "train.precision=fp32", "train.steps=16", "schedule.warmup_tokens=512"]
     whole, first, second = _carry_out(
         group,
         layout,
@@ -101,7 +110,14 @@ def test_on_the_same_layout_it_is_the_same_to_the_bit(group, corpus, tmp_path, l
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zbv"])
 def test_tied_embeddings_on_two_stages(group, corpus, tmp_path, schedule):
-    run = [*corpus, "train.precision=fp64", "train.steps=12", "schedule.warmup_tokens=1024", "model.tie_embeddings=true"]
+    run = [
+        *corpus,
+        "train.precision=fp64",
+        "train.steps=12",
+        "schedule.warmup_tokens=512",
+        "model.tie_embeddings=true",
+        "train.batch_tokens=256",
+    ]
     run += ["model.num_layers=4", f"parallel.pipeline_schedule={schedule}"]
     (expected,) = _carry_out(group, "single", [(_words(tmp_path, "whole", "single", *run), None)])
     _carry_out(group, "pipeline2", [(_words(tmp_path, "parts", "pipeline2", *run), 4)])
