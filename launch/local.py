@@ -6,9 +6,15 @@ import os
 import signal
 import sys
 import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from train.config import UserError, load_config, require
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 TRAIN, GENERATE = "train.__main__", "train.generate"  # by name only: launch knows of train no more than its configuration
 
 
@@ -52,11 +58,14 @@ def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        # The workers decide how to end, see _pass_on; the agent itself is only taken down with them.
+        signals_to_handle="SIGHUP,SIGQUIT",
     )
     # -P: a folder named `train` where the user stands must not be taken for ours.
     command = [sys.executable, "-P", "-m", module, *arguments]
     try:
-        elastic_launch(config, entrypoint=command[0])(*command[1:])
+        with _pass_on(STOP_SIGNALS, SignalException):
+            elastic_launch(config, entrypoint=command[0])(*command[1:])
     except SignalException as error:
         print(f"stopped by {signal.Signals(error.sigval).name}, with all processes of the run", file=sys.stderr)
         return 128 + error.sigval
@@ -66,6 +75,34 @@ def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:
             print(f"error: rank {rank} ended with {_ending(failure.exitcode)}", file=sys.stderr)
         return failure.exitcode if failure.exitcode in (1, 2) else 1
     return 0
+
+
+@contextmanager
+def _pass_on(numbers: Sequence[signal.Signals], too_early: type[Exception]) -> Iterator[None]:
+    """Hand these signals on to the workers, which save a checkpoint and end by themselves, instead of ending here.
+
+    The agent would give them thirty seconds and then kill them. Raises `too_early` while there are no workers.
+    """
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        workers = _children()
+        if not workers:
+            raise too_early("no worker has been started yet", signal.Signals(number))
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker, number)
+
+    handlers: list[Any] = [signal.signal(number, pass_on) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+
+
+def _children() -> list[int]:
+    lists = [path.read_text(encoding="ascii") for path in Path(f"/proc/{os.getpid()}/task").glob("*/children")]
+    return [int(pid) for pid in " ".join(lists).split()]
 
 
 def _ending(code: int) -> str:

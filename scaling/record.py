@@ -65,18 +65,18 @@ class RunRecord:
     wall_seconds: float = 0.0
     resumed_from: str | None = None
     """the checkpoint the last process went on from"""
-    skipped_steps: int = 0
-    """steps whose gradient was not finite and that changed nothing"""
-    skipped_samples: list[list[int]] = dataclasses.field(default_factory=list)
-    """ranges of sample numbers [first, behind the last] that were left out after a rewind"""
-    checkpoints: dict[str, float] = dataclasses.field(default_factory=dict)
-    """of the last process: saved, bytes of the last one, stall_seconds of the loop, cpu_seconds in the background"""
     config_hash: str
     git_commit: str | None
     versions: dict[str, str]
     started: str
     """ISO 8601, UTC"""
     ended: str | None = None
+    skipped_steps: int = 0
+    """steps whose gradient was not finite and that changed nothing"""
+    skipped_samples: list[list[int]] = dataclasses.field(default_factory=list)
+    """ranges of sample numbers [first, behind the last] that were left out after a rewind"""
+    checkpoints: dict[str, float] = dataclasses.field(default_factory=dict)
+    """of the last process: saved, bytes of the last one, stall_seconds of the loop, cpu_seconds in the background"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

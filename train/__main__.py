@@ -1,6 +1,5 @@
 """`python -m train [overrides]`: one process of a run. `foretrain train` is the same under another name."""
 
-import signal
 import sys
 
 from parallel.environment import ProcessEnvironment, die_with_launcher, leave
@@ -15,6 +14,11 @@ def main(arguments: list[str]) -> int:
     environment = ProcessEnvironment.read()
     if environment.launched:
         die_with_launcher()
+    with StopRequest().listening(says=environment.rank == 0) as stop:
+        return _answer_or_run(arguments, environment, stop)
+
+
+def _answer_or_run(arguments: list[str], environment: ProcessEnvironment, stop: StopRequest) -> int:
     try:
         if answer_without_running(arguments):
             return 0
@@ -30,16 +34,12 @@ def main(arguments: list[str]) -> int:
         from parallel.mesh import connect
         from train.run import run
 
-        with connect(environment) as world, StopRequest().listening(says=world.rank == 0) as stop:
+        with connect(environment) as world:
             return run(config, world, stop)
     except (UserError, RunFailed) as error:
         if environment.rank == 0:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        if environment.rank == 0:
-            print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

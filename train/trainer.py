@@ -107,6 +107,8 @@ class Trainer:
         directory = self.directory
         skipped: list[tuple[Path, str]] = []
         found = newest_verified(directory.candidates() if directory is not None else [], skipped)
+        if found is None and directory is not None and directory.checkpoint is not None:
+            raise UserError(f"run.resume={directory.checkpoint} is not what was saved: {skipped[0][1]}")
         for folder, problem in skipped:
             log.warning("%s is passed over: %s", folder, problem)
         if found is not None:
@@ -118,8 +120,6 @@ class Trainer:
                 f"{found.manifest.total_bytes:,}",
                 found.bytes_per_second / 1e9,
             )
-        elif directory is not None and directory.checkpoint is not None:
-            raise UserError(f"run.resume={directory.checkpoint} is not what was saved: {skipped[0][1]}")
         elif directory is not None and directory.existing is not None:
             log.info("%s was left unfinished without a checkpoint: starting over", directory.path)
         if directory is not None:

@@ -271,8 +271,8 @@ def test_interrupting_ends_the_run_in_one_line(overrides, place):
         launcher.kill()
     assert launcher.returncode == 130
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == "interrupted"
-    assert read_record(path).status == "failed"
+    assert re.fullmatch(r"stopped by SIGINT at step \d+ \([\d,]+ tokens\); saved. The same command goes on", err.splitlines()[-1])
+    assert read_record(path).status == "preempted"
 
 
 def test_the_configuration_of_the_run_is_that_of_the_words(run, overrides):

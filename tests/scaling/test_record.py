@@ -17,7 +17,7 @@ from scaling.record import (
     EvaluationLine,
     RunRecord,
     StepLine,
-    append_line,
+    line_text,
     read_metrics,
     read_record,
     write_atomically,
@@ -31,7 +31,7 @@ RECORD_KEYS = re.findall(
     schema, name, status, seed, parameters, parameters_non_embedding, tokens, flops, tokens_per_parameter, loss, bits_per_byte,
     losses, errors, bits, qat_tokens, fp_tokens, quantizer, peak_learning_rate, schedule, batch_tokens, sequence, model, layout,
     engine, precision, tokens_per_second, mfu, mfu_causal, peak_memory_bytes, device, world_size, wall_seconds, resumed_from,
-    config_hash, git_commit, versions, started, ended""",
+    config_hash, git_commit, versions, started, ended, skipped_steps, skipped_samples, checkpoints""",
 )
 STEP_KEYS = [
     *("step", "tokens", "loss", "learning_rate", "gradient_norm", "phase", "tokens_per_second", "step_seconds", "memory_bytes")
@@ -87,8 +87,8 @@ def test_a_record_has_exactly_the_keys_of_the_design(tmp_path):
 
 def test_metrics_lines_have_exactly_the_keys_of_the_design():
     stream = io.StringIO()
-    append_line(stream, STEP)
-    append_line(stream, EVALUATION)
+    stream.write(line_text(STEP))
+    stream.write(line_text(EVALUATION))
     assert [list(json.loads(line)) for line in stream.getvalue().splitlines()] == [STEP_KEYS, EVALUATION_KEYS]
 
 
@@ -132,7 +132,7 @@ def test_metrics_come_back_equal_and_a_cut_last_line_is_left_out(tmp_path_factor
     folder = tmp_path_factory.mktemp("run")
     with open(folder / "metrics.jsonl", "w", encoding="utf-8") as stream:
         for line in lines:
-            append_line(stream, line)
+            stream.write(line_text(line))
     assert list(read_metrics(folder)) == lines
     whole = (folder / "metrics.jsonl").read_bytes()
     if lines:
@@ -147,7 +147,7 @@ def test_what_is_not_finite_becomes_null_wherever_it_stands(tmp_path):
     plain = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert (plain["loss"], plain["flops"], plain["losses"]) == (None, None, {"a": None, "b": 1.0})
     stream = io.StringIO()
-    append_line(stream, replace(STEP, loss=math.nan, gradient_norm=math.inf))
+    stream.write(line_text(replace(STEP, loss=math.nan, gradient_norm=math.inf)))
     assert '"loss": null' in stream.getvalue()
     assert '"gradient_norm": null' in stream.getvalue()
 

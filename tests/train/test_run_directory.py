@@ -83,7 +83,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 def test_a_run_writes_what_the_design_lists(configure, shards, path):
     carry_out(configure(), shards)
     written = {file.name for file in path.iterdir()} - {".lock"}
-    assert written == {"config.yaml", "run.json", "metrics.jsonl", "logs", "tokenizer.json", "data.json"}
+    assert written == {"config.yaml", "run.json", "metrics.jsonl", "tokenizer.json", "data.json"}
     assert json.loads((path / "run.json").read_text())["status"] == "finished"
     assert len((path / "metrics.jsonl").read_text().splitlines()) == 2
 

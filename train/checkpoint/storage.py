@@ -152,7 +152,11 @@ def read_state(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup 
         # torch warns that it reads without a process group, which is what was asked for.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         warnings.filterwarnings("ignore", message="torch.distributed is unavailable")
-        load(state, storage_reader=_Reader(folder), planner=_TensorsOnly(), process_group=group, no_dist=group is None)
+        try:
+            load(state, storage_reader=_Reader(folder), planner=_TensorsOnly(), process_group=group, no_dist=group is None)
+        except CheckpointException as error:
+            rank, (failure, _) = next(iter(error.failures.items()))
+            raise BrokenCheckpointError(f"rank {rank} cannot read it: {type(failure).__name__} {failure}") from error
 
 
 def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest
+from train.checkpoint.storage import read_metadata
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
@@ -69,8 +70,9 @@ def _verify(folder: Path) -> tuple[Manifest | None, str]:
     if rank == 0:
         try:
             manifest = Manifest.read(folder)
+            read_metadata(folder)
         except BrokenCheckpointError as error:
-            problem = str(error)
+            manifest, problem = None, str(error)
     manifest, problem = _broadcast([manifest, problem])
     if manifest is None:
         return None, problem

@@ -24,6 +24,7 @@ NOT_IDENTITY = {
     "run.name",
     "run.dir",
     "run.resume",
+    "run.resume_force",
 }
 
 
@@ -240,7 +241,7 @@ def test_special_characters_are_shown_with_the_quotes_they_need():
 
 def test_identity_has_everything_but_what_losses_do_not_depend_on():
     config = load_config()
-    everything = {key for key in flat(config.as_dict()) if not key.startswith("parallel.")}
+    everything = {key for key in flat(config.as_dict()) if not key.startswith(("parallel.", "checkpoint.", "health."))}
     assert set(flat(config.identity())) == everything - NOT_IDENTITY
 
 

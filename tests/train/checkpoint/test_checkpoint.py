@@ -1,0 +1,221 @@
+"""What is on disk can be trusted or is passed over; a hostile checkpoint runs nothing; a full disk stops nothing."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from scaling.record import StepLine, read_metrics, read_record
+from tests.end_to_end import console
+from train.checkpoint.manifest import BrokenCheckpointError, Manifest, Progress, folder_of, newest_first, retain
+from train.checkpoint.storage import read_metadata, read_whole
+from train.checkpoint.verify import hash_files, verify_alone
+from train.weights import load_weights
+
+RUN = [
+    *("model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "model.ffn_size=32", "model.vocab_size=260"),
+    *("train.steps=12", "train.sequence=32", "train.batch_tokens=256", "train.microbatch=4", "eval.tokens=512"),
+    *("schedule.warmup_tokens=0", "checkpoint.every_tokens=1024", "checkpoint.keep=3", "train.precision=fp64"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    draw = random.Random(5)
+    (folder / "text.txt").write_text("".join("".join(draw.choices("abcdefgh ", k=60)) + "\n" for _ in range(300)))
+    return folder
+
+
+def words(place: Path, *more: str) -> list[str]:
+    corpus = ["data=files", f"data.files=[{place}/text.txt]", "tokenizer=bytes", f"data.cache_dir={place}/cache"]
+    return [f"run.dir={place}/runs", "run.name=a", *corpus, *RUN, *more]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(place, group) -> Path:
+    """A run of two processes that was killed before it wrote its end: three checkpoints, at steps 4, 8 and 12."""
+    from tests.end_to_end.console import on_rank
+
+    answers = group(2).run(on_rank, words(place, "parallel.shard=2"))
+    assert [code for code, _, _ in answers] == [0, 0], answers
+    run = place / "runs" / "a"
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    assert [folder.name for folder in newest_first(run / "checkpoints")] == [f"step_{step:08d}" for step in (12, 8, 4)]
+    return run
+
+
+@pytest.fixture
+def run(two_ranks, place) -> Path:
+    """A copy of it in its place."""
+    kept = place / "kept"
+    if not kept.exists():
+        shutil.copytree(two_ranks, kept)
+    shutil.rmtree(two_ranks)
+    shutil.copytree(kept, two_ranks)
+    return two_ranks
+
+
+def newest(run: Path) -> Path:
+    return newest_first(run / "checkpoints")[0]
+
+
+def losses(run: Path) -> list[float]:
+    lines = [line for line in read_metrics(run) if isinstance(line, StepLine)]
+    assert [line.step for line in lines] == list(range(1, 13))
+    return [line.loss for line in lines]
+
+
+FILES = ("manifest.json", ".metadata", "__0_0.distcp", "__1_0.distcp")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [truncate, flip, os.remove])
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_as_ever(run, place, name, damage):
+    whole = losses(run)
+    damage(newest(run) / name)
+    answer = console.warm("train", *words(place))  # one process goes on where two were
+    assert answer.code == 0, answer.err
+    assert f"{newest(run)} is passed over: " in answer.err
+    assert f"going on from {folder_of(run / 'checkpoints', 8)} " in answer.err
+    assert losses(run) == pytest.approx(whole, rel=1e-10)
+    assert read_record(run).status == "finished"
+    assert verify_alone(newest(run)).progress == Progress(12, 12 * 256, 12 * 8)
+
+
+def test_all_damaged_it_starts_over(run, place):
+    whole = losses(run)
+    for folder in newest_first(run / "checkpoints"):
+        flip(folder / "__0_0.distcp")
+    answer = console.warm("train", *words(place))
+    assert answer.code == 0, answer.err
+    assert answer.err.count("is passed over") == 3
+    assert "starting over" in answer.err
+    assert losses(run) == pytest.approx(whole, rel=1e-10)
+
+
+def test_weights_for_others_are_verified_too(run):
+    assert load_weights(run)["norm.weight"].shape == (16,)
+    flip(newest(run) / "__1_0.distcp")
+    answer = console.warm("generate", str(run), "--prompt", "a")
+    answer.assert_refused("is not what was saved: __1_0.distcp")
+
+
+class _Hostile:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/foretrain-was-here",))
+
+
+def _seal(folder: Path) -> None:
+    """As whoever made the checkpoint would: a manifest that agrees with the files."""
+    manifest = Manifest.read(folder)
+    Manifest(**{**vars(manifest), "files": hash_files(folder, manifest.files)}).write(folder)
+
+
+def test_a_hostile_checkpoint_runs_nothing(run, place):
+    victim = Path("/tmp/foretrain-was-here")
+    victim.unlink(missing_ok=True)
+    metadata = read_metadata(newest(run))
+    metadata.planner_data = _Hostile()
+    (newest(run) / ".metadata").write_bytes(pickle.dumps(metadata))
+    _seal(newest(run))
+    verify_alone(newest(run))
+    with pytest.raises(BrokenCheckpointError, match=r"asks for posix\.system"):
+        read_metadata(newest(run))
+    answer = console.warm("train", *words(place))
+    assert answer.code == 0, answer.err
+    assert "is passed over: .metadata asks for posix.system" in answer.err
+    console.warm("generate", str(run), "--prompt", "a")
+    assert not victim.exists()
+
+
+def test_what_is_no_tensor_and_what_lies_elsewhere_are_refused(run):
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+    folder = newest(run)
+    metadata = read_metadata(folder)
+    metadata.state_dict_metadata["model.norm.weight"] = BytesStorageMetadata()
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(BrokenCheckpointError, match=r"model\.norm\.weight is no tensor"):
+        read_whole(folder, "model.")
+    metadata = read_metadata(newest_first(run / "checkpoints")[1])
+    next(iter(metadata.storage_data.values())).relative_path = "../../run.json"
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(BrokenCheckpointError, match="outside its folder"):
+        read_metadata(folder)
+
+
+def test_a_tensor_file_is_read_without_unpickling(run):
+    folder = newest(run)
+    metadata = read_metadata(folder)
+    name = metadata.storage_data[next(iter(metadata.storage_data))].relative_path
+    torch.save(_Hostile(), folder / name)
+    victim = Path("/tmp/foretrain-was-here")
+    victim.unlink(missing_ok=True)
+    with pytest.raises(BrokenCheckpointError, match="cannot read it"):
+        read_whole(folder, "model.")
+    assert not victim.exists()
+
+
+def test_a_disk_too_full_for_checkpoints_does_not_stop_the_run_until_its_end(place):
+    answer = console.warm("train", *words(place, "run.name=full"), limit_bytes=30_000)
+    answer.assert_refused("is trained, but its last checkpoint could not be written", code=1)
+    assert "no checkpoint could be written" in answer.err
+    run = place / "runs" / "full"
+    assert losses(run)
+    assert read_record(run).status == "failed"
+    assert newest_first(run / "checkpoints") == []
+    again = console.warm("train", *words(place, "run.name=full"))
+    assert again.code == 0, again.err
+
+
+def test_another_configuration_is_shown_and_refused_unless_forced(run, place):
+    console.warm("train", *words(place, "schedule.peak=1e-3")).assert_refused("schedule.peak: 0.005 there, 0.001 asked for")
+    forced = console.warm("train", *words(place, "schedule.peak=1e-3", "run.resume_force=true", "parallel.shard=1"))
+    assert forced.code == 0, forced.err
+    assert "changed since the last start: schedule.peak: 0.005 there, 0.001 asked for" in forced.err
+    assert "changed since the last start: parallel.shard: 2 there, 1 asked for" in forced.err
+
+
+def test_a_named_checkpoint_is_gone_on_from(run, place):
+    whole = losses(run)
+    older = folder_of(run / "checkpoints", 4)
+    answer = console.warm("train", *words(place, "run.name=b", f"run.resume={older}"))
+    assert answer.code == 0, answer.err
+    lines = [line for line in read_metrics(place / "runs" / "b") if isinstance(line, StepLine)]
+    assert [line.step for line in lines] == list(range(5, 13))
+    assert [line.loss for line in lines] == pytest.approx(whole[4:], rel=1e-10)
+    assert read_record(place / "runs" / "b").resumed_from == str(older)
+    console.warm("train", *words(place, "run.name=c", "run.resume=nowhere")).assert_refused("run.resume=nowhere", "step_")
+    flip(older / "__0_0.distcp")
+    broken = console.warm("train", *words(place, "run.name=c", f"run.resume={older}"))
+    broken.assert_refused("is not what was saved")
+    assert not (place / "runs" / "c").exists()
+
+
+def test_old_checkpoints_go_and_every_nth_stays(tmp_path):
+    manifest = Manifest(
+        progress=Progress(), config_hash="", layout={}, world_size=1, precision="fp32", versions={}, saved="", files={}
+    )
+    for step in range(1, 11):
+        folder = folder_of(tmp_path, step)
+        folder.mkdir()
+        Manifest(**{**vars(manifest), "progress": Progress(step, step * 100, step)}).write(folder)
+        retain(tmp_path, keep=2, keep_every_tokens=300)
+    assert [int(folder.name[5:]) for folder in newest_first(tmp_path)] == [10, 9, 6, 3]
