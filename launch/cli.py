@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("launch.local:main", "train a model (python -m train), with as many processes as the layout needs"),
     "data": ("train.data.__main__:main", "prepare | inspect the tokenised corpus"),
     "generate": ("launch.local:generate", "continue a prompt with a trained model (python -m train.generate)"),
+    "export": ("train.export:main", "write a trained model in Hugging Face's format (python -m train.export)"),
 }
 
 

@@ -1,8 +1,10 @@
 """From a configuration to the parts of a run: model, engine, schedule."""
 
 from functools import partial
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from parallel.compose import Composition, Fill, compose
@@ -11,6 +13,7 @@ from parallel.mesh import Meshes
 from parallel.pipeline import Part, PipelineRunner, Stage, stage_count
 from schedulers.wsd import WarmupStableDecay
 from train.config import Config, ModelConfig, WsdScheduleConfig
+from train.huggingface import places, tensors
 from train.model.decoder import Decoder
 from train.model.initialize import fill, init_std
 from train.model.loss import loss_sums
@@ -55,11 +58,38 @@ def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fil
 
 
 def initial_values(config: Config) -> Fill:
-    """Fills slices with the initial weights of a run."""
+    """Fills slices with the initial weights of a run: random ones, or those of `model.initial_weights`.
+
+    Raises:
+        UserError: the files of `model.initial_weights` cannot be read.
+    """
+    if config.model.initial_weights is not None:
+        return stored_values(config.model, Path(config.model.initial_weights).expanduser())
 
     def fill_slice(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
         std = init_std(name, config.model.num_layers, config.model.init_std)
         fill(local, offset, shape, name=name, seed=config.run.seed, std=std)
+
+    return fill_slice
+
+
+def stored_values(model: ModelConfig, folder: Path) -> Fill:
+    """Fills slices from a folder in Hugging Face's format, which fits `model` (see `train.huggingface.problems`).
+
+    Reads no more than the slices, and opens no file without one.
+    """
+    found, names, opened = tensors(folder), places(model.shape), {}
+
+    def fill_slice(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        place = names[name]
+        assert place.shape == shape
+        if local.numel() == 0:
+            return
+        file = found[place.name].file
+        if file not in opened:
+            opened[file] = safe_open(file, "pt")
+        index = tuple(slice(start, start + size) for start, size in zip(offset, local.shape, strict=True))
+        local.copy_(opened[file].get_slice(place.name)[index])
 
     return fill_slice
 

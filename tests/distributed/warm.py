@@ -8,5 +8,6 @@ import torch.profiler  # noqa: F401
 
 import train.__main__
 import train.dry_run
+import train.export
 import train.generate
 import train.trainer  # noqa: F401

@@ -7,7 +7,9 @@ import dataclasses
 import math
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from train import huggingface
 from train.config.sections import Config, WsdScheduleConfig
 from train.errors import UserError
 
@@ -32,6 +34,7 @@ def check(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> 
     """One line for every rule broken, with its numbers. `overrides` are what the user typed, for the line to type instead."""
     yield from _about_layout(config, world_size, overrides)
     yield from _schedule(config)
+    yield from _initial_weights(config)
 
 
 def _about_layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterator[str]:
@@ -182,3 +185,10 @@ def _schedule(config: Config) -> Iterator[str]:
         )
     if isinstance(schedule, WsdScheduleConfig) and schedule.floor > schedule.peak:
         yield f"schedule.floor={schedule.floor} is above schedule.peak={schedule.peak}"
+
+
+def _initial_weights(config: Config) -> Iterator[str]:
+    folder = config.model.initial_weights
+    if folder is not None:
+        for problem in huggingface.problems(Path(folder).expanduser(), config.model):
+            yield f"model.initial_weights={folder}: {problem}"

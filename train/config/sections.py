@@ -117,6 +117,8 @@ class ModelConfig:
     """epsilon of RMSNorm"""
     init_std: Annotated[float, Field(gt=0)]
     """standard deviation of initial weights (projections into the residual stream: / sqrt(2 num_layers))"""
+    initial_weights: str | None
+    """start from the weights in this folder (Hugging Face's format, Llama or Qwen3) instead of random ones; null: random"""
 
     @property
     def shape(self) -> ModelShape:
