@@ -39,6 +39,8 @@ class ProcessEnvironment:
     world_size: int
     local_rank: int
     local_world_size: int
+    restart: int
+    """how often torchrun has started the processes of this node again"""
     launched: bool
     """started by torchrun (or something that sets its variables), so a rendezvous is there to meet at"""
 
@@ -52,6 +54,7 @@ class ProcessEnvironment:
             world_size=world_size,
             local_rank=int(variables.get("LOCAL_RANK", "0")),
             local_world_size=int(variables.get("LOCAL_WORLD_SIZE", "1")),
+            restart=int(variables.get("TORCHELASTIC_RESTART_COUNT", "0")),
             launched="RANK" in variables and "WORLD_SIZE" in variables,
         )
 

@@ -47,6 +47,9 @@ def connect(environment: ProcessEnvironment) -> Iterator[World]:
     store: Store
     if environment.launched:
         store, rank, size = next(rendezvous("env://"))
+        if environment.local_world_size == size:
+            # On a single node torchrun may keep its store over a restart, with the addresses of dead processes in it.
+            store = PrefixStore(f"restart_{environment.restart}", store)
     else:
         store, rank, size = HashStore(), 0, 1
     if torch.cuda.is_available():

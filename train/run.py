@@ -58,6 +58,11 @@ def _lead(config: Config, world: World, stop: StopRequest) -> int:
             try:
                 return Trainer(config, world, shards, directory, stop).train()
             except RuntimeError as error:
+                if not isinstance(error, RunFailed) and _is_lost_connection(error):
+                    raise RunFailed(
+                        f"run {config.run.name} lost another of its processes: {str(error).splitlines()[0]}\n"
+                        f"The same command goes on from the newest checkpoint (torchrun --max-restarts does so by itself)"
+                    ) from error
                 if isinstance(error, RunFailed) or not _is_out_of_memory(error):
                     raise
                 raise RunFailed(
@@ -74,6 +79,10 @@ def _lead(config: Config, world: World, stop: StopRequest) -> int:
         world.publish("start", json.dumps({"exit_code": code}))
         print(f"stopped by {stop.name} before the first step; nothing was lost. The same command starts again", file=sys.stderr)
         return code
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    return "gloo/transport" in str(error) or "NCCL" in str(error) or isinstance(error, torch.distributed.DistBackendError)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,19 +26,30 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal = 0
         """the signal's number; 0 while there was none"""
-        self._noticed = 0.0
+        self._noticed: float | None = None
         self._raises = False
 
     @contextmanager
     def listening(self, *, says: bool) -> Iterator["StopRequest"]:
-        """Handle the signals within. `says`: tell the user that it was noticed."""
+        """Handle the signals within. `says`: tell the user that one was noticed.
+
+        A thread hears of them too, because the main thread runs no handler while it waits for another rank in a collective.
+        """
         handlers: list[Any] = [signal.signal(number, self._handle) for number in SIGNALS]
-        self._says = says
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._listen, args=(heard, says), name="signals", daemon=True)
+        thread.start()
         try:
             yield self
         finally:
+            signal.set_wakeup_fd(before)
             for number, handler in zip(SIGNALS, handlers, strict=True):
                 signal.signal(number, handler)
+            os.close(told)
+            thread.join()
+            os.close(heard)
 
     @contextmanager
     def raising(self) -> Iterator[None]:
@@ -57,17 +68,21 @@ class StopRequest:
         return name_of(self.signal)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.signal and now - self._noticed >= ONE_REQUEST_SECONDS:
-            os._exit(128 + number)
-        if self.signal:
-            return
-        self.signal, self._noticed = number, now
-        if self._says:
-            # Not print: the signal may have come in the middle of one.
-            os.write(sys.stderr.fileno(), f"{name_of(number)}: stopping; once more to stop at once\n".encode())
+        self.signal = self.signal or number
         if self._raises:
             raise Stopped
+
+    def _listen(self, heard: int, says: bool) -> None:
+        while numbers := os.read(heard, 1):
+            number, now = numbers[0], time.monotonic()
+            if number not in SIGNALS:
+                continue
+            if self._noticed is None:
+                self.signal, self._noticed = self.signal or number, now
+                if says:
+                    os.write(2, f"{name_of(number)}: stopping; once more to stop at once\n".encode())
+            elif now - self._noticed >= ONE_REQUEST_SECONDS:
+                os._exit(128 + number)
 
 
 def name_of(number: int) -> str:

@@ -98,7 +98,7 @@ def on_rank(world: World, overrides: list[str]) -> tuple[int, str, str]:
     import train.__main__
     from parallel.environment import ProcessEnvironment
 
-    environment = ProcessEnvironment(world.rank, world.size, world.rank, world.size, launched=True)
+    environment = ProcessEnvironment(world.rank, world.size, world.rank, world.size, restart=0, launched=True)
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(ProcessEnvironment, "read", staticmethod(lambda: environment)),

@@ -105,7 +105,9 @@ def test_a_full_disk_under_the_weights_fails_the_run(overrides, tmp_path):
 def test_a_full_disk_under_the_metrics_of_two_processes_is_said_once(overrides, tmp_path):
     """The run goes on while its lines cannot be written, and fails at its end: not a word of the other rank's."""
     assert console.warm("data", "prepare", *overrides).code == 0
-    answer = console.real("train", *overrides, "parallel.shard=2", "train.steps=60", "checkpoint.every_tokens=4096", limit_bytes=6_000)
+    answer = console.real(
+        "train", *overrides, "parallel.shard=2", "train.steps=60", "checkpoint.every_tokens=4096", limit_bytes=6_000
+    )
     answer.assert_refused("run a is trained", code=1)
     assert answer.err.count("its lines are kept until it can") == 1
     assert read_record(tmp_path / "runs" / "a").status == "failed"

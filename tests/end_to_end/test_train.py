@@ -271,7 +271,9 @@ def test_interrupting_ends_the_run_in_one_line(overrides, place):
         launcher.kill()
     assert launcher.returncode == 130
     assert "Traceback" not in err
-    assert re.fullmatch(r"stopped by SIGINT at step \d+ \([\d,]+ tokens\); saved. The same command goes on", err.splitlines()[-1])
+    assert re.fullmatch(
+        r"stopped by SIGINT at step \d+ \([\d,]+ tokens\); saved. The same command goes on", err.splitlines()[-1]
+    )
     assert read_record(path).status == "preempted"
 
 

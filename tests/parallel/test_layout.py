@@ -8,7 +8,7 @@ from parallel.environment import ProcessEnvironment
 from parallel.layout import Layout
 from parallel.shape import ModelShape
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "TORCHELASTIC_RESTART_COUNT")
 
 
 @pytest.fixture
@@ -36,12 +36,14 @@ def test_sizes_of_a_layout():
 
 
 def test_a_plain_start_is_rank_0_of_1(environment):
-    assert environment() == ProcessEnvironment(rank=0, world_size=1, local_rank=0, local_world_size=1, launched=False)
+    assert environment() == ProcessEnvironment(
+        rank=0, world_size=1, local_rank=0, local_world_size=1, restart=0, launched=False
+    )
 
 
 def test_what_torchrun_sets_is_read(environment):
     read = environment(RANK=5, WORLD_SIZE=8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=4)
-    assert read == ProcessEnvironment(rank=5, world_size=8, local_rank=1, local_world_size=4, launched=True)
+    assert read == ProcessEnvironment(rank=5, world_size=8, local_rank=1, local_world_size=4, restart=0, launched=True)
 
 
 def test_processes_share_the_cores_unless_the_user_has_said_otherwise(environment, monkeypatch):
