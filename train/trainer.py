@@ -305,9 +305,13 @@ class Trainer:
         found = newest_verified(self.directory.before(bad.step) if self.directory is not None else [], skipped)
         if found is None:
             raise RunFailed(f"run {name} went wrong at step {bad.step} and has no checkpoint to go back to: {why}")
+        before = self.progress.skipped
         self._load(found)
-        left_out = (self.progress.samples, bad.samples)
-        self.progress = dataclasses.replace(self.progress, samples=bad.samples, skipped=(*self.progress.skipped, left_out))
+        first = self.progress.samples
+        for _, behind in before:
+            first = max(first, behind)  # what an earlier rewind to this checkpoint has left out already
+        left_out = (first, bad.samples)
+        self.progress = dataclasses.replace(self.progress, samples=bad.samples, skipped=(*before, left_out))
         log.warning(
             "step %d: %s. Back to step %d; samples %d to %d are left out",
             *(bad.step, why, self.progress.step, left_out[0], left_out[1] - 1),
