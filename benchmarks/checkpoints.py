@@ -34,10 +34,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         plain, _ = measure(Path(folder), "plain", steps, steps)
         step, cost = measure(Path(folder), "saving", steps, 20)
-    saved = cost["saved"]
-    print(f"{saved:.0f} checkpoints of {cost['bytes']:,.0f} bytes, {cost['cpu_seconds'] / saved:.3f} CPU seconds each (both ranks)")
-    print(f"the loop waited {1000 * cost['stall_seconds'] / saved:.1f} ms for each: ", end="")
-    print(f"{100 * cost['stall_seconds'] / saved / (20 * step):.2f} % of an interval of 20 steps of {1000 * step:.0f} ms")
+    saved, stall = cost["saved"], cost["stall_seconds"] / cost["saved"]
+    print(
+        f"{saved:.0f} checkpoints of {cost['bytes']:,.0f} bytes, {cost['cpu_seconds'] / saved:.3f} CPU seconds each, both ranks"
+    )
+    print(
+        f"the loop waited {1000 * stall:.1f} ms for each: {100 * stall / (20 * step):.2f} % of 20 steps of {1000 * step:.0f} ms"
+    )
     print(f"median step with checkpoints / without: {step / plain:.3f}")
 
 

@@ -33,6 +33,7 @@ from train.memory import PeakMemory
 from train.profile import traced
 from train.run_directory import RunDirectory, now, path_of
 from train.stop import StopRequest, exit_code, name_of
+from train.watchdog import Watchdog
 
 log = logging.getLogger("foretrain")
 
@@ -71,6 +72,7 @@ class Trainer:
             keep_every_tokens=keep_every and keep_every * every,
             timeout_seconds=config.checkpoint.timeout_seconds,
         )
+        self.watchdog = Watchdog(world, path_of(config) / "logs", config.health.step_timeout_seconds)
         self.step_seconds: list[float] = []
         self.started = time.perf_counter()
         self._last_read = self.started
@@ -86,7 +88,7 @@ class Trainer:
             RunFailed: the loss stopped being finite, or the disk failed.
         """
         try:
-            with report.log_to(self.directory.path if self.directory else None):
+            with report.log_to(self.directory.path if self.directory else None), self.watchdog:
                 self._start()
                 report.announce(self.config, self.record, self.shards)
                 self._loop()
@@ -191,6 +193,7 @@ class Trainer:
         ):
             self._last_read = time.perf_counter()
             while self.progress.step < config.steps and not self._stopped_by:
+                self.watchdog.phase(f"step {self.progress.step + 1}", self._patience())
                 if asked := self.agreement.exchange(self.stop.signal):
                     self._stopped_by = asked
                     if pending is not None:
@@ -208,6 +211,11 @@ class Trainer:
                 pending = None
                 if not rewound and self._at_border():
                     self._border()
+
+    def _patience(self) -> float:
+        """How many of its limits the watchdog gives a step: a slow machine's steps are no hang, and the first one compiles."""
+        limit = self.config.health.step_timeout_seconds
+        return max(1.0, 10.0 * max(self.step_seconds) / limit) if limit and self.step_seconds else 10.0
 
     def _step(self, number: int) -> _Pending:
         """Begin the next step; `number` counts those of this process from 0."""
@@ -342,6 +350,7 @@ class Trainer:
         )
 
     def _evaluate(self) -> None:
+        self.watchdog.phase(f"evaluation at step {self.progress.step}", 10.0)
         loss = self.engine.evaluate(self._validation_batches())
         if self._stopped_by:
             return  # it was broken off, and is made up for when the run goes on
@@ -400,6 +409,7 @@ class Trainer:
 
     def _make_sure_of_checkpoint(self) -> bool:
         """Whether this very step is on disk; it is saved where it is not."""
+        self.watchdog.phase("saving", math.inf)  # it has a limit of its own
         saved = self.saver.finish()
         if self.progress.step == self._saved_step and saved:
             return True

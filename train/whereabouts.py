@@ -1,0 +1,126 @@
+"""Where a rank is, as its Python stacks and torch's flight recorder tell."""
+
+import json
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from parallel.mesh import World
+
+_MOST_LINES = 4  # about ranks, in a message
+_OPERATORS = ("torch._ops", "torch._library", "torch.utils._contextlib")  # stand between a caller and the operator it waits for
+_PEERS = {"src": "from rank", "dst": "to rank", "group_src": "from the group's rank", "group_dst": "to the group's rank"}
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a rank is. `collective` is None where it waits for no other rank, `where` the innermost line of our own code."""
+
+    phase: str
+    collective: str | None
+    where: str
+
+    def __str__(self) -> str:
+        return f"waiting in {self.collective}, {self.where}" if self.collective else f"in no collective, {self.where}"
+
+
+def find_position(phase: str, thread: int, device: torch.device, packages: frozenset[str]) -> Position:
+    """Where a thread of this process is. `packages` are those whose lines are our own."""
+    frames = sys._current_frames()
+    stacks = [frames[thread]] if thread in frames else []
+    # A backward pass on CUDA runs in threads that Python did not start, while ours waits for them.
+    if stacks and _module(stacks[0]) == "torch.autograd.graph":
+        ours = {thread.ident for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
+        stacks += [frame for ident, frame in frames.items() if ident not in ours]
+    collective = next(filter(None, map(_collective, stacks)), None)
+    unfinished = _unfinished(device) if collective or device.type == "cuda" else None
+    if unfinished is not None:
+        collective = f"{unfinished} ({collective})" if collective and collective not in unfinished else unfinished
+    where = next(filter(None, (_own_line(frame, packages) for frame in stacks)), "outside our code")
+    return Position(phase, collective, where)
+
+
+def describe(everyone: Mapping[int, Position | str]) -> list[str]:
+    """Lines about ranks that are at the same place, first those that keep the others waiting."""
+    phases = {position.phase for position in everyone.values() if isinstance(position, Position)}
+
+    def text(position: Position | str, short: bool) -> str:
+        if isinstance(position, str):
+            return position
+        said = f"waiting in {position.collective.split()[0]}" if short and position.collective else str(position)
+        return said if len(phases) == 1 else f"{said} ({position.phase})"
+
+    lines: list[tuple[bool, str, list[int]]] = []
+    for short in (False, True):
+        groups: dict[tuple[bool, str], list[int]] = {}
+        for rank, position in everyone.items():
+            waits = isinstance(position, Position) and position.collective is not None
+            groups.setdefault((waits, text(position, short)), []).append(rank)
+        lines = sorted((waits, said, ranks) for (waits, said), ranks in groups.items())
+        if len(lines) <= _MOST_LINES:
+            break
+    shown = [f"{_ranks(ranks)}: {said}" for _, said, ranks in lines[:_MOST_LINES]]
+    rest = sum(len(ranks) for _, _, ranks in lines[_MOST_LINES:])
+    return [*shown, f"and {rest} ranks elsewhere"] if rest else shown
+
+
+def _ranks(ranks: list[int]) -> str:
+    """[0, 1, 2, 5] as `ranks 0-2, 5`."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and runs[-1][-1] == rank - 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    words = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"rank{'s' if len(ranks) > 1 else ''} {words}"
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _collective(frame: FrameType | None) -> str | None:
+    """The collective that a stack ends in. One further out is over, or has called what the stack ends in."""
+    while frame is not None and _module(frame).startswith(_OPERATORS):
+        operator = str(getattr(frame.f_locals.get("self"), "_name", ""))
+        if operator.startswith(("_c10d_functional", "c10d::")):  # compiled code calls them without torch.distributed
+            return operator
+        frame = frame.f_back
+    if frame is None:
+        return None
+    if frame.f_code is World.await_value.__code__:
+        return "await_value"
+    # DTensor computes too; where it communicates, it does so through functional collectives.
+    if not _module(frame).startswith("torch.distributed.") or _module(frame).startswith("torch.distributed.tensor."):
+        return None
+    peers = ((word, frame.f_locals.get(key)) for key, word in _PEERS.items())
+    return " ".join([frame.f_code.co_name, *(f"{word} {rank}" for word, rank in peers if isinstance(rank, int))])
+
+
+def _own_line(frame: FrameType | None, packages: frozenset[str]) -> str | None:
+    """The innermost line of our own code in a stack, without what `World` does for others."""
+    while frame is not None:
+        parts = _module(frame).split(".")
+        if parts[0] in packages and frame.f_code is not World.await_value.__code__:
+            path = "/".join(Path(frame.f_code.co_filename).parts[-len(parts) :])
+            return f"{path}:{frame.f_lineno} {frame.f_code.co_name}"
+        frame = frame.f_back
+    return None
+
+
+def _unfinished(device: torch.device) -> str | None:
+    """The oldest collective that torch's flight recorder knows to be unfinished: `all_reduce of mesh_shard`."""
+    name = "_dump_nccl_trace_json" if device.type == "cuda" else "_dump_fr_trace_json"
+    dump = getattr(torch._C._distributed_c10d, name, None)
+    entries = json.loads(dump(includeCollectives=True, onlyActive=True)).get("entries", []) if dump else []
+    for entry in entries:
+        if not entry.get("retired", True):
+            _, _, what = entry["profiling_name"].partition(":")
+            return f"{what} of {entry['process_group'][1]}"
+    return None
