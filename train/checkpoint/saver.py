@@ -143,9 +143,7 @@ class Saver:
 
     def _write_all(self, folder: Path, state: Mapping[str, Tensor], copies: Copies, progress: Progress) -> Saved:
         start, cpu = time.perf_counter(), time.thread_time()
-        if self._rank == 0:
-            remove(folder)  # what a killed run left, or what turned out damaged
-            folder.mkdir(parents=True)
+        self._on_rank_0(lambda: self._make_room(folder))  # the others may not begin before
         write_state(folder, state, copies, self._group)
         mine, error = self._hash_own(folder)
         gathered: list[tuple[dict[str, tuple[int, str]], str, float]] = [({}, "", 0.0)] * self._size
@@ -154,26 +152,37 @@ class Saver:
         if problems:
             raise OSError(problems[0])
         files = {name: entry for names, _, _ in gathered for name, entry in names.items()}
-        outcome = [""]
-        if self._rank == 0:
-            try:
-                sync_folder(folder)
-                self.manifest_of(progress, files).write(folder)
-                sync_folder(self.checkpoints)
-                retain(self.checkpoints, keep=self.keep, keep_every_tokens=self.keep_every_tokens)
-            except OSError as error:
-                outcome = [str(error)]
-        dist.broadcast_object_list(outcome, src=0, group=self._group)
-        if outcome[0]:
-            raise OSError(outcome[0])
+        self._on_rank_0(lambda: self._complete(folder, progress, files))
         total = sum(size for size, _ in files.values())
         cpu_seconds = sum(seconds for _, _, seconds in gathered)
         return Saved(progress.step, total, time.perf_counter() - start, cpu_seconds)
+
+    def _on_rank_0(self, work: Callable[[], None]) -> None:
+        """Do something on rank 0 while the others wait. A collective; raises OSError on all ranks where it fails."""
+        outcome = [""]
+        if self._rank == 0:
+            try:
+                work()
+            except Exception as error:  # whatever it is, the others must not wait for it
+                outcome = [str(error) or type(error).__name__]
+        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        if outcome[0]:
+            raise OSError(outcome[0])
+
+    def _make_room(self, folder: Path) -> None:
+        remove(folder)  # what a killed run left, or what turned out damaged
+        folder.mkdir(parents=True)
+
+    def _complete(self, folder: Path, progress: Progress, files: dict[str, tuple[int, str]]) -> None:
+        sync_folder(folder)
+        self.manifest_of(progress, files).write(folder)
+        sync_folder(self.checkpoints)
+        retain(self.checkpoints, keep=self.keep, keep_every_tokens=self.keep_every_tokens)
 
     def _hash_own(self, folder: Path) -> tuple[dict[str, tuple[int, str]], str]:
         """The files this rank wrote; rank 0 also has torch's metadata. What went wrong is told, not raised: others wait."""
         names = [path.name for path in folder.glob(f"__{self._rank}_*.distcp")]
         try:
             return hash_files(folder, [*names, METADATA] if self._rank == 0 else names), ""
-        except OSError as error:
+        except Exception as error:  # whatever it is, the others must not wait for it
             return {}, f"rank {self._rank}: {error}"
