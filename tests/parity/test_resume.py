@@ -23,7 +23,8 @@ MODEL = [
     *(
         "eval.tokens=160",
         "eval.every_tokens=640",
-        "checkpoint.every_tokens=512",
+        "checkpoint.every_tokens=1280",
+        "health.step_timeout_seconds=null",
         "schedule.peak=5e-3",
         "schedule.decay_fraction=0.25",
     ),
