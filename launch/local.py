@@ -71,9 +71,10 @@ def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:
         return 128 + error.sigval
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode not in (1, 2):
+        stopped = failure.exitcode > 128  # by a signal, which it has said itself
+        if failure.exitcode not in (1, 2) and not stopped:
             print(f"error: rank {rank} ended with {_ending(failure.exitcode)}", file=sys.stderr)
-        return failure.exitcode if failure.exitcode in (1, 2) else 1
+        return failure.exitcode if failure.exitcode in (1, 2) or stopped else 1
     return 0
 
 

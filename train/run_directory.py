@@ -241,8 +241,11 @@ class RunDirectory:
         if differences and not self.config.run.resume_force:
             shown = differences[:_MAX_DIFFERENCES]
             more = len(differences) - len(shown)
-            advice = "choose another run.name, or delete it (run.resume_force=true goes on all the same)"
-            lines = [f"{run} holds another run: {advice}. It differs in", *shown]
+            if self.checkpoint is None:
+                advice = "choose another run.name, or delete it (run.resume_force=true goes on all the same)"
+                lines = [f"{run} holds another run: {advice}. It differs in", *shown]
+            else:
+                lines = [f"{self.checkpoint} is of a run that differs (run.resume_force=true goes on all the same) in", *shown]
             raise UserError("\n  ".join(lines) + (f" and {more} more" if more else ""))
         self._forced = bool(differences)
 
@@ -262,9 +265,14 @@ def _named_checkpoint(resume: str) -> Path | None:
         return None
     folder = Path(resume).expanduser()
     if not folder.is_dir() or step_of(folder) is None:
-        raise UserError(
-            f"run.resume={resume}: type auto, never or a checkpoint's folder, such as runs/a/checkpoints/step_00000100"
+        near = [folder / "checkpoints", folder, folder.parent]
+        there = [str(found) for place in near for found in newest_first(place)][:3]
+        what = (
+            f"there is {', '.join(there)}"
+            if there
+            else "type auto, never or a checkpoint's folder, runs/NAME/checkpoints/step_..."
         )
+        raise UserError(f"run.resume={resume} is no checkpoint: {what}")
     return folder
 
 

@@ -152,13 +152,15 @@ class Watchdog:
 
     def _expire(self, limit: float) -> None:
         # One rank has spoken for all; where it could not, every rank speaks for itself.
-        if self._reporter or self._told is not self._phase:
-            position = self._position()
-            self._say(
-                f"{position.phase} has taken twice its limit of {limit:g} s on rank {self._world.rank} ({position}); "
-                f"stacks: {self._path}"
-            )
-        self._on_expired()
+        try:
+            if self._reporter or self._told is not self._phase:
+                position = self._position()
+                self._say(
+                    f"{position.phase} has taken twice its limit of {limit:g} s on rank {self._world.rank} ({position}); "
+                    f"stacks: {self._path}"
+                )
+        finally:  # a message that cannot be written must not keep the process
+            self._on_expired()
 
     def _listen(self) -> None:
         """The messenger: raises the alarm when this rank is overdue, answers when any rank is."""
@@ -218,7 +220,7 @@ class Watchdog:
         position = self._position()
         now = datetime.now().astimezone()
         text = [f"=== {now:%Y-%m-%d %H:%M:%S%z}, rank {self._world.rank}, {position.phase}: {position}\n"]
-        for ident, frame in sys._current_frames().items():
+        for ident, frame in sorted(sys._current_frames().items(), key=lambda item: item[0] != self._watched_thread):
             if not names.get(ident, "").startswith("watchdog-"):
                 text += [f"--- thread {names.get(ident, ident)}, most recent call last\n", *traceback.format_stack(frame)]
         with suppress(OSError, ValueError):

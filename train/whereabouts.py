@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -90,7 +91,7 @@ def _collective(frame: FrameType | None) -> str | None:
     while frame is not None and _module(frame).startswith(_OPERATORS):
         operator = str(getattr(frame.f_locals.get("self"), "_name", ""))
         if operator.startswith(("_c10d_functional", "c10d::")):  # compiled code calls them without torch.distributed
-            return operator
+            return operator.split("::")[-1]
         frame = frame.f_back
     if frame is None:
         return None
@@ -118,9 +119,10 @@ def _unfinished(device: torch.device) -> str | None:
     """The oldest collective that torch's flight recorder knows to be unfinished: `all_reduce of mesh_shard`."""
     name = "_dump_nccl_trace_json" if device.type == "cuda" else "_dump_fr_trace_json"
     dump = getattr(torch._C._distributed_c10d, name, None)
-    entries = json.loads(dump(includeCollectives=True, onlyActive=True)).get("entries", []) if dump else []
-    for entry in entries:
-        if not entry.get("retired", True):
-            _, _, what = entry["profiling_name"].partition(":")
-            return f"{what} of {entry['process_group'][1]}"
+    # The recorder is no public interface: what it does not tell is left out.
+    with suppress(RuntimeError, TypeError, ValueError, LookupError):
+        entries = json.loads(dump(includeCollectives=True, onlyActive=True))["entries"] if dump else []
+        for entry in entries:
+            if not entry["retired"]:
+                return f"{entry['profiling_name'].partition(':')[2]} of {entry['process_group'][1]}"
     return None

@@ -52,7 +52,20 @@ def _divisions(config: Config) -> Iterator[str]:
 
 
 def _nearest_layout(config: Config, world_size: int) -> Iterator[str]:
-    """A line that names the possible layout of `world_size` processes with the fewest doublings of axes, if there is one."""
+    """A line that names the possible layout with the fewest doublings of axes; of fewer processes only where it must be."""
+    parallel = config.parallel
+    for size in (world_size, *range(world_size - 1, max(0, world_size - 8), -1)):
+        best = _nearest_of_size(config, size)
+        if best is None:
+            continue
+        words = [f"parallel.{key}={value}" for key, value in best.items() if getattr(parallel, key) != value]
+        if words:
+            count = f"{size} process{'' if size == 1 else 'es'}"
+            yield f"the nearest possible layout ({count}): {' '.join(words)}"
+        return
+
+
+def _nearest_of_size(config: Config, world_size: int) -> dict[str, object] | None:
     parallel = config.parallel
     given = dataclasses.asdict(parallel.layout)
     best: tuple[float, dict[str, object]] | None = None
@@ -67,11 +80,7 @@ def _nearest_layout(config: Config, world_size: int) -> Iterator[str]:
             candidate = dataclasses.replace(config, parallel=dataclasses.replace(parallel, **changed))
             if not any(_divisions(candidate)):
                 best = cost, changed
-    if best is not None:
-        words = [f"parallel.{key}={value}" for key, value in best[1].items() if getattr(parallel, key) != value]
-        if words:
-            count = f"{world_size} process{'' if world_size == 1 else 'es'}"
-            yield f"the nearest possible layout ({count}): {' '.join(words)}"
+    return best[1] if best is not None else None
 
 
 def _factorisations(number: int, axes: Sequence[str]) -> Iterator[dict[str, int]]:

@@ -202,7 +202,13 @@ def test_a_named_checkpoint_is_gone_on_from(run, place):
     assert [line.step for line in lines] == list(range(5, 13))
     assert [line.loss for line in lines] == pytest.approx(whole[4:], rel=1e-10)
     assert read_record(place / "runs" / "b").resumed_from == str(older)
-    console.warm("train", *words(place, "run.name=c", "run.resume=nowhere")).assert_refused("run.resume=nowhere", "step_")
+    console.warm("train", *words(place, "run.name=c", "run.resume=nowhere")).assert_refused(
+        "run.resume=nowhere is no checkpoint"
+    )
+    missing = console.warm("train", *words(place, "run.name=c", f"run.resume={run}"))
+    missing.assert_refused("is no checkpoint: there is ", "step_00000012")
+    other = console.warm("train", *words(place, "run.name=c", f"run.resume={older}", "schedule.peak=1e-3"))
+    other.assert_refused("is of a run that differs (run.resume_force=true", "schedule.peak")
     flip(older / "__0_0.distcp")
     broken = console.warm("train", *words(place, "run.name=c", f"run.resume={older}"))
     broken.assert_refused("is not what was saved")
