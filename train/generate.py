@@ -101,13 +101,12 @@ def continue_prompt(
 
     from parallel.mesh import build_meshes
     from train.build import build_engine
-    from train.checkpoint.storage import read_state
-    from train.weights import newest_checkpoint
+    from train.weights import newest_checkpoint, read_weights
 
     folder = newest_checkpoint(run)
     meshes = build_meshes(config.parallel.layout, world.device)
     engine = build_engine(config, meshes, world.device, fill=lambda *slice_of_parameter: None)
-    engine.load(lambda state: read_state(folder, state, dist.group.WORLD), optimizer=False)
+    engine.load(lambda state: read_weights(folder, state, dist.group.WORLD), optimizer=False)
     try:
         tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
         tokenizer.encode_special_tokens = True

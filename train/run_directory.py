@@ -29,7 +29,8 @@ from scaling.record import (
     write_atomically,
     write_record,
 )
-from train.checkpoint.manifest import newest_first, step_of
+from train.checkpoint.manifest import NAME as MANIFEST
+from train.checkpoint.manifest import newest_first, remove, step_of
 from train.config import Config, parse_config
 from train.errors import RunFailed, UserError
 
@@ -156,6 +157,11 @@ class RunDirectory:
         return self.existing is not None and self.existing.status == "finished" and not self._forced
 
     @property
+    def begun(self) -> bool:
+        """Whether this process has begun to write the run."""
+        return self._metrics is not None
+
+    @property
     def checkpoints(self) -> Path:
         """Where the checkpoints lie."""
         return self.path / "checkpoints"
@@ -175,8 +181,10 @@ class RunDirectory:
     def begin(self, record: RunRecord, shards: Path, step: int = 0) -> None:
         """Write the configuration and the record of a run that starts now at `step`, and what it reads from its data.
 
-        What an earlier process measured of later steps is dropped: they will be done again.
+        What an earlier process measured of later steps is dropped: they will be done again. Checkpoints of later steps are set
+        aside: the metrics up to them are gone.
         """
+        self._set_aside(step)
         shutil.copyfile(shards / "tokenizer.json", self.path / "tokenizer.json")
         shutil.copyfile(shards / "index.json", self.path / "data.json")
         self._metrics = MetricsFile(self.path / "metrics.jsonl", step)
@@ -184,6 +192,18 @@ class RunDirectory:
         # Last, because a folder counts as a run once it has a configuration.
         write_atomically(self.path / "config.yaml", yaml.safe_dump(self.config.as_dict(), sort_keys=False))
         self._made = False
+
+    def _set_aside(self, step: int) -> None:
+        for folder in newest_first(self.checkpoints):
+            if (step_of(folder) or 0) <= step:
+                continue
+            if not (folder / MANIFEST).exists():
+                remove(folder)
+                continue
+            aside = folder.with_name(f"aside_{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            log.info("%s is set aside as %s", folder, aside.name)
 
     def append(self, line: StepLine | EvaluationLine) -> None:
         """Append a line to `metrics.jsonl`."""

@@ -144,7 +144,6 @@ class Trainer:
 
     def _load(self, found: Verified) -> None:
         """Take over what a checkpoint holds."""
-
         try:
             self.engine.load(lambda state: read_state(found.folder, state, dist.group.WORLD))
         except BrokenCheckpointError as error:
@@ -399,6 +398,7 @@ class Trainer:
     def _preempt(self) -> int:
         """Save where the run stands and say so."""
         saved = self._make_sure_of_checkpoint()
+        self._write_record()
         self._close("preempted")
         outcome = "saved" if saved else "its last checkpoint could NOT be written, an older one stays"
         log.info(
@@ -435,7 +435,7 @@ class Trainer:
         record = self.record
         record.checkpoints = metrics.checkpoints(self.saver)
         self._count()
-        if self.directory is not None:
+        if self.directory is not None and self.directory.begun:  # else it keeps the record it has
             record.status, record.ended = status, now()
             record.wall_seconds = self._before_seconds + time.perf_counter() - self.started
             self.directory.write(record)

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch.distributed as dist
 from torch import Tensor
 
 from parallel.compose import Fill
+from train.checkpoint.manifest import NAME as MANIFEST
 from train.checkpoint.manifest import BrokenCheckpointError, newest_first
-from train.checkpoint.storage import read_state, read_whole
+from train.checkpoint.storage import read_metadata, read_state, read_whole
 from train.checkpoint.verify import verify_alone
 from train.errors import UserError
 
@@ -19,11 +21,13 @@ def newest_checkpoint(run: Path) -> Path:
     Raises:
         UserError: there is none, or it is not what was saved.
     """
-    folders = newest_first(run / "checkpoints")
+    # One without a manifest is being written this moment, or never was completed.
+    folders = [folder for folder in newest_first(run / "checkpoints") if (folder / MANIFEST).exists()]
     if not folders:
         raise UserError(f"{run} has no checkpoint yet")
     try:
         verify_alone(folders[0])
+        read_metadata(folders[0])
     except BrokenCheckpointError as error:
         raise UserError(f"{folders[0]} is not what was saved: {error}") from None
     return folders[0]
@@ -36,9 +40,21 @@ def weights_of(run: Path) -> Iterator[Fill]:
 
     def fill(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
         assert tuple(local.shape) == shape
-        read_state(folder, {f"model.{name}": local})
+        read_weights(folder, {f"model.{name}": local})
 
     yield fill
+
+
+def read_weights(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Read a checkpoint's tensors into those of `state`, each rank of `group` its slices.
+
+    Raises:
+        UserError: it does not have them.
+    """
+    try:
+        read_state(folder, state, group)
+    except BrokenCheckpointError as error:
+        raise UserError(f"{folder} does not have the weights of this run: {error}") from None
 
 
 def load_weights(run: Path) -> dict[str, Tensor]:

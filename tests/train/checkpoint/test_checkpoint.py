@@ -141,8 +141,35 @@ def test_a_hostile_checkpoint_runs_nothing(run, place):
     answer = console.warm("train", *words(place))
     assert answer.code == 0, answer.err
     assert "is passed over: .metadata asks for posix.system" in answer.err
-    console.warm("generate", str(run), "--prompt", "a")
     assert not victim.exists()
+
+
+def test_a_hostile_checkpoint_generates_nothing(run):
+    metadata = read_metadata(newest(run))
+    metadata.planner_data = _Hostile()
+    (newest(run) / ".metadata").write_bytes(pickle.dumps(metadata))
+    _seal(newest(run))
+    console.warm("generate", str(run), "--prompt", "a").assert_refused("asks for posix.system")
+    # A save under way has no manifest yet: the one before counts.
+    (newest(run) / "manifest.json").unlink()
+    assert console.warm("generate", str(run), "--prompt", "a").code == 0
+
+
+def test_a_refused_start_leaves_the_record_and_the_checkpoints_as_they_were(run, place):
+    before = {
+        path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name not in (".lock", "rank_0000.log")
+    }
+    answer = console.warm("train", *words(place, "model.hidden_size=32", "run.resume_force=true"))
+    answer.assert_refused("does not fit this run")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_going_back_sets_later_checkpoints_aside(run, place):
+    """Else a run that was then killed would go on from one of them, past steps its metrics have lost."""
+    older = folder_of(run / "checkpoints", 4)
+    assert console.warm("train", *words(place, f"run.resume={older}")).code == 0
+    assert {path.name for path in (run / "checkpoints").glob("aside_*")} == {"aside_step_00000008", "aside_step_00000012"}
+    assert len(losses(run)) == 12
 
 
 def test_what_is_no_tensor_and_what_lies_elsewhere_are_refused(run):
