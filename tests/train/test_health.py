@@ -10,6 +10,7 @@ import torch
 
 from scaling.record import StepLine, read_metrics, read_record
 from tests.end_to_end import console
+from tests.letters import corpus_of_letters
 from tests.train import health_cases
 from train.config import load_config
 from train.health import Health
@@ -61,9 +62,7 @@ def test_what_is_not_finite_is_judged_as_configured(loss, norm):
 
 @pytest.fixture
 def words(tmp_path) -> list[str]:
-    draw = random.Random(5)
-    (tmp_path / "text.txt").write_text("".join("".join(draw.choices("abcdefgh ", k=60)) + "\n" for _ in range(600)))
-    corpus = ["data=files", f"data.files=[{tmp_path}/text.txt]", "tokenizer=bytes", f"data.cache_dir={tmp_path}/cache"]
+    corpus = corpus_of_letters(tmp_path, 600)
     return [f"run.dir={tmp_path}/runs", "run.name=a", *corpus, *RUN]
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,8 +20,8 @@ from train.checkpoint.verify import hash_files
 
 log = logging.getLogger("foretrain")
 
-_SLOW_SECONDS = 10.0
-"""A save that takes longer is worth a word when the next one is due; in a run of milliseconds a step it is not."""
+PATIENCE_SECONDS = 2.0
+"""How long the loop waits for the save before, when another is due: on a disk that is a little slow none is then left out."""
 
 ManifestOf = Callable[[Progress, dict[str, tuple[int, str]]], Manifest]
 """The manifest of a checkpoint from where the run stands and its files."""
@@ -42,7 +43,8 @@ class Saver:
     """Writes the checkpoints of a run, one at a time. Every rank has one and calls the same methods at the same steps.
 
     A save that fails (a full disk, a rank that does not answer in time) is taken back and told on the log; the run goes on
-    with the checkpoints it has. While a save is under way another one is not begun but left out, which is told too.
+    with the checkpoints it has. A save that is due while the one before is under way waits for that a moment, and is then left
+    out, which is told too.
     """
 
     def __init__(
@@ -66,22 +68,22 @@ class Saver:
         self._buffers: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._in_flight: Future[Saved] | None = None
-        self._begun = 0.0
         self._out_of_step = False  # whether some rank gave up in the middle of the group's exchanges
 
     def save(self, state: Mapping[str, Tensor], progress: Progress) -> bool:
         """Begin to save. Returns whether it was begun: not while the save before is still being written."""
         start = time.perf_counter()
+        if self._in_flight is not None:
+            with suppress(FutureTimeoutError):
+                self._in_flight.exception(timeout=PATIENCE_SECONDS)
         busy, _ = self._agree()
         if busy:
-            late = start - self._begun > _SLOW_SECONDS
-            said = "step %d: the checkpoint before is still being written; this one is left out"
-            log.log(logging.WARNING if late else logging.DEBUG, said, progress.step)
+            self.stall_seconds += time.perf_counter() - start
+            log.warning("step %d: the checkpoint before is still being written; this one is left out", progress.step)
             return False
         if self._out_of_step:
             self._group, self._out_of_step = self._new_group(), False
         copy_to_cpu(state, self._buffers)
-        self._begun = start
         self._in_flight = self._thread.submit(self._write, dict(state), self._buffers, progress)
         self.stall_seconds += time.perf_counter() - start
         return True

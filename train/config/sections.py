@@ -231,7 +231,7 @@ class CheckpointConfig:
     """Checkpoints during the run. There always is one at the end, and one when the run is told to stop."""
 
     every_tokens: PositiveInt | None
-    """save each time this many tokens have been trained on; null: twenty times over the run"""
+    """save each time this many tokens have been trained on; null: twenty times over the run, at most every twenty steps"""
     keep: PositiveInt
     """keep this many of the newest"""
     keep_every: PositiveInt | None
@@ -325,7 +325,7 @@ class Config:
     @property
     def checkpoint_every_tokens(self) -> int:
         """Tokens between checkpoints."""
-        return self.checkpoint.every_tokens or -(-self.total_tokens // 20)
+        return self.checkpoint.every_tokens or max(-(-self.total_tokens // 20), 20 * self.train.batch_tokens)
 
     @property
     def accumulation(self) -> int:

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import random
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from scaling.record import StepLine, read_metrics, read_record
 from tests.end_to_end import console
+from tests.letters import corpus_of_letters
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, Progress, folder_of, newest_first, retain
 from train.checkpoint.storage import read_metadata, read_whole
 from train.checkpoint.verify import hash_files, verify_alone
@@ -26,14 +26,11 @@ RUN = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    draw = random.Random(5)
-    (folder / "text.txt").write_text("".join("".join(draw.choices("abcdefgh ", k=60)) + "\n" for _ in range(300)))
-    return folder
+    return tmp_path_factory.mktemp("checkpoints")
 
 
 def words(place: Path, *more: str) -> list[str]:
-    corpus = ["data=files", f"data.files=[{place}/text.txt]", "tokenizer=bytes", f"data.cache_dir={place}/cache"]
+    corpus = corpus_of_letters(place, 300)
     return [f"run.dir={place}/runs", "run.name=a", *corpus, *RUN, *more]
 
 
