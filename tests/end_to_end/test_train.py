@@ -201,7 +201,8 @@ def test_generate_starts_the_processes_its_layout_needs(place, run):
     two = console.real(*words, "parallel.tensor=2")
     assert (two.code, two.err) == (0, "")
     assert two.out == console.warm(*words).out
-    console.real(*words, "parallel.tensor=3").assert_refused("model.num_heads=2 is not divisible by parallel.tensor=3")
+    refused = console.real(*words, "parallel.tensor=3")
+    refused.assert_refused("model.num_heads=2, ", "are not divisible by parallel.tensor=3", "(2 processes): parallel.tensor=2")
     console.warm(*words, "parallel.tensor=x").assert_refused("parallel.tensor=x")
 
 

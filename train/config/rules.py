@@ -123,12 +123,12 @@ def _model(config: Config) -> Iterator[str]:
     model, layout, sequence = config.model, config.parallel.layout, config.train.sequence
     if model.num_heads % model.num_kv_heads:
         yield f"model.num_heads={model.num_heads} is not a multiple of model.num_kv_heads={model.num_kv_heads}"
-    for name in ("num_heads", "num_kv_heads", "ffn_size", "vocab_size"):
-        size = getattr(model, name)
-        if size % layout.tensor:
-            yield f"model.{name}={size} is not divisible by parallel.tensor={layout.tensor}"
-    if layout.tensor > 1 and sequence % layout.tensor:
-        yield f"train.sequence={sequence} is not divisible by parallel.tensor={layout.tensor}"
+    sizes = {f"model.{name}": getattr(model, name) for name in ("num_heads", "num_kv_heads", "ffn_size", "vocab_size")}
+    sizes["train.sequence"] = sequence
+    undivided = [f"{key}={size}" for key, size in sizes.items() if size % layout.tensor]
+    if undivided:
+        are = "is" if len(undivided) == 1 else "are"
+        yield f"{', '.join(undivided)} {are} not divisible by parallel.tensor={layout.tensor}"
     if layout.context > 1 and sequence % (2 * layout.context):
         yield f"train.sequence={sequence} is not divisible by 2 x parallel.context={2 * layout.context}"
     tokenizer_size = getattr(config.tokenizer, "vocab_size", 257 if config.tokenizer.name == "bytes" else 0)
