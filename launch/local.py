@@ -1,4 +1,4 @@
-"""`foretrain train` and `generate` on this machine, through torchrun's agent where the layout needs several processes."""
+"""`foretrain train`, `branch` and `generate` on this machine, through torchrun's agent where there are several processes."""
 
 import importlib
 import logging
@@ -15,7 +15,11 @@ from typing import Any
 from train.config import UserError, load_config, require
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-TRAIN, GENERATE = "train.__main__", "train.generate"  # by name only: launch knows of train no more than its configuration
+TRAIN, BRANCH, GENERATE = (
+    "train.__main__",
+    "train.branch",
+    "train.generate",
+)  # by name only: launch knows of train no more than its configuration
 
 
 def main(arguments: list[str]) -> int:
@@ -33,6 +37,11 @@ def main(arguments: list[str]) -> int:
     if world_size == 1 or config.train.dry_run:
         return int(importlib.import_module(TRAIN).main(arguments))
     return _start_workers(world_size, "train", arguments)
+
+
+def branch(arguments: list[str]) -> int:
+    """Start a decay off a trunk. Returns the exit code."""
+    return int(importlib.import_module(BRANCH).main(arguments, start=main))
 
 
 def generate(arguments: list[str]) -> int:

@@ -105,7 +105,6 @@ class PipelineRunner:
         *,
         num_stages: int,
         schedule: ScheduleName,
-        microbatches: int,
         group: dist.ProcessGroup,
         device: torch.device,
         tokens: Tensor,
@@ -115,7 +114,6 @@ class PipelineRunner:
     ) -> None:
         """`tokens`, `activation` and `logits` are meta tensors like those of one micro-batch: what the first stage takes, what
         stages pass on, what the last one returns."""
-        self.microbatches = microbatches
         self.group = group
         self.parts = parts
         self.num_stages = num_stages
@@ -128,7 +126,7 @@ class PipelineRunner:
         self._loss_sums = loss_sums
         self._tokens = 1
         self._sums: list[Tensor] = []
-        stages = [
+        self._stages = [
             PipelineStage(
                 part.module,
                 part.stage.index,
@@ -140,10 +138,9 @@ class PipelineRunner:
             )
             for part in parts
         ]
-        # The loss is divided by the global token count already, so gradients must not be scaled again.
-        self._schedule = _SCHEDULES[schedule](
-            stages[0] if schedule in _SINGLE else stages, microbatches, loss_fn=self._loss, scale_grads=False
-        )
+        self._name: ScheduleName = schedule
+        self._schedule: Any = None
+        self._microbatches = 0  # that it is made for
 
     def _loss(self, logits: Tensor, targets_BS: Tensor) -> Tensor:
         objective, cross_entropy, targets = self._loss_sums(logits, targets_BS)
@@ -153,13 +150,22 @@ class PipelineRunner:
     def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
         """See `Runner`."""
         self._tokens = tokens
-        assert len(batches) == self.microbatches
+        schedule = self._schedule_of(len(batches))
         batch = Batch.concatenate(batches).to(self.device)
         self._sums.clear()
         inputs = (batch.tokens_BS,) if self.has_first else ()
         targets = batch.targets_BS if self.has_last else None
-        self._schedule.step(*inputs, target=targets, document_BS=batch.document_BS, return_outputs=False)
+        schedule.step(*inputs, target=targets, document_BS=batch.document_BS, return_outputs=False)
         return torch.stack(self._sums).sum(dim=0) if self._sums else torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def _schedule_of(self, microbatches: int) -> Any:
+        """torch's schedule is made for one number of micro-batches; another one, as the batch grows, takes a new one."""
+        if microbatches != self._microbatches:
+            stages = self._stages[0] if self._name in _SINGLE else self._stages
+            # The loss is divided by the global token count already, so gradients must not be scaled again.
+            self._schedule = _SCHEDULES[self._name](stages, microbatches, loss_fn=self._loss, scale_grads=False)
+            self._microbatches = microbatches
+        return self._schedule
 
     def logits(self, batch: Batch) -> Tensor | None:
         """See `Runner`. Stage by stage, each rank once it has its input: torch's V-shaped schedules run no forward alone."""

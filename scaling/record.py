@@ -77,6 +77,8 @@ class RunRecord:
     """ranges of sample numbers [first, behind the last] that were left out after a rewind"""
     checkpoints: dict[str, float] = dataclasses.field(default_factory=dict)
     """of the last process: saved, bytes of the last one, stall_seconds of the loop, cpu_seconds in the background"""
+    trunk: str | None = None
+    """the checkpoint of another run that this one branched off; `tokens` counts that run's up to there"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

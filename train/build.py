@@ -11,10 +11,9 @@ from parallel.compose import Composition, Fill, compose
 from parallel.engine.native import LossSums, NativeEngine, WholeModelRunner
 from parallel.mesh import Meshes
 from parallel.pipeline import Part, PipelineRunner, Stage, stage_count
-from schedulers.wsd import WarmupStableDecay
-from train.config import Config, ModelConfig, WsdScheduleConfig
+from train.config import Config, ModelConfig
 from train.huggingface import places, tensors
-from train.model.decoder import Decoder
+from train.model.decoder import Decoder, Multipliers
 from train.model.initialize import fill, init_std
 from train.model.loss import loss_sums
 from train.optimizer import build_optimizer
@@ -31,6 +30,12 @@ def build_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, s
             config.shape,
             rope_theta=config.rope_theta,
             norm_eps=config.norm_eps,
+            multipliers=Multipliers(
+                embedding=config.embedding_multiplier,
+                residual=config.residual_multiplier,
+                attention=config.attention_multiplier,
+                logit=config.logit_multiplier,
+            ),
             layers=stage.layers,
             first=stage.first,
             last=stage.last,
@@ -48,7 +53,7 @@ def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fil
         if config.parallel.pipeline > 1
         else WholeModelRunner(parts[0].module, sums, device),
         sums,
-        build_optimizer(config.optimizer, [pair for part in parts for pair in part.module.named_parameters()]),
+        build_optimizer(config, [pair for part in parts for pair in part.module.named_parameters()]),
         meshes,
         device=device,
         clip_norm=config.optimizer.clip_norm,
@@ -67,7 +72,7 @@ def initial_values(config: Config) -> Fill:
         return stored_values(config.model, Path(config.model.initial_weights).expanduser())
 
     def fill_slice(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
-        std = init_std(name, config.model.num_layers, config.model.init_std)
+        std = init_std(name, config.model.num_layers, config.model.init_std, config.mup_width)
         fill(local, offset, shape, name=name, seed=config.run.seed, std=std)
 
     return fill_slice
@@ -124,27 +129,10 @@ def _pipeline_runner(config: Config, parts: list[Part], meshes: Meshes, device: 
         parts,
         num_stages=stage_count(parallel.pipeline, parallel.pipeline_schedule, parallel.virtual_stages),
         schedule=parallel.pipeline_schedule,
-        microbatches=config.accumulation,
         group=meshes.axes.get_group("pipeline"),
         device=device,
         tokens=like(rows, sequence, dtype=torch.int64),
         activation=like(rows, sequence // parallel.tensor, config.model.hidden_size),
         logits=like(rows, sequence, config.model.vocab_size // parallel.tensor),
         loss_sums=sums,
-    )
-
-
-def build_schedule(config: Config) -> WarmupStableDecay:
-    """The learning rate as a function of tokens."""
-    schedule = config.schedule
-    if isinstance(schedule, WsdScheduleConfig):
-        floor, decay_tokens = schedule.floor, round(schedule.decay_fraction * config.total_tokens)
-    else:
-        floor, decay_tokens = schedule.peak, 0
-    return WarmupStableDecay(
-        peak=schedule.peak,
-        floor=floor,
-        warmup_tokens=schedule.warmup_tokens,
-        decay_tokens=decay_tokens,
-        total_tokens=config.total_tokens,
     )

@@ -16,10 +16,12 @@ import typer
 
 from parallel.environment import leave
 from train.errors import RunFailed, UserError
-from train.huggingface import INDEX, SINGLE, describe, places
+from train.huggingface import INDEX, SINGLE, describe, folded, places
 from train.run_directory import load_run_config
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from parallel.compose import Fill
 
 FORMATS = ("huggingface",)
@@ -53,7 +55,8 @@ def export(
 def export_huggingface(run: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Write `out` in Hugging Face's format, whole or not at all, and print what was written.
 
-    The weights are those of the run, bit for bit. No more than two parameters are in memory at a time.
+    The weights are those of the run, bit for bit, but for those that the model's multipliers go into. No more than two
+    parameters are in memory at a time.
 
     Raises:
         UserError: `run` is not a run with weights, has no counterpart there, or `out` is in use.
@@ -83,7 +86,13 @@ def export_huggingface(run: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) 
     for ours, place in places(config.model.shape).items():
         parameters = math.prod(place.shape)
         tensors.append(_Tensor(ours, place.name, place.shape, parameters, parameters * _ITEM_BYTES[stored_dtype]))
-    with weights_of(run) as fill, _folder(out) as folder:
+    with weights_of(run) as weights, _folder(out) as folder:
+
+        def fill(name: str, local: "Tensor", offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
+            weights(name, local, offset, shape)
+            if (factor := folded(name, config.model)) != 1.0:
+                local.mul_(factor)
+
         for name, content in texts.items():
             _write(folder / name, [_json(content)])
         _write_weights(folder, tensors, stored_dtype, fill, shard_bytes)

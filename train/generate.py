@@ -76,7 +76,9 @@ def generation_config(run: Path, layout: list[str]) -> Config:
     axes = {**dataclasses.asdict(Layout()), **sizes, "pipeline_schedule": "gpipe", "recompute": "none"}
     parallel = dataclasses.replace(config.parallel, **axes)
     batch_tokens = config.train.sequence * parallel.layout.data_parallel
-    train = dataclasses.replace(config.train, microbatch=1, batch_tokens=batch_tokens, compile=False)
+    train = dataclasses.replace(
+        config.train, microbatch=1, batch_tokens=batch_tokens, batch_warmup_tokens=0, batch_warmup_start=None, compile=False
+    )
     return dataclasses.replace(config, parallel=parallel, train=train)
 
 

@@ -6,6 +6,7 @@ its safetensors files.
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,22 @@ def places(shape: ModelShape) -> dict[str, Place]:
     if not shape.tie_embeddings:
         found["head.weight"] = Place("lm_head.weight", (shape.vocab_size, hidden))
     return found
+
+
+def folded(name: str, model: "ModelConfig") -> float:
+    """What a parameter is multiplied by, so that a decoder without multipliers computes what `model` does with them.
+
+    A tied table takes the embedding's multiplier, and the norm before the head makes up for it.
+    """
+    table, head = ("embedding.weight", "norm.weight" if model.tie_embeddings else "head.weight")
+    return {
+        f"attention.{'query_norm' if model.qk_norm else 'query'}.weight": model.attention_multiplier
+        / (1 / math.sqrt(model.head_dim)),
+        "attention.output.weight": model.residual_multiplier,
+        "ffn.down.weight": model.residual_multiplier,
+        table: model.embedding_multiplier,
+        head: model.logit_multiplier / (model.embedding_multiplier if model.tie_embeddings else 1.0),
+    }.get(re.sub(r"^blocks\.\d+\.", "", name), 1.0)
 
 
 def describe(model: "ModelConfig", *, end_of_text: int, sequence: int, dtype: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def new_record(config: Config, world: World) -> RunRecord:
         schedule=config.schedule.name,
         batch_tokens=config.train.batch_tokens,
         sequence=config.train.sequence,
+        trunk=config.run.trunk,
         model=dataclasses.asdict(config.model),
         layout=dataclasses.asdict(config.parallel.layout),
         engine=config.parallel.engine,
@@ -50,15 +51,15 @@ def new_record(config: Config, world: World) -> RunRecord:
     )
 
 
-def update(record: RunRecord, config: Config, step_seconds: list[float], peak_flops: float | None, wall_seconds: float) -> None:
-    """Bring counts, speed and MFU of a record up to date. The speed is that of the median step after the warm-up."""
+def update(record: RunRecord, config: Config, speeds: list[float], peak_flops: float | None, wall_seconds: float) -> None:
+    """Bring counts, speed and MFU of a record up to date. The speed is the median after the warm-up of `speeds` (tokens/s)."""
     record.flops = 6.0 * record.parameters * record.tokens
     record.tokens_per_parameter = record.tokens / record.parameters
     record.wall_seconds = wall_seconds
-    if not step_seconds:
+    if not speeds:
         return
-    measured = sorted(step_seconds[WARMUP_STEPS:] or step_seconds)
-    record.tokens_per_second = config.train.batch_tokens / measured[len(measured) // 2]
+    measured = sorted(speeds[WARMUP_STEPS:] or speeds)
+    record.tokens_per_second = measured[(len(measured) - 1) // 2]
     if peak_flops is not None:
         shape, sequence = config.model.shape, config.train.sequence
         record.mfu = record.tokens_per_second * shape.flops_per_token(sequence) / peak_flops

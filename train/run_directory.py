@@ -3,6 +3,7 @@
 One process writes: rank 0, which holds an exclusive lock as long as it lives.
 """
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -12,6 +13,7 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import IO, Any
 
 import yaml
 
+from parallel.shape import ModelShape
 from scaling.record import (
     EvaluationLine,
     RunRecord,
@@ -30,7 +33,7 @@ from scaling.record import (
     write_record,
 )
 from train.checkpoint.manifest import NAME as MANIFEST
-from train.checkpoint.manifest import newest_first, remove, step_of
+from train.checkpoint.manifest import BrokenCheckpointError, Manifest, newest_first, remove, step_of
 from train.config import Config, parse_config
 from train.errors import RunFailed, UserError
 
@@ -38,6 +41,8 @@ log = logging.getLogger("foretrain")
 
 LOCK_WAIT_SECONDS = 5.0
 _MAX_DIFFERENCES = 3  # a message is one to five lines
+# What decides the names and shapes of a model's tensors.
+_TENSORS = (*(field.name for field in dataclasses.fields(ModelShape)),)
 
 
 def now() -> str:
@@ -135,9 +140,12 @@ class RunDirectory:
         """
         self.config = config
         self.path = path_of(config)
-        self.checkpoint = _named_checkpoint(config.run.resume)
+        self.checkpoint = (
+            _named_checkpoint("run.resume", config.run.resume) if config.run.resume not in ("auto", "never") else None
+        )
+        self.trunk = Path(config.run.trunk).expanduser() if config.run.trunk is not None else None
         self.changes: list[str] = []
-        """what is different from the last start of this run, a line for each key"""
+        """what is different from the last start of this run, or from its trunk, a line for each key"""
         self._metrics: MetricsFile | None = None
         try:
             self._lock = _acquire(self.path / ".lock")
@@ -168,7 +176,9 @@ class RunDirectory:
 
     def candidates(self) -> list[Path]:
         """The checkpoints this run may go on from, the best first."""
-        return newest_first(self.checkpoints) if self.checkpoint is None else [self.checkpoint]
+        if self.checkpoint is not None:
+            return [self.checkpoint]
+        return [*newest_first(self.checkpoints), *([self.trunk] if self.trunk is not None else [])]
 
     def before(self, step: int) -> list[Path]:
         """The checkpoints of steps before `step`, the newest first."""
@@ -233,6 +243,7 @@ class RunDirectory:
         path = self.path / "config.yaml"
         if not path.exists():
             self._check_named_checkpoint()
+            self._check_trunk()
             return None
         if self.config.run.resume == "never":
             raise UserError(f"{self.path} exists and run.resume=never: choose another run.name, or delete it")
@@ -241,7 +252,8 @@ class RunDirectory:
             record = read_record(self.path)
         except (ValueError, OSError) as error:
             raise UserError(f"{error}; choose another run.name, or delete {self.path}") from None
-        self.changes = _differences(before.as_dict(), self.config.as_dict())
+        changes = _differences(before.as_dict(), self.config.as_dict())
+        self.changes = [f"changed since the last start: {line}" for line in changes]
         self._check_identity(self.path, before)
         if self.checkpoint is not None and self.checkpoint.parent.resolve() != self.checkpoints.resolve():
             if record.resumed_from != str(self.checkpoint):
@@ -255,6 +267,27 @@ class RunDirectory:
         if self.checkpoint is not None:
             run = self.checkpoint.parent.parent
             self._check_identity(run, load_run_config(run))
+
+    def _check_trunk(self) -> None:
+        """The trunk may differ in much, but its tensors and its tokens must be usable."""
+        if self.trunk is None:
+            return
+        config, folder = self.config, _named_checkpoint("run.trunk", str(self.trunk))
+        before = load_run_config(folder.parent.parent)
+        for section, keys in (("model", _TENSORS), ("optimizer", ("name",)), ("tokenizer", ())):
+            old, new = (_section(of, section, keys) for of in (before, config))
+            if lines := _differences(old, new, section):
+                raise UserError("\n  ".join([f"run.trunk={folder} is of a run that differs in", *lines[:_MAX_DIFFERENCES]]))
+        try:
+            tokens = Manifest.read(folder).progress.tokens
+        except BrokenCheckpointError as error:
+            raise UserError(f"run.trunk={folder} is not what was saved: {error}") from None
+        if tokens >= config.total_tokens:
+            raise UserError(
+                f"run.trunk={folder} has {tokens} tokens, this run is to have {config.total_tokens}: raise train.tokens"
+            )
+        differences = _differences(before.identity(), config.identity())
+        self.changes = ["unlike its trunk: " + "; ".join(line for line in differences if not line.startswith("run.trunk"))]
 
     def _check_identity(self, run: Path, before: Config) -> None:
         differences = _differences(before.identity(), self.config.identity())
@@ -275,24 +308,28 @@ def path_of(config: Config) -> Path:
     return Path(config.run.dir).expanduser() / config.run.name
 
 
-def _named_checkpoint(resume: str) -> Path | None:
-    """The checkpoint that `run.resume` names; None where it is a word.
+def _section(config: Config, section: str, keys: Sequence[str]) -> dict[str, Any]:
+    """A section, or only those keys of it."""
+    plain: dict[str, Any] = config.as_dict()[section]
+    return {key: value for key, value in plain.items() if key in keys} if keys else plain
+
+
+def _named_checkpoint(key: str, value: str) -> Path:
+    """The checkpoint that a key names.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none.
     """
-    if resume in ("auto", "never"):
-        return None
-    folder = Path(resume).expanduser()
+    folder = Path(value).expanduser()
     if not folder.is_dir() or step_of(folder) is None:
         near = [folder / "checkpoints", folder, folder.parent]
         there = [str(found) for place in near for found in newest_first(place)][:3]
         what = (
             f"there is {', '.join(there)}"
             if there
-            else "type auto, never or a checkpoint's folder, runs/NAME/checkpoints/step_..."
+            else f"type {'auto, never or ' * (key == 'run.resume')}a checkpoint's folder, runs/NAME/checkpoints/step_..."
         )
-        raise UserError(f"run.resume={resume} is no checkpoint: {what}")
+        raise UserError(f"{key}={value} is no checkpoint: {what}")
     return folder
 
 

@@ -19,12 +19,12 @@ from parallel.engine.protocol import StepResult
 from parallel.mesh import Meshes, World, build_meshes
 from scaling.record import EvaluationLine, RunRecord, StepLine, read_metrics
 from train import metrics, report
-from train.build import build_engine, build_schedule
+from train.build import build_engine
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, Progress
 from train.checkpoint.saver import Saver
 from train.checkpoint.storage import read_state
 from train.checkpoint.verify import Verified, newest_verified
-from train.config import Config
+from train.config import Config, schedule_of
 from train.data.loader import TrainLoader, ValidationLoader
 from train.data.shards import Shards
 from train.errors import RunFailed, UserError
@@ -44,6 +44,7 @@ class _Pending:
 
     progress: Progress
     """after the step"""
+    batch_tokens: int
     learning_rate: float
     result: StepResult
 
@@ -54,7 +55,7 @@ class Trainer:
     def __init__(self, config: Config, world: World, shards: Shards, directory: RunDirectory | None, stop: StopRequest) -> None:
         self.config, self.world, self.shards, self.directory, self.stop = config, world, shards, directory, stop
         self.meshes: Meshes = build_meshes(config.parallel.layout, world.device)
-        self.schedule = build_schedule(config)
+        self.schedule, self.batches = schedule_of(config), config.batches
         self.loader = TrainLoader(shards.train, config.train.sequence, config.run.seed)
         self.validation = ValidationLoader(shards.validation, config.train.sequence, config.eval.tokens)
         self.engine = build_engine(config, self.meshes, world.device)
@@ -64,16 +65,16 @@ class Trainer:
         self.agreement = Agreement(world.size)
         self.health = Health(config.health)
         self.progress = Progress()
-        every, keep_every = config.checkpoint_every_tokens, config.checkpoint.keep_every
         self.saver = Saver(
             path_of(config) / "checkpoints",
             self._manifest,
             keep=config.checkpoint.keep,
-            keep_every_tokens=keep_every and keep_every * every,
+            for_good=self._is_kept_for_good,
             timeout_seconds=config.checkpoint.timeout_seconds,
         )
         self.watchdog = Watchdog(world, path_of(config) / "logs", config.health.step_timeout_seconds)
         self.step_seconds: list[float] = []
+        self.speeds: list[float] = []  # tokens per second, step by step
         self.started = time.perf_counter()
         self._last_read = self.started
         self._before_seconds = 0.0  # wall time of the processes before this one
@@ -109,8 +110,9 @@ class Trainer:
         directory = self.directory
         skipped: list[tuple[Path, str]] = []
         found = newest_verified(directory.candidates() if directory is not None else [], skipped)
-        if found is None and directory is not None and directory.checkpoint is not None:
-            raise UserError(f"run.resume={directory.checkpoint} is not what was saved: {skipped[0][1]}")
+        if found is None and directory is not None and (directory.checkpoint or directory.trunk):
+            key = "run.resume" if directory.checkpoint else "run.trunk"
+            raise UserError(f"{key}={skipped[-1][0]} is not what was saved: {skipped[-1][1]}")
         for folder, problem in skipped:
             log.warning("%s is passed over: %s", folder, problem)
         if found is not None:
@@ -127,12 +129,12 @@ class Trainer:
         if directory is not None:
             self._begin(directory, found)
         evaluated = self._restore()
-        if self._evaluates(self.progress.step) and not evaluated:
+        if self._evaluates() and not evaluated:
             self._evaluate()
 
     def _begin(self, directory: RunDirectory, found: Verified | None) -> None:
         for change in directory.changes:
-            log.info("changed since the last start: %s", change)
+            log.info("%s", change)
         if found is not None:
             self.record.resumed_from = str(found.folder)
             if directory.existing is not None:
@@ -191,7 +193,7 @@ class Trainer:
             traced(trace, self.world.rank) as traced_step,
         ):
             self._last_read = time.perf_counter()
-            while self.progress.step < config.steps and not self._stopped_by:
+            while not self._at_end and not self._stopped_by:
                 self.watchdog.phase(f"step {self.progress.step + 1}", self._patience())
                 if asked := self.agreement.exchange(self.stop.signal):
                     self._stopped_by = asked
@@ -218,45 +220,62 @@ class Trainer:
 
     def _step(self, number: int) -> _Pending:
         """Begin the next step; `number` counts those of this process from 0."""
-        batch_tokens = self.config.train.batch_tokens
+        batch_tokens = self.batches.batch_after(self.progress.tokens)
         samples = batch_tokens // self.config.train.sequence
         with record_function("batches"):
-            batches = self._batches(self.progress.samples)
+            batches = self._batches(self.progress.samples, batch_tokens // self.config.pass_tokens)
         self.progress = self.progress.after(batch_tokens, samples)
         learning_rate = self.schedule.learning_rate(self.progress.tokens)
         with self.memory.watching(number) or nullcontext():
             result = self.engine.train_step(batches, learning_rate=learning_rate, tokens=batch_tokens)
-        return _Pending(self.progress, learning_rate, result)
+        return _Pending(self.progress, batch_tokens, learning_rate, result)
 
-    def _batches(self, first: int) -> list[Batch]:
+    def _batches(self, first: int, accumulation: int) -> list[Batch]:
         """This rank's micro-batches of a step: its slice of the global sample numbers from `first` on."""
-        microbatch, accumulation = self.config.train.microbatch, self.config.accumulation
+        microbatch = self.config.train.microbatch
         ranks, rank = self.config.parallel.layout.data_parallel, self.meshes.data_rank
         starts = [first + (index * ranks + rank) * microbatch for index in range(accumulation)]
         return [self.loader.batch(range(start, start + microbatch)) for start in starts]
 
     def _at_border(self) -> bool:
         """Whether something follows this step that must know that it was healthy."""
-        step = self.progress.step
-        return step == self.config.steps or self._saves() or self._evaluates(step)
+        return self._at_end or self._saves() or self._evaluates()
 
     def _border(self) -> None:
         if self._saves():
             self._save()
-        if self._evaluates(self.progress.step):
+        if self._evaluates():
             self._evaluate()
         self._last_read = time.perf_counter()
 
-    def _evaluates(self, step: int) -> bool:
-        return step > 0 and (step == self.config.steps or self._crosses(step, self.config.eval.every_tokens))
+    @property
+    def _at_end(self) -> bool:
+        return self.progress.tokens >= self.config.total_tokens
+
+    def _evaluates(self) -> bool:
+        return self.progress.step > 0 and (self._at_end or self._crosses(self.config.eval.every_tokens))
 
     def _saves(self) -> bool:
-        step = self.progress.step
-        return step < self.config.steps and self._crosses(step, self.config.checkpoint_every_tokens)
+        border = self._is_border(self.progress.tokens)
+        return not self._at_end and (border or self._crosses(self.config.checkpoint_every_tokens))
 
-    def _crosses(self, step: int, every: int | None) -> bool:
-        tokens, batch_tokens = step * self.config.train.batch_tokens, self.config.train.batch_tokens
-        return every is not None and tokens // every > (tokens - batch_tokens) // every
+    def _is_border(self, tokens: int) -> bool:
+        """Whether a step that ends here is the last one before a decay begins, or before the trunk goes on behind one."""
+        after = tokens + self.batches.batch_after(tokens)
+        return any(tokens <= border < after for border in self.schedule.borders())
+
+    def _is_kept_for_good(self, older: int, tokens: int) -> bool:
+        keep_every = self.config.checkpoint.keep_every
+        every = keep_every and keep_every * self.config.checkpoint_every_tokens
+        return self._is_border(tokens) or (every is not None and tokens // every > older // every)
+
+    def _crosses(self, every: int | None) -> bool:
+        """Whether the step just done has passed a multiple of `every` tokens."""
+        tokens = self.progress.tokens
+        return every is not None and tokens // every > self._before(tokens) // every
+
+    def _before(self, tokens: int) -> int:
+        return tokens - self.batches.batch_before(tokens)
 
     def _settle(self, pending: _Pending, advance: report.Advance) -> bool:
         """Wait for a step's scalars, write its line, act on what they say. Returns whether the run went back."""
@@ -283,6 +302,7 @@ class Trainer:
         seconds = time.perf_counter() - self._last_read
         self._last_read += seconds
         self.step_seconds.append(seconds)
+        self.speeds.append(pending.batch_tokens / seconds)
         line = StepLine(
             step=pending.progress.step,
             tokens=pending.progress.tokens,
@@ -290,7 +310,7 @@ class Trainer:
             learning_rate=pending.learning_rate,
             gradient_norm=gradient_norm,
             phase=self.schedule.phase(pending.progress.tokens),
-            tokens_per_second=self.config.train.batch_tokens / seconds,
+            tokens_per_second=self.speeds[-1],
             step_seconds=seconds,
             memory_bytes=self.memory.peak_bytes(),
         )
@@ -424,7 +444,7 @@ class Trainer:
         """Bring the record up to date; a disk that is full for now keeps the old one."""
         self._count()
         seconds = self._before_seconds + time.perf_counter() - self.started
-        metrics.update(self.record, self.config, self.step_seconds, self.peak_flops, seconds)
+        metrics.update(self.record, self.config, self.speeds, self.peak_flops, seconds)
         if self.directory is not None:
             try:
                 self.directory.write(self.record)

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.profiler import record_function
 
 from parallel.batch import Batch
-from parallel.engine.protocol import StepResult
+from parallel.engine.protocol import Optimizer, StepResult
 from parallel.gradients import align_gradients, clip, gradient_norm, sum_tied_gradients
 from parallel.mesh import Meshes
 from parallel.pipeline import Part
@@ -69,7 +69,7 @@ class NativeEngine:
         parts: Sequence[Part],
         runner: Runner,
         loss_sums: LossSums,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         meshes: Meshes,
         *,
         device: torch.device,
@@ -105,7 +105,7 @@ class NativeEngine:
             norm = self._finish_gradients()
         with record_function("optimizer"):
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["lr_scale"]
             # torch's fused optimizers leave everything as it was where this is one, without asking the host.
             self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             self.optimizer.step()
@@ -156,11 +156,11 @@ class NativeEngine:
 
     def state(self, *, optimizer: bool = True) -> dict[str, Tensor]:
         """See `Engine.state`."""
-        found = {}
+        found, kept = {}, self.optimizer.state
         for name, parameter in self.named_parameters:
             found[f"model.{name}"] = parameter.detach()
             if optimizer:
-                found |= {f"optimizer.{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
+                found |= {f"optimizer.{name}.{key}": value for key, value in kept[parameter].items()}
         return found
 
     def load(self, read: Callable[[dict[str, Tensor]], None], *, optimizer: bool = True) -> None:

@@ -1,8 +1,8 @@
 """What the training loop asks of an engine."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -17,6 +17,26 @@ class StepResult:
     """cross entropy, nats per token, over the global batch, before the update"""
     gradient_norm: Tensor
     """l2 norm of the whole gradient before clipping; where it is not finite, the step changed nothing"""
+
+
+class Optimizer(Protocol):
+    """What an engine asks of an optimizer: torch's, whose groups also have an `lr_scale`, and that changes nothing in a step
+    before which its `found_inf` was set to 1."""
+
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def state(self) -> Mapping[Tensor, dict[str, Tensor]]:
+        """What it keeps of each parameter."""
+        ...
+
+    def step(self) -> Any:
+        """Update the parameters from their gradients."""
+        ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+        ...
 
 
 class Engine(Protocol):

@@ -169,6 +169,27 @@ def test_variants_of_model_and_objective(group, corpus, expected, tmp_path, layo
     _compare(group, corpus, expected, tmp_path, axes, _run("fp64", *variant), how, TOLERANCE["fp64"])
 
 
+# Multipliers and rates of the whole width, not of a rank's part; four steps of half a batch, then of a whole one; a power law.
+MUP = ["optimizer.mup=true", "optimizer.mup_base_width=8", "schedule=power", "schedule.a=400", "schedule.decay_shape=linear"]
+GROWING = ["train.batch_warmup_start=256", "train.batch_warmup_tokens=1024"]
+
+
+@pytest.mark.parametrize(
+    "layout", ["single", "replicate2_shard2", "tensor2", "pipeline2_interleaved", "pipeline2_zbv", "tensor2_pipeline2"]
+)
+def test_mup_under_a_power_law_with_growing_batches(group, corpus, expected, tmp_path, layout):
+    axes = (DATA | PIPELINE | COMPOSED)[layout]
+    run = _run("fp64", *MUP, *GROWING, layers=_layers(axes))
+    _compare(group, corpus, expected, tmp_path, axes, run, ["train.microbatch=2"], TOLERANCE["fp64"])
+
+
+@pytest.mark.parametrize("layout", ["single", "replicate2", "pipeline2_1f1b"])
+def test_muon_where_matrices_are_whole(group, corpus, expected, tmp_path, layout):
+    axes = (DATA | PIPELINE)[layout]
+    how = [f"train.microbatch={_microbatch(axes)}"]
+    _compare(group, corpus, expected, tmp_path, axes, _run("fp64", "optimizer=muon"), how, TOLERANCE["fp64"])
+
+
 @pytest.mark.parametrize("layout", ["single", "shard2", "replicate2_shard2", "tensor2_shard2", "pipeline2_shard2"])
 def test_bf16_stays_near_fp32(group, corpus, expected, tmp_path, layout):
     """bf16 keeps 8 bits of mantissa: activations carry errors of 2^-9, which average out in a loss over 512 tokens."""

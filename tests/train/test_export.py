@@ -34,6 +34,11 @@ SHAPES = {
         "Qwen3ForCausalLM",
     ),
 }
+MUP = ["optimizer.mup=true", "optimizer.mup_base_width=16", "model.init_std=0.1"]
+SHAPES |= {
+    "mup": ([*MUP, "model.qk_norm=false"], "LlamaForCausalLM"),
+    "mup_normed_tied": ([*MUP, "model.qk_norm=true", "model.tie_embeddings=true"], "Qwen3ForCausalLM"),
+}
 SAMPLES = ["", "line 7 of é", "漢字\t\n  two  spaces", "a <|endoftext|> b", "\x00\x7f 👩‍🚀"]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,18 +122,18 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def retain(checkpoints: Path, *, keep: int, keep_every_tokens: int | None) -> None:
-    """Remove what is neither among the newest `keep` completed checkpoints nor kept for good.
+ForGood = Callable[[int, int], bool]
+"""(tokens of the checkpoint before, tokens) -> whether a checkpoint is kept for good."""
 
-    Kept for good is the first checkpoint at or behind every multiple of `keep_every_tokens`.
-    """
+
+def retain(checkpoints: Path, *, keep: int, for_good: ForGood) -> None:
+    """Remove what is neither among the newest `keep` completed checkpoints nor kept for good."""
     completed = [
         (folder, Manifest.read(folder).progress.tokens) for folder in newest_first(checkpoints) if _is_readable(folder)
     ]
     before = {folder: older for (folder, _), (_, older) in zip(completed, [*completed[1:], (None, 0)], strict=True)}
     for folder, tokens in completed[keep:]:
-        for_good = keep_every_tokens is not None and tokens // keep_every_tokens > before[folder] // keep_every_tokens
-        if not for_good:
+        if not for_good(before[folder], tokens):
             remove(folder)
 
 

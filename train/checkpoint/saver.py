@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scaling.record import sync_folder
-from train.checkpoint.manifest import Manifest, Progress, folder_of, remove, retain
+from train.checkpoint.manifest import ForGood, Manifest, Progress, folder_of, remove, retain
 from train.checkpoint.storage import METADATA, Copies, copy_to_cpu, write_state
 from train.checkpoint.verify import hash_files
 
@@ -53,12 +53,12 @@ class Saver:
         manifest_of: ManifestOf,
         *,
         keep: int,
-        keep_every_tokens: int | None,
+        for_good: ForGood,
         timeout_seconds: float,
     ) -> None:
         self.checkpoints = checkpoints
         self.manifest_of = manifest_of
-        self.keep, self.keep_every_tokens = keep, keep_every_tokens
+        self.keep, self.for_good = keep, for_good
         self.timeout_seconds = timeout_seconds
         self.stall_seconds = 0.0
         """what the loop has waited for all saves together"""
@@ -179,7 +179,7 @@ class Saver:
         sync_folder(folder)
         self.manifest_of(progress, files).write(folder)
         sync_folder(self.checkpoints)
-        retain(self.checkpoints, keep=self.keep, keep_every_tokens=self.keep_every_tokens)
+        retain(self.checkpoints, keep=self.keep, for_good=self.for_good)
 
     def _hash_own(self, folder: Path) -> tuple[dict[str, tuple[int, str]], str]:
         """The files this rank wrote; rank 0 also has torch's metadata. What went wrong is told, not raised: others wait."""

@@ -5,20 +5,19 @@
 
 from train.config.compose import load_config, parse_config
 from train.config.rules import require, require_layout
+from train.config.schedules import schedule_of
 from train.config.sections import (
     AdamWConfig,
     BpeTokenizerConfig,
     BytesTokenizerConfig,
     CheckpointConfig,
     Config,
-    ConstantScheduleConfig,
     CorpusConfig,
     FilesCorpusConfig,
     FileTokenizerConfig,
     HealthConfig,
     ModelConfig,
     StdlibCorpusConfig,
-    WsdScheduleConfig,
 )
 from train.errors import RunFailed, UserError
 
@@ -28,7 +27,6 @@ __all__ = [
     "BytesTokenizerConfig",
     "CheckpointConfig",
     "Config",
-    "ConstantScheduleConfig",
     "CorpusConfig",
     "FileTokenizerConfig",
     "FilesCorpusConfig",
@@ -37,9 +35,9 @@ __all__ = [
     "RunFailed",
     "StdlibCorpusConfig",
     "UserError",
-    "WsdScheduleConfig",
     "load_config",
     "parse_config",
     "require",
     "require_layout",
+    "schedule_of",
 ]

@@ -4,6 +4,7 @@ Imports no torch.
 """
 
 import difflib
+import math
 import shlex
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -35,7 +36,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     """
     plain = OmegaConf.to_container(_compose(overrides), resolve=True)
     assert isinstance(plain, dict)
-    problem = _derive(plain["model"]) if isinstance(plain["model"], dict) else None
+    problem = _derive(plain["model"], plain["optimizer"]) if isinstance(plain["model"], dict) else None
     try:
         config = parse_config({str(key): value for key, value in plain.items()})
     except UserError as error:
@@ -45,24 +46,43 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def _derive(model: dict[Any, Any]) -> str | None:
+def _derive(model: dict[Any, Any], optimizer: Any) -> str | None:
     """Fill in the model's keys that follow from others; returns what is wrong with them together, if anything.
 
     Where one is wrong by itself, any value that types will do.
     """
     heads, width = model["num_heads"], model["hidden_size"]
     usable = all(isinstance(size, int) and size > 0 for size in (heads, width))
+    problem = None
     if model["num_kv_heads"] is None:
         model["num_kv_heads"] = heads if usable else 1
     if model["head_dim"] is None:
         if usable and width % (2 * heads):
-            model["head_dim"] = 2
-            return (
+            problem = (
                 f"model.hidden_size={width} / model.num_heads={heads} is not an even width of a head: "
                 f"set model.head_dim, or make model.hidden_size a multiple of {2 * heads}"
             )
-        model["head_dim"] = width // heads if usable else 2
-    return None
+        model["head_dim"] = width // heads if usable and not problem else 2
+    _derive_multipliers(model, optimizer)
+    return problem
+
+
+def _derive_multipliers(model: dict[Any, Any], optimizer: Any) -> None:
+    """The multipliers that are null, with muP (the Power Scheduler paper's table, arXiv 2408.13359) and without.
+
+    The logits' multiplier, which that table leaves out, is that of Yang et al. (arXiv 2203.03466, table 8) and of MiniCPM.
+    """
+    sizes = [model["head_dim"], model["num_layers"], model["hidden_size"]]
+    base = optimizer.get("mup_base_width", 1) if isinstance(optimizer, dict) else 1
+    head_dim, layers, width, base = (size if isinstance(size, int) and size > 0 else 1 for size in (*sizes, base))
+    mup = isinstance(optimizer, dict) and optimizer.get("mup") is True
+    multipliers = {
+        "embedding_multiplier": 12.0 if mup else 1.0,
+        "residual_multiplier": 1.4 / math.sqrt(layers) if mup else 1.0,
+        "attention_multiplier": 1 / head_dim if mup else 1 / math.sqrt(head_dim),
+        "logit_multiplier": base / width if mup else 1.0,
+    }
+    model.update({key: value for key, value in multipliers.items() if model[key] is None})
 
 
 def parse_config(plain: dict[str, Any]) -> Config:
@@ -166,7 +186,9 @@ def _unknown(override: Override) -> str | None:
 def _misplaced(override: Override, options: Any) -> str | None:
     """What is wrong where a key belongs to another option of its group than the one in use; None where nothing is."""
     key = override.key_or_group
-    group, origins = key.split(".")[0], sorted(known_keys()[key])
+    group = key.split(".")[0]
+    default = f"{group}={section_defaults(group, None).get('name')}" if group in config_groups() else ""
+    origins = sorted(known_keys()[key], key=lambda option: (option != default, option))
     if not origins or f"{group}={options[group].name}" in origins:
         return None
     return f"'{key}' is a key of {' and '.join(origins)}, this run has {group}={options[group].name}: add {origins[0]}"

@@ -4,13 +4,15 @@ Imports no torch.
 """
 
 import dataclasses
+import itertools
 import math
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from train import huggingface
-from train.config.sections import Config, WsdScheduleConfig
+from train.config.schedules import schedule_of
+from train.config.sections import AdamWConfig, Config, ConstantScheduleConfig, CosineScheduleConfig, WsdSScheduleConfig
 from train.errors import UserError
 
 
@@ -33,6 +35,7 @@ def _raise(broken: Iterator[str]) -> None:
 def check(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> Iterator[str]:
     """One line for every rule broken, with its numbers. `overrides` are what the user typed, for the line to type instead."""
     yield from _about_layout(config, world_size, overrides)
+    yield from _optimizer(config)
     yield from _schedule(config)
     yield from _initial_weights(config)
 
@@ -145,18 +148,35 @@ def _length(config: Config) -> Iterator[str]:
         yield f"train.tokens={train.tokens} and train.steps={train.steps} are both set: set one and make the other null"
     if train.tokens is None and train.steps is None:
         yield "neither train.tokens nor train.steps is set: set one"
-    per_pass = train.sequence * train.microbatch * layout.data_parallel
-    if train.batch_tokens % per_pass:
-        below = train.batch_tokens // per_pass * per_pass
-        nearest = f"{below} or {below + per_pass}" if below else f"{per_pass}"
-        yield (
-            f"train.batch_tokens={train.batch_tokens} is not a multiple of sequence x microbatch x data-parallel ranks = "
-            f"{train.sequence} x {train.microbatch} x {layout.data_parallel} = {per_pass}: the nearest is {nearest}"
-        )
+    per_pass = config.pass_tokens
+    for key in ("batch_tokens", "batch_warmup_start"):
+        tokens = getattr(train, key)
+        if tokens is not None and tokens % per_pass:
+            below = tokens // per_pass * per_pass
+            nearest = f"{below} or {below + per_pass}" if below else f"{per_pass}"
+            yield (
+                f"train.{key}={tokens} is not a multiple of sequence x microbatch x data-parallel ranks = "
+                f"{train.sequence} x {train.microbatch} x {layout.data_parallel} = {per_pass}: the nearest is {nearest}"
+            )
+    yield from _batch_warmup(config)
+
+
+def _batch_warmup(config: Config) -> Iterator[str]:
+    train = config.train
+    start, over = train.batch_warmup_start, train.batch_warmup_tokens
+    if start is None and over:
+        yield f"train.batch_warmup_tokens={over} needs the size of the first batch: set train.batch_warmup_start"
+    if start is not None and not over:
+        yield f"train.batch_warmup_start={start} needs a length: set train.batch_warmup_tokens"
+    if start is not None and (start > train.batch_tokens or train.batch_tokens % start):
+        yield f"train.batch_tokens={train.batch_tokens} is not a multiple of its increment, train.batch_warmup_start={start}"
 
 
 def _pipeline(config: Config) -> Iterator[str]:
-    parallel, layers, microbatches = config.parallel, config.model.num_layers, config.accumulation
+    parallel, layers = config.parallel, config.model.num_layers
+    train = config.train
+    smallest = "train.batch_tokens" if train.batch_warmup_start is None else "train.batch_warmup_start"
+    microbatches = (train.batch_warmup_start or train.batch_tokens) // config.pass_tokens
     schedule, ranks = parallel.pipeline_schedule, parallel.pipeline
     if ranks == 1:
         return
@@ -168,7 +188,7 @@ def _pipeline(config: Config) -> Iterator[str]:
             f"parallel.pipeline_schedule={schedule}: a stage would be empty"
         )
     needed = {"gpipe": 1, "1f1b": stages, "interleaved": ranks}.get(schedule, stages)
-    advice = "raise train.batch_tokens or lower train.microbatch"
+    advice = f"raise {smallest} or lower train.microbatch"
     if microbatches < needed:
         yield (
             f"parallel.pipeline_schedule={schedule} with {stages} stages needs at least {needed} micro-batches a step, "
@@ -181,23 +201,67 @@ def _pipeline(config: Config) -> Iterator[str]:
         )
 
 
+def _optimizer(config: Config) -> Iterator[str]:
+    parallel = config.parallel
+    if config.optimizer.name == "muon" and (parallel.shard > 1 or parallel.tensor > 1):
+        yield (
+            f"optimizer=muon needs whole matrices, parallel.shard={parallel.shard} and parallel.tensor={parallel.tensor} split "
+            f"them: set both to 1 and use parallel.replicate and parallel.pipeline, or take optimizer=adamw"
+        )
+
+
 def _schedule(config: Config) -> Iterator[str]:
     schedule = config.schedule
     if (config.train.tokens is None) == (config.train.steps is None):
         return  # the length is unknown, which is reported already
+    if any(_batch_warmup(config)):
+        return  # its tokens mean nothing
     total = config.total_tokens
-    decay = round(schedule.decay_fraction * total) if isinstance(schedule, WsdScheduleConfig) else 0
-    if schedule.warmup_tokens + decay > total:
+    if isinstance(schedule, WsdSScheduleConfig):
+        ends = list(_ends(config, schedule))
+        yield from ends
+        if ends:
+            return
+    found = schedule_of(config)
+    first = found.decays[0] if found.decays else (total, total)
+    if schedule.warmup_tokens > first[0]:
+        fraction = not isinstance(schedule, ConstantScheduleConfig | CosineScheduleConfig)
+        where = "first period's" if len(found.decays) > 1 else "run's"
         yield (
-            f"schedule.warmup_tokens={schedule.warmup_tokens} and the decay of {decay} tokens do not fit into the run's "
-            f"{total} tokens: lower schedule.warmup_tokens{' or schedule.decay_fraction' if decay else ''}"
+            f"schedule.warmup_tokens={schedule.warmup_tokens} and the decay of {first[1] - first[0]} tokens do not fit into "
+            f"the {where} {first[1]} tokens: lower schedule.warmup_tokens{' or schedule.decay_fraction' if fraction else ''}"
         )
-    if isinstance(schedule, WsdScheduleConfig) and schedule.floor > schedule.peak:
+    if isinstance(schedule, ConstantScheduleConfig):
+        return
+    if schedule.floor > schedule.peak:
         yield f"schedule.floor={schedule.floor} is above schedule.peak={schedule.peak}"
+    elif found.decays and schedule.floor > (lowest := found.trunk(found.decays[-1][0])):
+        yield (
+            f"schedule.floor={schedule.floor} is above {lowest:.3g}, the learning rate at which the decay begins: lower it to "
+            f"at most that"
+        )
+
+
+def _ends(config: Config, schedule: WsdSScheduleConfig) -> Iterator[str]:
+    ends, total, batches = schedule.ends or [], config.total_tokens, config.batches
+    if any(later <= end for end, later in itertools.pairwise(ends)):
+        yield f"schedule.ends={ends}: they must grow"
+    if ends and ends[-1] > total:
+        yield f"schedule.ends={ends}: the run ends at {total} tokens, before {ends[-1]}"
+    steps = {end: batches.steps(end) for end in ends if end <= total}
+    for end, step in steps.items():
+        if batches.tokens(step) != end:
+            near = [tokens for tokens in (batches.tokens(step - 1), batches.tokens(step)) if tokens]
+            yield f"schedule.ends: {end} tokens are not whole steps; the nearest: {' and '.join(map(str, near))}"
 
 
 def _initial_weights(config: Config) -> Iterator[str]:
-    folder = config.model.initial_weights
-    if folder is not None:
+    folder, optimizer = config.model.initial_weights, config.optimizer
+    if folder is not None and isinstance(optimizer, AdamWConfig) and optimizer.mup:
+        yield (
+            f"model.initial_weights={folder} with optimizer.mup=true: muP is a way to start from random weights; "
+            f"set optimizer.mup=false"
+        )
+    elif folder is not None:
         for problem in huggingface.problems(Path(folder).expanduser(), config.model):
             yield f"model.initial_weights={folder}: {problem}"

@@ -14,6 +14,8 @@ from pydantic.dataclasses import dataclass
 
 from parallel.layout import Layout
 from parallel.shape import ModelShape
+from schedulers.batch import BatchWarmup
+from schedulers.decay import ShapeName, WarmupName
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False)
 
@@ -116,7 +118,15 @@ class ModelConfig:
     norm_eps: Annotated[float, Field(gt=0)]
     """epsilon of RMSNorm"""
     init_std: Annotated[float, Field(gt=0)]
-    """standard deviation of initial weights (projections into the residual stream: / sqrt(2 num_layers))"""
+    """standard deviation of initial weights (those into the residual stream: / sqrt(2 num_layers); see optimizer.mup)"""
+    embedding_multiplier: Annotated[float, Field(gt=0)]
+    """times the embedding's output; null: 1, with optimizer.mup 12"""
+    residual_multiplier: Annotated[float, Field(gt=0)]
+    """times what attention and feed-forward add to the residual stream; null: 1, with optimizer.mup 1.4 / sqrt(num_layers)"""
+    attention_multiplier: Annotated[float, Field(gt=0)]
+    """times the products of queries and keys; null: 1 / sqrt(head_dim), with optimizer.mup 1 / head_dim"""
+    logit_multiplier: Annotated[float, Field(gt=0)]
+    """times the logits; null: 1, with optimizer.mup mup_base_width / hidden_size"""
     initial_weights: str | None
     """start from the weights in this folder (Hugging Face's format, Llama or Qwen3) instead of random ones; null: random"""
 
@@ -128,11 +138,9 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class AdamWConfig:
-    """AdamW. Norms and embeddings are not decayed."""
+class AdamConfig:
+    """What every optimizer has: AdamW for what it does not treat itself. Norms and embeddings are not decayed."""
 
-    name: Literal["adamw"]
-    """which optimizer"""
     beta1: Annotated[float, Field(ge=0, lt=1)]
     """decay of the first moment"""
     beta2: Annotated[float, Field(ge=0, lt=1)]
@@ -146,31 +154,106 @@ class AdamWConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class WsdScheduleConfig:
-    """Linear warmup, a constant stretch, linear decay."""
+class AdamWConfig(AdamConfig):
+    """AdamW."""
 
-    name: Literal["wsd"]
-    """which schedule"""
-    peak: Annotated[float, Field(gt=0)]
-    """learning rate of the constant stretch"""
-    floor: NonNegativeFloat
-    """learning rate at the last step"""
-    warmup_tokens: Annotated[int, Field(ge=0)]
-    """tokens of warmup"""
-    decay_fraction: Annotated[float, Field(ge=0, le=1)]
-    """share of all tokens spent decaying"""
+    name: Literal["adamw"]
+    """which optimizer"""
+    mup: bool
+    """muP: multipliers, initial weights and learning rates such that one schedule.peak serves every hidden_size"""
+    mup_base_width: PositiveInt
+    """the hidden_size at which muP's widths count as 1"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class ConstantScheduleConfig:
-    """Linear warmup, then constant."""
+class MuonConfig(AdamConfig):
+    """Muon for the matrices of the blocks, with updates as large as AdamW's; AdamW for the rest."""
+
+    name: Literal["muon"]
+    """which optimizer"""
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    """of the gradients, before they are orthogonalised"""
+    nesterov: bool
+    """Nesterov's form of that momentum"""
+    iterations: PositiveInt
+    """Newton-Schulz iterations"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class WarmupConfig:
+    """What every schedule has."""
+
+    peak: Annotated[float, Field(gt=0)]
+    """the largest learning rate"""
+    warmup_tokens: Annotated[int, Field(ge=0)]
+    """tokens of warmup"""
+    warmup_shape: WarmupName
+    """how it rises"""
+    warmup_start: Annotated[float, Field(ge=0, le=1)]
+    """where it starts, as a share of the rate it rises to"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ConstantScheduleConfig(WarmupConfig):
+    """Warmup, then constant."""
 
     name: Literal["constant"]
     """which schedule"""
-    peak: Annotated[float, Field(gt=0)]
-    """learning rate after warmup"""
-    warmup_tokens: Annotated[int, Field(ge=0)]
-    """tokens of warmup"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CosineScheduleConfig(WarmupConfig):
+    """Warmup, then a cosine over all the rest."""
+
+    name: Literal["cosine"]
+    """which schedule"""
+    floor: NonNegativeFloat
+    """learning rate at the last step"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DecayConfig(WarmupConfig):
+    """What the schedules have whose decay stands at the end."""
+
+    floor: NonNegativeFloat
+    """learning rate at the end of a decay"""
+    decay_fraction: Annotated[float, Field(ge=0, le=1)]
+    """share of all tokens (wsd_s: of each period) spent decaying, at the end"""
+    decay_shape: ShapeName
+    """how it falls"""
+    decay_residue: Annotated[float, Field(gt=0, lt=1)]
+    """exponential and inverse_proportional never reach zero: with a floor lower than this share of the rate where the decay
+    begins, they are followed down to this share, which is taken off evenly"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class WsdScheduleConfig(DecayConfig):
+    """Warmup, a stable stretch, decay."""
+
+    name: Literal["wsd"]
+    """which schedule"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PowerScheduleConfig(DecayConfig):
+    """Warmup, then min(peak, batch_tokens / 4096 * a * tokens^b), decay from where that stands."""
+
+    name: Literal["power"]
+    """which schedule"""
+    a: Annotated[float, Field(gt=0)]
+    """factor of the power law"""
+    b: Annotated[float, Field(lt=0)]
+    """exponent of the power law"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class WsdSScheduleConfig(DecayConfig):
+    """Several decays on one path, each followed by a jump back to the peak."""
+
+    name: Literal["wsd_s"]
+    """which schedule"""
+    ends: list[PositiveInt] | None
+    """tokens at which the decays end, whole steps (the run's end is added); null: a quarter, half and the whole of the run"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -188,6 +271,9 @@ class RunConfig:
     never: an existing name is refused; a checkpoint's folder: go on from that one"""
     resume_force: bool
     """go on even where the configuration has changed what the run computes"""
+    trunk: str | None
+    """go on from this checkpoint of another run, with another schedule, length or data (see foretrain branch); null: from the
+    beginning"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -200,6 +286,10 @@ class TrainConfig:
     """train for this many optimizer steps (or set train.tokens)"""
     batch_tokens: PositiveInt
     """tokens per optimizer step, over all ranks"""
+    batch_warmup_tokens: Annotated[int, Field(ge=0)]
+    """over this many tokens at the start the batch grows to batch_tokens; 0: it has its size at once"""
+    batch_warmup_start: PositiveInt | None
+    """tokens of the first batch, and by how many it grows at a time; null: no batch-size warmup"""
     sequence: PositiveInt
     """tokens per sequence"""
     microbatch: PositiveInt
@@ -233,7 +323,7 @@ class CheckpointConfig:
     every_tokens: PositiveInt | None
     """save each time this many tokens have been trained on; null: twenty times over the run, at most every twenty steps"""
     keep: PositiveInt
-    """keep this many of the newest"""
+    """keep this many of the newest; besides them always the one where the decay begins, off which others can branch"""
     keep_every: PositiveInt | None
     """also keep every n-th one for good; null: none"""
     timeout_seconds: Annotated[float, Field(gt=0)]
@@ -290,7 +380,11 @@ class ParallelConfig:
 
 Corpus = Annotated[StdlibCorpusConfig | FilesCorpusConfig, Field(discriminator="name")]
 Tokenizer = Annotated[BpeTokenizerConfig | BytesTokenizerConfig | FileTokenizerConfig, Field(discriminator="name")]
-Schedule = Annotated[WsdScheduleConfig | ConstantScheduleConfig, Field(discriminator="name")]
+Optimizer = Annotated[AdamWConfig | MuonConfig, Field(discriminator="name")]
+Schedule = Annotated[
+    ConstantScheduleConfig | CosineScheduleConfig | WsdScheduleConfig | PowerScheduleConfig | WsdSScheduleConfig,
+    Field(discriminator="name"),
+]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -301,7 +395,7 @@ class Config:
     model: ModelConfig
     data: Corpus
     tokenizer: Tokenizer
-    optimizer: AdamWConfig
+    optimizer: Optimizer
     schedule: Schedule
     train: TrainConfig
     parallel: ParallelConfig
@@ -310,17 +404,23 @@ class Config:
     health: HealthConfig
 
     @property
+    def batches(self) -> BatchWarmup:
+        """Tokens per optimizer step as a function of tokens."""
+        full = self.train.batch_tokens
+        return BatchWarmup(full=full, start=self.train.batch_warmup_start or full, warmup_tokens=self.train.batch_warmup_tokens)
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         if self.train.steps is not None:
             return self.train.steps
         assert self.train.tokens is not None
-        return -(-self.train.tokens // self.train.batch_tokens)
+        return self.batches.steps(self.train.tokens)
 
     @property
     def total_tokens(self) -> int:
         """Tokens of the whole run: whole steps."""
-        return self.steps * self.train.batch_tokens
+        return self.batches.tokens(self.steps)
 
     @property
     def checkpoint_every_tokens(self) -> int:
@@ -328,10 +428,22 @@ class Config:
         return self.checkpoint.every_tokens or max(-(-self.total_tokens // 20), 20 * self.train.batch_tokens)
 
     @property
+    def mup_width(self) -> float | None:
+        """hidden_size over the base width under muP, else None."""
+        optimizer = self.optimizer
+        if isinstance(optimizer, AdamWConfig) and optimizer.mup:
+            return self.model.hidden_size / optimizer.mup_base_width
+        return None
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of one micro-batch on every data-parallel rank: a batch is a multiple of that."""
+        return self.train.sequence * self.train.microbatch * self.parallel.layout.data_parallel
+
+    @property
     def accumulation(self) -> int:
-        """Micro-batches per rank and optimizer step."""
-        train = self.train
-        return train.batch_tokens // (train.sequence * train.microbatch * self.parallel.layout.data_parallel)
+        """Micro-batches per rank and optimizer step, once the batch has its size."""
+        return self.train.batch_tokens // self.pass_tokens
 
     def as_dict(self) -> dict[str, Any]:
         """Every key and value, as plain data."""
@@ -341,7 +453,7 @@ class Config:
         """What makes it this run and no other: everything that the losses depend on, nothing that they do not."""
         plain = self.as_dict()
         sections = {name: dict(plain[name]) for name in ("model", "data", "tokenizer", "optimizer", "schedule", "train")}
-        sections["run"] = {"seed": self.run.seed}
+        sections["run"] = {"seed": self.run.seed, "trunk": self.run.trunk}
         sections["eval"] = {"tokens": self.eval.tokens}
         for section, key in (
             ("data", "cache_dir"),

@@ -38,8 +38,10 @@ def document_mask(document_BS: Tensor, dtype: torch.dtype) -> Tensor:
 class Attention(nn.Module):
     """Causal self-attention within documents. Input and output (B, S, E)."""
 
-    def __init__(self, shape: ModelShape, norm_eps: float) -> None:
+    def __init__(self, shape: ModelShape, norm_eps: float, scale: float) -> None:
+        """`scale` multiplies the products of queries and keys."""
         super().__init__()
+        self.scale = scale
         self.num_heads, self.num_kv_heads, self.head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
         self.query = nn.Linear(shape.hidden_size, shape.num_heads * shape.head_dim, bias=False)
         self.key = nn.Linear(shape.hidden_size, shape.num_kv_heads * shape.head_dim, bias=False)
@@ -63,6 +65,7 @@ class Attention(nn.Module):
             value_BSKD.transpose(1, 2),
             attn_mask=mask_B1SS,
             enable_gqa=self.num_kv_heads != self.num_heads,
+            scale=self.scale,
         )
         merged: Tensor = self.output(attended_BHSD.transpose(1, 2).reshape(batch, sequence, -1))
         return merged

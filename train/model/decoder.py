@@ -4,6 +4,7 @@ Shape suffixes: B batch, S sequence, E hidden size, F ffn size, V vocabulary.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,21 @@ from parallel.compose import StageModel
 from parallel.shape import ModelShape
 from parallel.tensor import Role
 from train.model.attention import Attention, document_mask, rotary_angles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multipliers:
+    """Constants in the forward pass. They come from the whole model's widths, never from a rank's part of them."""
+
+    embedding: float
+    residual: float
+    attention: float
+    logit: float
+
+
+def scaled(tensor: Tensor, multiplier: float) -> Tensor:
+    """`multiplier` x `tensor`, free of charge where it is 1."""
+    return tensor if multiplier == 1.0 else tensor * multiplier
 
 
 class SwiGLU(nn.Module):
@@ -45,18 +61,19 @@ class Gelu(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream. Input and output (B, S, E)."""
 
-    def __init__(self, shape: ModelShape, norm_eps: float) -> None:
+    def __init__(self, shape: ModelShape, norm_eps: float, multipliers: Multipliers) -> None:
         super().__init__()
+        self.multiplier = multipliers.residual
         self.attention_norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps)
-        self.attention = Attention(shape, norm_eps)
+        self.attention = Attention(shape, norm_eps, multipliers.attention)
         self.ffn_norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps)
         self.ffn = SwiGLU(shape) if shape.ffn == "swiglu" else Gelu(shape)
 
     def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, mask_B1SS: Tensor) -> Tensor:
         attended_BSE: Tensor = self.attention(self.attention_norm(hidden_BSE), cos_SD, sin_SD, mask_B1SS)
-        hidden_BSE = hidden_BSE + attended_BSE
+        hidden_BSE = hidden_BSE + scaled(attended_BSE, self.multiplier)
         fed_BSE: Tensor = self.ffn(self.ffn_norm(hidden_BSE))
-        return hidden_BSE + fed_BSE
+        return hidden_BSE + scaled(fed_BSE, self.multiplier)
 
 
 class TiedHead(nn.Module):
@@ -78,6 +95,7 @@ class Decoder(StageModel):
         *,
         rope_theta: float,
         norm_eps: float,
+        multipliers: Multipliers,
         layers: range,
         first: bool,
         last: bool,
@@ -85,9 +103,10 @@ class Decoder(StageModel):
         """`first` takes tokens, `last` gives logits."""
         super().__init__()
         self.shape, self.rope_theta, self.first, self.last = shape, rope_theta, first, last
+        self.multipliers = multipliers
         has_table = first or (last and shape.tie_embeddings)
         self.embedding = nn.Embedding(shape.vocab_size, shape.hidden_size) if has_table else None
-        self.blocks = nn.ModuleDict({str(layer): Block(shape, norm_eps) for layer in layers})
+        self.blocks = nn.ModuleDict({str(layer): Block(shape, norm_eps, multipliers) for layer in layers})
         self.norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps) if last else None
         untied = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False) if last and not shape.tie_embeddings else None
         self.head = TiedHead() if last and shape.tie_embeddings else untied
@@ -117,7 +136,9 @@ class Decoder(StageModel):
         return roles
 
     def forward(self, inputs: Tensor, document_BS: Tensor) -> Tensor:
-        hidden_BSE: Tensor = self.embedding(inputs) if self.first and self.embedding is not None else inputs
+        hidden_BSE: Tensor = inputs
+        if self.first and self.embedding is not None:
+            hidden_BSE = scaled(self.embedding(inputs), self.multipliers.embedding)
         # Angles at least in fp32: in bf16 neighbouring positions beyond 256 would fall together.
         angle_dtype = torch.promote_types(hidden_BSE.dtype, torch.float32)
         angles_SD = rotary_angles(document_BS.shape[1], self.shape.head_dim, self.rope_theta, hidden_BSE.device, angle_dtype)
@@ -127,7 +148,7 @@ class Decoder(StageModel):
             hidden_BSE = block(hidden_BSE, cos_SD, sin_SD, mask_B1SS)
         if self.norm is None or self.head is None:
             return hidden_BSE
-        hidden_BSE = self.norm(hidden_BSE)
+        hidden_BSE = scaled(self.norm(hidden_BSE), self.multipliers.logit)  # fewer numbers than logits
         table = (self.embedding.weight,) if isinstance(self.head, TiedHead) and self.embedding is not None else ()
         logits_BSV: Tensor = self.head(hidden_BSE, *table)
         return logits_BSV

@@ -18,17 +18,27 @@ from train.counter import derive_key, normal
 CHUNK = 1 << 15  # elements: the temporaries (about 1.5 MiB of float64 and uint64) stay in the processor's cache
 
 
-def init_std(name: str, num_layers: int, std: float) -> float | None:
+def init_std(name: str, num_layers: int, std: float, mup_width: float | None) -> float | None:
     """Standard deviation of a parameter's initial values; None for a norm, which starts at one.
 
     Projections into the residual stream are scaled by 1 / sqrt(2 x layers), so that the stream's variance does not grow
     with depth (Radford et al., GPT-2, section 2.3).
+
+    Under muP (`mup_width` = hidden_size / base width, else None) all matrices of the blocks have std / sqrt(mup_width), and the
+    depth is the residual multiplier's business (Shen et al., arXiv 2408.13359, table 1).
     """
     if name.endswith("norm.weight"):
         return None
+    if mup_width is not None:
+        return std / math.sqrt(mup_width) if is_inner_matrix(name) else std
     if name.endswith(("attention.output.weight", "ffn.down.weight")):
         return std / math.sqrt(2 * num_layers)
     return std
+
+
+def is_inner_matrix(name: str) -> bool:
+    """Whether a parameter is a matrix of a block: what muP scales with the width, and what Muon orthogonalises."""
+    return name.startswith("blocks.") and not name.endswith("norm.weight")
 
 
 def fill(local: Tensor, offset: Sequence[int], global_shape: Sequence[int], *, name: str, seed: int, std: float | None) -> None:

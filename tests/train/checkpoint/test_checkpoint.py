@@ -247,5 +247,5 @@ def test_old_checkpoints_go_and_every_nth_stays(tmp_path):
         folder = folder_of(tmp_path, step)
         folder.mkdir()
         Manifest(**{**vars(manifest), "progress": Progress(step, step * 100, step)}).write(folder)
-        retain(tmp_path, keep=2, keep_every_tokens=300)
+        retain(tmp_path, keep=2, for_good=lambda older, tokens: tokens // 300 > older // 300)
     assert [int(folder.name[5:]) for folder in newest_first(tmp_path)] == [10, 9, 6, 3]

@@ -28,6 +28,22 @@ NOT_IDENTITY = {
 }
 
 
+def test_mup_fills_in_the_papers_multipliers():
+    """PowerLM-3B: 40 layers, width 2304, base 256: m_emb 12, m_res 0.22, attention / 64 (arXiv 2408.13359, table 1 and 4)."""
+    sizes = ["model.hidden_size=2304", "model.num_layers=40", "model.num_heads=36"]
+    config = load_config(["optimizer.mup=true", *sizes])
+    assert config.mup_width == 9
+    model = config.model
+    assert (model.embedding_multiplier, model.attention_multiplier) == (12, 1 / 64)
+    assert round(model.residual_multiplier, 2) == 0.22
+    assert model.logit_multiplier == 1 / 9
+    assert load_config(["optimizer.mup=true", "model.embedding_multiplier=3"]).model.embedding_multiplier == 3
+    plain = load_config(sizes)
+    assert plain.mup_width is None
+    assert (plain.model.embedding_multiplier, plain.model.residual_multiplier, plain.model.logit_multiplier) == (1, 1, 1)
+    assert plain.model.attention_multiplier == 1 / 8
+
+
 def refused(*overrides: str) -> str:
     with pytest.raises(UserError) as caught:
         load_config(overrides)

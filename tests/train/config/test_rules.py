@@ -173,3 +173,65 @@ def test_the_nearest_possible_layout_is_named(overrides, world_size, nearest):
 
 def test_no_layout_is_named_where_none_is_possible():
     assert not [line for line in problems("train.batch_tokens=8000") if "nearest possible layout" in line]
+
+
+LENGTH = ["train.tokens=819200", "train.batch_tokens=8192"]
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (
+            ["schedule=wsd", "schedule.decay_fraction=0.95"],
+            "schedule.warmup_tokens=80000 and the decay of 778240 tokens do not fit",
+        ),
+        (["schedule=power", "schedule.floor=0.0029", "schedule.a=1"], "schedule.floor=0.0029 is above 0.00203"),
+        (["schedule=cosine", "schedule.floor=0.1"], "schedule.floor=0.1 is above schedule.peak=0.003"),
+        (
+            ["schedule=cosine", "schedule.warmup_tokens=819201"],
+            "do not fit into the run's 819200 tokens: lower schedule.warmup_tokens",
+        ),
+        (["schedule=wsd_s", "schedule.ends=[409600,81920]"], r"schedule.ends=[409600, 81920]: they must grow"),
+        (["schedule=wsd_s", "schedule.ends=[409600,900000]"], "the run ends at 819200 tokens, before 900000"),
+        (["schedule=wsd_s", "schedule.ends=[409601]"], "409601 tokens are not whole steps; the nearest: 409600 and 417792"),
+        (["schedule=wsd_s", "schedule.ends=[81920]"], "do not fit into the first period's 81920 tokens"),
+        (["train.batch_warmup_tokens=1000"], "train.batch_warmup_tokens=1000 needs the size of the first batch"),
+        (["train.batch_warmup_start=2048"], "train.batch_warmup_start=2048 needs a length: set train.batch_warmup_tokens"),
+        (["train.batch_warmup_start=6144", "train.batch_warmup_tokens=1"], "not a multiple of its increment"),
+        (
+            ["train.batch_warmup_start=1024", "train.batch_warmup_tokens=1"],
+            "train.batch_warmup_start=1024 is not a multiple of",
+        ),
+        (["optimizer.mup=true", "model.initial_weights=somewhere"], "muP is a way to start from random weights"),
+    ],
+)
+def test_schedules_and_batches_that_do_not_fit(overrides, said):
+    found = list(check(load_config([*BASE, *LENGTH, *overrides]), world_size=1))
+    assert any(said in line for line in found), found
+
+
+@pytest.mark.parametrize("axis", ["shard", "tensor"])
+def test_muon_refuses_layouts_that_split_matrices(axis):
+    found = problems("optimizer=muon", f"parallel.{axis}=2", world_size=2)
+    assert any("optimizer=muon needs whole matrices" in line and f"parallel.{axis}=2" in line for line in found)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "wsd", "power", "cosine", "wsd_s"])
+def test_every_schedule_has_defaults_that_fit(schedule):
+    assert list(check(load_config([f"schedule={schedule}"]), world_size=1)) == []
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("schedule.peak=0", "schedule.peak=0: input should be greater than 0"),
+        ("schedule.peak=-1e-3", "schedule.peak=-0.001: input should be greater than 0"),
+        ("schedule.decay_fraction=1.5", "schedule.decay_fraction=1.5: input should be less than or equal to 1"),
+        ("schedule.decay_shape=triangle", "schedule.decay_shape=triangle: input should be 'linear', 'one_minus_sqrt'"),
+        ("schedule.warmup_tokens=-1", "schedule.warmup_tokens=-1: input should be greater than or equal to 0"),
+    ],
+)
+def test_values_that_no_schedule_has(override, said):
+    with pytest.raises(UserError) as caught:
+        load_config([override])
+    assert said in str(caught.value)

@@ -45,7 +45,10 @@ def by_hand(config, model, tokens: list[int]) -> torch.Tensor:
             turned[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
         return turned
 
-    hidden = [weights["embedding.weight"][token] for token in tokens]
+    mup = config.embedding_multiplier != 1  # else the plain decoder, by its own formulas
+    scale = config.attention_multiplier if mup else 1 / math.sqrt(config.head_dim)
+    into = config.residual_multiplier if mup else 1
+    hidden = [weights["embedding.weight"][token] * config.embedding_multiplier for token in tokens]
     for layer in range(config.num_layers):
         at = f"blocks.{layer}."
         normed = [norm(x, at + "attention_norm.weight") for x in hidden]
@@ -65,9 +68,9 @@ def by_hand(config, model, tokens: list[int]) -> torch.Tensor:
             mixed = []
             for head, query in enumerate(heads("query", position)):
                 past = range(position + 1)
-                scores = torch.stack([query @ keys[s][head // group] / math.sqrt(config.head_dim) for s in past])
+                scores = torch.stack([query @ keys[s][head // group] * scale for s in past])
                 mixed.append(sum(p * values[s][head // group] for p, s in zip(scores.softmax(0), past, strict=True)))
-            hidden[position] = hidden[position] + weights[at + "attention.output.weight"] @ torch.cat(mixed)
+            hidden[position] = hidden[position] + into * weights[at + "attention.output.weight"] @ torch.cat(mixed)
         for position in range(len(tokens)):
             x = norm(hidden[position], at + "ffn_norm.weight")
             up = weights[at + "ffn.up.weight"] @ x
@@ -76,9 +79,9 @@ def by_hand(config, model, tokens: list[int]) -> torch.Tensor:
                 inner = gate / (1 + torch.exp(-gate)) * up
             else:
                 inner = up * 0.5 * (1 + torch.erf(up / math.sqrt(2)))
-            hidden[position] = hidden[position] + weights[at + "ffn.down.weight"] @ inner
+            hidden[position] = hidden[position] + into * weights[at + "ffn.down.weight"] @ inner
     head = weights["embedding.weight" if config.tie_embeddings else "head.weight"]
-    return torch.stack([head @ norm(x, "norm.weight") for x in hidden])
+    return torch.stack([head @ norm(x, "norm.weight") for x in hidden]) * (config.logit_multiplier if mup else 1)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +91,10 @@ def by_hand(config, model, tokens: list[int]) -> torch.Tensor:
         ["model.num_kv_heads=2"],
         ["model.num_kv_heads=1", "model.qk_norm=false", "model.head_dim=10"],
         ["model.ffn=gelu", "model.tie_embeddings=true", "model.rope_theta=100"],
+        ["optimizer.mup=true", "optimizer.mup_base_width=10", "model.qk_norm=false"],
+        ["optimizer.mup=true", "model.tie_embeddings=true", "model.attention_multiplier=0.7", "model.logit_multiplier=3"],
     ],
-    ids=["default", "grouped", "one_kv_head", "gelu_tied"],
+    ids=["default", "grouped", "one_kv_head", "gelu_tied", "mup", "multipliers"],
 )
 @torch.no_grad()
 def test_packed_logits_equal_the_formulas_document_by_document(overrides):
@@ -161,9 +166,14 @@ def test_loss_sums(rows, ignored, z_loss):
 
 
 def test_which_parameters_start_how():
-    assert init_std("blocks.3.attention_norm.weight", 8, 0.02) is None
-    assert init_std("norm.weight", 8, 0.02) is None
-    assert init_std("blocks.0.attention.query_norm.weight", 8, 0.02) is None
-    assert init_std("blocks.3.attention.query.weight", 8, 0.02) == 0.02
-    assert init_std("blocks.3.ffn.down.weight", 8, 0.02) == pytest.approx(0.02 / 4)
-    assert init_std("blocks.3.attention.output.weight", 8, 0.02) == pytest.approx(0.02 / 4)
+    for mup_width in (None, 4.0):
+        assert init_std("blocks.3.attention_norm.weight", 8, 0.02, mup_width) is None
+        assert init_std("norm.weight", 8, 0.02, mup_width) is None
+        assert init_std("blocks.0.attention.query_norm.weight", 8, 0.02, mup_width) is None
+        assert init_std("embedding.weight", 8, 0.02, mup_width) == 0.02
+        assert init_std("head.weight", 8, 0.02, mup_width) == 0.02
+    assert init_std("blocks.3.attention.query.weight", 8, 0.02, None) == 0.02
+    for name in ("ffn.down", "attention.output"):
+        assert init_std(f"blocks.3.{name}.weight", 8, 0.02, None) == pytest.approx(0.02 / 4)
+    for name in ("ffn.down", "attention.output", "attention.query", "ffn.up"):  # muP: the width alone
+        assert init_std(f"blocks.3.{name}.weight", 8, 0.02, 4.0) == pytest.approx(0.02 / 2)

@@ -1,0 +1,70 @@
+"""Batch-size warmup: tokens per optimizer step as a pure function of tokens. Standard library only."""
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps of one batch size."""
+
+    step: int
+    """steps before it"""
+    tokens: int
+    """tokens before it"""
+    batch_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchWarmup:
+    """Batches grow from `start` tokens to `full`, in equal increments of `start`, over the first `warmup_tokens` tokens.
+
+    A step that begins at n tokens has start x (1 + floor(n / warmup_tokens x (full / start - 1))) tokens, at most `full`: the
+    linear ramp of Megatron-LM (--rampup-batch-size), on the token axis. No rank, world size or micro-batch enters, so that the
+    batches, and with them the losses, are those of every layout. With `warmup_tokens` 0 every batch is `full`.
+    """
+
+    full: int
+    start: int
+    warmup_tokens: int
+
+    def __post_init__(self) -> None:
+        assert 0 < self.start <= self.full
+        assert self.full % self.start == 0
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """The batch sizes in order. A size is left at the first step that begins at or behind its border."""
+        found: list[Stage] = []
+        sizes = self.full // self.start
+        step = tokens = 0
+        for number in range(1, sizes):
+            border = -(-number * self.warmup_tokens // (sizes - 1))  # where size number + 1 begins
+            steps = -(-(border - tokens) // (number * self.start))
+            if steps > 0:
+                found.append(Stage(step, tokens, number * self.start))
+                step, tokens = step + steps, tokens + steps * number * self.start
+        return [*found, Stage(step, tokens, self.full)]
+
+    def batch_after(self, tokens: int) -> int:
+        """Tokens of the step that begins when `tokens` tokens have been seen."""
+        return self.stages[bisect_right(self._tokens, tokens) - 1].batch_tokens
+
+    def batch_before(self, tokens: int) -> int:
+        """Tokens of the step that ended at `tokens` tokens (more than 0)."""
+        return self.stages[bisect_left(self._tokens, tokens) - 1].batch_tokens
+
+    def steps(self, tokens: int) -> int:
+        """Steps after which at least `tokens` tokens have been seen."""
+        stage = self.stages[bisect_left(self._tokens, tokens) - 1]
+        return stage.step + -(-(tokens - stage.tokens) // stage.batch_tokens)
+
+    def tokens(self, steps: int) -> int:
+        """Tokens seen after that many steps."""
+        stage = self.stages[bisect_right([stage.step for stage in self.stages], steps) - 1]
+        return stage.tokens + (steps - stage.step) * stage.batch_tokens
+
+    @cached_property
+    def _tokens(self) -> list[int]:
+        return [stage.tokens for stage in self.stages]

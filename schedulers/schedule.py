@@ -1,0 +1,119 @@
+"""Learning rates as pure functions of tokens: a warmup, a trunk, and decays off it.
+
+A training step asks for the tokens seen *after* it, so that the first step already moves and the last one ends on the floor.
+Every schedule is a `Schedule`; the functions behind it say which one. Standard library only.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from schedulers.decay import PLAIN, ShapeName, WarmupName, shape_of
+
+Phase = Literal["warmup", "stable", "decay"]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A trunk that stays at `peak`."""
+
+    peak: float
+
+    def __call__(self, tokens: int) -> float:
+        """The rate, whatever the tokens."""
+        return self.peak
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """A trunk min(peak, beta a n^b) (Shen et al., Power Scheduler, arXiv 2408.13359, eq. 7).
+
+    n: tokens seen; beta: sequences of 4,096 tokens in a batch, so `batch_tokens` / 4096. The paper's constants, for every size
+    of model under muP: peak 0.02, a 4, b -0.51.
+    """
+
+    peak: float
+    a: float
+    b: float
+    batch_tokens: int
+
+    def __call__(self, tokens: int) -> float:
+        """The rate after so many tokens."""
+        return min(self.peak, self.batch_tokens / 4096 * self.a * tokens**self.b) if tokens > 0 else self.peak
+
+    @property
+    def bend(self) -> float:
+        """Tokens at which the law falls below the peak: (peak / (beta a))^(1/b)."""
+        return math.pow(self.peak / (self.batch_tokens / 4096 * self.a), 1 / self.b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Warmup to a trunk; off the trunk, decays that end on `floor` exactly; behind one that is not the last, the trunk again.
+
+    The trunk does not know how long the run is: two schedules that differ in their decays are equal up to the first of them.
+    What a decay falls from is the trunk where it begins, frozen there (Power Scheduler, eq. 8).
+    """
+
+    trunk: Callable[[int], float]
+    warmup_tokens: int = 0
+    warmup_shape: WarmupName = "linear"
+    warmup_start: float = 0.0
+    """of the trunk, at token zero (Haegele et al. use 0.01)"""
+    decays: tuple[tuple[int, int], ...] = ()
+    """(first token, last token) of each decay, in order, none within another"""
+    decay_shape: ShapeName = "linear"
+    decay_residue: float = 0.01
+    """see `schedulers.decay.shape_of`"""
+    floor: float = 0.0
+
+    def learning_rate(self, tokens: int) -> float:
+        """Learning rate of the step after which `tokens` tokens have been seen. Behind the last decay it stays on the floor."""
+        if tokens < self.warmup_tokens:
+            rising = PLAIN[self.warmup_shape]((self.warmup_tokens - tokens) / self.warmup_tokens)
+            return self.trunk(self.warmup_tokens) * (self.warmup_start + (1.0 - self.warmup_start) * rising)
+        decay = self._decay(tokens)
+        if decay is None:
+            return self.trunk(tokens)
+        begin, end = decay
+        start = self.trunk(begin)
+        if tokens >= end:
+            return self.floor
+        shape = shape_of(self.decay_shape, start=start, floor=self.floor, residue=self.decay_residue)
+        return self.floor + (start - self.floor) * max(0.0, shape((tokens - begin) / (end - begin)))  # rounding may go below
+
+    def phase(self, tokens: int) -> Phase:
+        """Which part of the schedule that step is in."""
+        if tokens < self.warmup_tokens:
+            return "warmup"
+        return "stable" if self._decay(tokens) is None else "decay"
+
+    def borders(self) -> list[int]:
+        """Tokens behind the warmup at which a decay begins or ends: weights to keep, other runs can go on from there."""
+        return sorted({border for decay in self.decays for border in decay if border > self.warmup_tokens})
+
+    def _decay(self, tokens: int) -> tuple[int, int] | None:
+        """The decay that a step ending at `tokens` is in."""
+        for number, (begin, end) in enumerate(self.decays):
+            last = number == len(self.decays) - 1
+            if begin < tokens and (tokens <= end or last):
+                return begin, end
+        return None
+
+
+def final_decay(total_tokens: int, decay_tokens: int) -> tuple[tuple[int, int], ...]:
+    """The decay of a run that ends with it: WSD (Hu et al., MiniCPM, arXiv 2404.06395, section 4).
+
+    With everything behind the warmup as its decay and the shape `cosine` it is the cosine schedule.
+    """
+    return ((total_tokens - decay_tokens, total_tokens),) if decay_tokens > 0 else ()
+
+
+def periodic_decays(ends: Sequence[int], fraction: float) -> tuple[tuple[int, int], ...]:
+    """Several decays on one path, each the last `fraction` of its period: WSD-S (Wen et al., arXiv 2410.05192).
+
+    A period lasts from the end of the one before to its own; behind a decay the rate jumps straight back to the trunk.
+    """
+    starts = [0, *ends[:-1]]
+    return tuple((end - round(fraction * (end - start)), end) for start, end in zip(starts, ends, strict=True) if fraction > 0)

@@ -1,0 +1,51 @@
+"""`foretrain schedule` draws what a run would do, and says the numbers at the borders."""
+
+import itertools
+
+import pytest
+from matplotlib import image
+
+from tests.end_to_end import console
+from train.config import load_config
+from train.schedule import phases
+
+LENGTH = ["train.tokens=1e6", "train.batch_tokens=4000", "train.sequence=250", "schedule.warmup_tokens=100000"]
+
+
+@pytest.mark.parametrize(
+    "words, names",
+    [
+        (["schedule=constant"], ["warmup", "stable"]),
+        (["schedule=wsd"], ["warmup", "stable", "decay"]),
+        (["schedule=cosine"], ["warmup", "decay"]),
+        (["schedule=power", "schedule.a=9"], ["warmup", "stable", "power law", "decay"]),
+        (["schedule=power", "schedule.a=1e3"], ["warmup", "stable", "decay"]),
+        (["schedule=wsd_s"], ["warmup", "stable", "decay", "stable", "decay", "stable", "decay"]),
+        (["schedule=wsd", "schedule.decay_fraction=0"], ["warmup", "stable"]),
+    ],
+)
+def test_phases_cover_the_run_in_order(words, names):
+    found = phases(load_config([*LENGTH, *words]))
+    assert [name for name, _, _ in found] == names
+    assert found[0][1] == 0
+    assert found[-1][2] == 1_000_000
+    assert all(before[2] == after[1] for before, after in itertools.pairwise(found))
+
+
+def test_it_writes_a_picture_and_the_numbers(tmp_path):
+    out = tmp_path / "drawn.png"
+    growing = ["train.batch_warmup_start=2000", "train.batch_warmup_tokens=50000", "train.microbatch=8"]
+    answer = console.warm("schedule", *LENGTH, *growing, "schedule.peak=3e-3", "--out", str(out))
+    assert answer.code == 0, answer.err
+    assert image.imread(out).std() > 0
+    for number in ("100,000", "801,600", "1,002,000", "0.003", "batch: 2,000 tokens, 4,000 from"):
+        assert number in answer.out, answer.out
+    assert "█" in answer.out
+
+
+def test_bad_input_is_refused(tmp_path):
+    console.warm("schedule", *LENGTH, "schedule.decay_fraction=0.95").assert_refused("do not fit into the run's 1000000 tokens")
+    console.warm("schedule", "schedule.peek=1").assert_refused("did you mean 'schedule.peak'?")
+    nowhere = str(tmp_path / "no" / "folder.png")
+    console.warm("schedule", *LENGTH, "--out", nowhere).assert_refused(f"cannot write --out {nowhere}")
+    console.warm("schedule", *LENGTH, "--out", str(tmp_path / "x.txt")).assert_refused("cannot write --out")

@@ -1,0 +1,148 @@
+"""`foretrain branch RUN --at TOKENS --decay-tokens D [overrides]`: a decay off the trunk of a run, as a run of its own.
+
+The branch is the run that had been planned with that decay from the start; only the tokens of the decay are trained.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from parallel.environment import ProcessEnvironment, leave
+from train.checkpoint.manifest import BrokenCheckpointError, Manifest, newest_first
+from train.config import Config, load_config, schedule_of
+from train.config.compose import section_defaults
+from train.errors import UserError
+from train.run_directory import load_run_config, path_of
+
+Start = Callable[[list[str]], int]
+"""Trains with these overrides. Returns the exit code."""
+
+
+def branch(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(help="the trunk: a run's folder, such as runs/demo")],
+    at: Annotated[str, typer.Option(help="tokens at which the decay begins; a checkpoint of RUN must hold them")],
+    decay_tokens: Annotated[str, typer.Option(help="tokens of the decay, rounded up to whole steps")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="what else is to be different: schedule.decay_shape=one_minus_sqrt run.name=mine ..."),
+    ] = None,
+) -> None:
+    """Start a decay from a checkpoint of RUN's trunk. One trunk serves several budgets."""
+    words = branch_words(run, _tokens("--at", at), _tokens("--decay-tokens", decay_tokens), overrides or [])
+    raise typer.Exit(context.obj(words))
+
+
+def branch_words(run: Path, at: int, decay_tokens: int, overrides: list[str]) -> list[str]:
+    """The overrides that train the branch, those of the user last.
+
+    Raises:
+        UserError: `run` is no run, has no checkpoint at `at` tokens, or is no trunk there.
+    """
+    trunk = load_run_config(run)
+    _require_trunk(run, trunk, at)
+    if any(word.lstrip("+").startswith("schedule=") for word in overrides):
+        raise UserError("a branch decays off its trunk's own schedule: set keys of it, such as schedule.decay_shape=cosine")
+    total = trunk.batches.tokens(trunk.batches.steps(at + decay_tokens))
+    plain = trunk.as_dict()
+    name = f"{trunk.run.name}-at{at}-decay{total - at}"
+    plain["run"] |= {"name": name, "trunk": None, "resume": "auto", "resume_force": False}
+    plain["train"] |= {"tokens": total, "steps": None}
+    if trunk.schedule.name != "power":
+        shared = {key: plain["schedule"][key] for key in ("peak", "warmup_tokens", "warmup_shape", "warmup_start")}
+        default = load_config(["schedule=wsd"]).as_dict()["schedule"]
+        plain["schedule"] = {key: plain["schedule"].get(key, default[key]) for key in default} | {"name": "wsd"} | shared
+    plain["schedule"]["decay_fraction"] = (total - at) / total
+    words = words_of(plain, overrides)
+    folder = path_of(load_config([*words, *overrides]))
+    return [*words, f"run.trunk={_word(_checkpoint(run, at, folder))}", *overrides]
+
+
+def words_of(plain: dict[str, Any], overrides: list[str] = []) -> list[str]:  # noqa: B006
+    """Overrides that come to the configuration `plain`; the groups that `overrides` choose an option of are left to them."""
+    chosen = {word.lstrip("+").partition("=")[0] for word in overrides}
+    sections = {name: section for name, section in plain.items() if name not in chosen}
+    words = [f"{name}={section['name']}" for name, section in sections.items() if name != "run" and "name" in section]
+    for name, section in sections.items():
+        # As they stand in the files, so that a value that follows from others there is said as well.
+        defaults = section_defaults(name, section["name"] if name != "run" and "name" in section else None)
+        words += [f"{name}.{key}={_word(value)}" for key, value in section.items() if key != "name" and defaults[key] != value]
+    if "run" in plain:
+        words.append(f"run.name={_word(plain['run']['name'])}")
+    return words
+
+
+def _word(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return '"' + value.replace('"', '\\"') + '"'
+    return f"[{','.join(_word(item) for item in value)}]" if isinstance(value, list) else repr(value)
+
+
+def _tokens(option: str, text: str) -> int:
+    try:
+        number = float(text.replace("_", "").replace(",", ""))
+        if number > 0 and number == int(number):
+            return int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise UserError(f"{option} {text}: a number of tokens is a whole number from 1 up, such as 1200000 or 1.2e6")
+
+
+def _require_trunk(run: Path, config: Config, at: int) -> None:
+    decays = schedule_of(config).decays
+    if decays and at > decays[0][0]:
+        raise UserError(
+            f"--at {at}: {run} ({config.schedule.name}) begins to decay at {decays[0][0]} tokens and is no trunk behind that: "
+            f"choose a checkpoint before"
+        )
+
+
+def _checkpoint(run: Path, at: int, branch: Path) -> str:
+    """The trunk's checkpoint at `at` tokens: the folder's name as the user stands to it."""
+    if (branch / "config.yaml").exists() and (known := load_run_config(branch).run.trunk):
+        return known  # the trunk may have dropped it since; the branch goes on from its own
+    held: dict[int, Path] = {}
+    for folder in newest_first(run / "checkpoints"):
+        try:
+            held[Manifest.read(folder).progress.tokens] = folder
+        except BrokenCheckpointError:
+            continue
+    if at in held:
+        return str(held[at])
+    nearest = sorted(sorted(held, key=lambda tokens: abs(tokens - at))[:3])
+    there = f"the nearest are at {', '.join(map(str, nearest))}" if nearest else "it has none"
+    raise UserError(
+        f"--at {at}: no checkpoint of {run} holds these tokens; {there}\n"
+        f"(a run keeps its newest checkpoint.keep, every checkpoint.keep_every-th, and the one where its decay begins)"
+    )
+
+
+def main(arguments: list[str], start: Start | None = None) -> int:
+    """Parse the command line and train. Returns the exit code."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(branch)
+    try:
+        app(args=arguments, prog_name="foretrain branch", standalone_mode=True, obj=start or _train)
+    except UserError as error:
+        if ProcessEnvironment.read().rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as ending:
+        return int(ending.code or 0)
+    return 0
+
+
+def _train(words: list[str]) -> int:
+    from train.__main__ import main
+
+    return main(words)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

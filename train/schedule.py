@@ -1,0 +1,128 @@
+"""`foretrain schedule [overrides]`: draw the learning rate and the batch of a run, and name the numbers at their borders."""
+
+import itertools
+import math
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parallel.environment import leave
+from schedulers.schedule import PowerLaw, Schedule
+from train.config import Config, load_config, require, schedule_of
+from train.errors import RunFailed, UserError
+
+WIDTH, HEIGHT = 72, 10  # characters of the drawing in the terminal
+_EIGHTHS = " ▁▂▃▄▅▆▇█"
+
+
+def schedule(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="what you would type after foretrain train: schedule=power train.tokens=1e9 ...")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the picture to write")] = Path("schedule.png"),
+) -> None:
+    """Draw the learning-rate schedule of a run, as a picture and in the terminal, with its phases."""
+    config = load_config(overrides or [])
+    require(config, world_size=config.parallel.layout.world_size, overrides=overrides or [])
+    _show(config)
+    try:
+        _draw(config, out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write --out {out}: {getattr(error, 'strerror', None) or error}") from None
+    print(f"picture: {out}")
+
+
+def phases(config: Config) -> list[tuple[str, int, int]]:
+    """(name, first, last) of every phase, in tokens; the trunk of a power law in two, before and behind its bend."""
+    found, total = schedule_of(config), config.total_tokens
+    borders = {0, total, min(found.warmup_tokens, total), *(border for decay in found.decays for border in decay)}
+    if isinstance(found.trunk, PowerLaw) and (bend := round(found.trunk.bend)) < total and found.phase(bend) == "stable":
+        borders.add(bend)
+    return [(_name(found, first, last), first, last) for first, last in itertools.pairwise(sorted(borders))]
+
+
+def _name(schedule: Schedule, first: int, last: int) -> str:
+    phase = schedule.phase(last if schedule.phase(last) == "decay" else first + 1)
+    if phase == "stable" and not math.isclose(schedule.trunk(first + 1), schedule.trunk(last), rel_tol=1e-6):
+        return "power law"
+    return phase
+
+
+def _show(config: Config) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    found, total, batches = schedule_of(config), config.total_tokens, config.batches
+    print(_in_characters([found.learning_rate(round(total * (column + 1) / WIDTH)) for column in range(WIDTH)]))
+    print(f"0{f'{total:,} tokens':>{WIDTH + 9}}")
+    table = Table(
+        "phase", *("from", "to", "tokens", "rate there", "and here"), title=f"{config.schedule.name}: {config.steps:,} steps"
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, first, last in phases(config):
+        start = found.trunk(first) if name != "warmup" else found.learning_rate(0)
+        rates = (f"{rate:.6g}" for rate in (start, found.learning_rate(last)))
+        table.add_row(name, f"{first:,}", f"{last:,}", f"{last - first:,}", *rates)
+    Console(width=100).print(table)
+    if len(batches.stages) > 1:
+        sizes = batches.stages
+        print(f"batch: {sizes[0].batch_tokens:,} tokens, {sizes[-1].batch_tokens:,} from {sizes[-1].tokens:,} on")
+
+
+def _in_characters(rates: list[float]) -> str:
+    """The rates as columns, the largest as high as the drawing."""
+    highest = max(rates) or 1.0
+    lines = []
+    for row in reversed(range(HEIGHT)):
+        eighths = [min(8, max(0, round(rate / highest * HEIGHT * 8) - 8 * row)) for rate in rates]
+        label = f"{highest:8.2g} " if row == HEIGHT - 1 else f"{0:8} " if row == 0 else " " * 9
+        lines.append(label + "".join(_EIGHTHS[number] for number in eighths).rstrip())
+    return "\n".join(lines)
+
+
+def _draw(config: Config, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found, total = schedule_of(config), config.total_tokens
+    # Every border from both sides, so that corners and jumps are where they are.
+    places = {round(total * index / 2000) for index in range(2001)}
+    places |= {border + side for _, first, last in phases(config) for border in (first, last) for side in (0, 1)}
+    tokens = sorted(place for place in places if 0 <= place <= total)
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.plot(tokens, [found.learning_rate(place) for place in tokens], color="black", linewidth=1.5)
+    axes.set(xlabel="tokens", ylabel="learning rate", title=f"{config.schedule.name}, {config.run.name}", xlim=(0, total))
+    axes.set_ylim(bottom=0)
+    for number, (name, first, last) in enumerate(phases(config)):
+        axes.axvspan(first, last, color="0.93" if number % 2 else "1.0", zorder=0)
+        upright = 90 if (last - first) / total < 0.1 else 0
+        axes.text((first + last) / 2, 0.03, name, rotation=upright, ha="center", transform=axes.get_xaxis_transform())
+    if len(config.batches.stages) > 1:
+        twin = axes.twinx()
+        twin.step(tokens, [config.batches.batch_after(place) for place in tokens], where="post", color="0.4", linestyle="--")
+        twin.set(ylabel="tokens in a batch (dashed)", ylim=(0, None))
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str]) -> int:
+    """Parse the command line and draw. Returns the exit code."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(schedule)
+    try:
+        app(args=arguments, prog_name="foretrain schedule", standalone_mode=True)
+    except (UserError, RunFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as ending:
+        return int(ending.code or 0)
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))
