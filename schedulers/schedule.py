@@ -45,7 +45,8 @@ class PowerLaw:
     @property
     def bend(self) -> float:
         """Tokens at which the law falls below the peak: (peak / (beta a))^(1/b)."""
-        return math.pow(self.peak / (self.batch_tokens / 4096 * self.a), 1 / self.b)
+        power = math.log(self.peak / (self.batch_tokens / 4096 * self.a)) / self.b
+        return math.exp(power) if power < 700 else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,11 @@ def phases(config: Config) -> list[tuple[str, int, int]]:
     """(name, first, last) of every phase, in tokens; the trunk of a power law in two, before and behind its bend."""
     found, total = schedule_of(config), config.total_tokens
     borders = {0, total, min(found.warmup_tokens, total), *(border for decay in found.decays for border in decay)}
-    if isinstance(found.trunk, PowerLaw) and (bend := round(found.trunk.bend)) < total and found.phase(bend) == "stable":
+    if (
+        isinstance(found.trunk, PowerLaw)
+        and found.trunk.bend < total
+        and found.phase(bend := round(found.trunk.bend)) == "stable"
+    ):
         borders.add(bend)
     return [(_name(found, first, last), first, last) for first, last in itertools.pairwise(sorted(borders))]
 
