@@ -20,7 +20,13 @@ from train.weights import load_weights
 RUN = [
     *("model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "model.ffn_size=32", "model.vocab_size=260"),
     *("train.steps=12", "train.sequence=32", "train.batch_tokens=256", "train.microbatch=4", "eval.tokens=512"),
-    *("schedule.warmup_tokens=0", "checkpoint.every_tokens=1024", "checkpoint.keep=3", "train.precision=fp64"),
+    *(
+        "schedule.warmup_tokens=0",
+        "schedule.decay_fraction=0",
+        "checkpoint.every_tokens=1024",
+        "checkpoint.keep=3",
+        "train.precision=fp64",
+    ),
 ]
 
 
