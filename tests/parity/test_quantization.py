@@ -1,0 +1,87 @@
+"""One loss on every layout, across the switch from full precision to quantized weights."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tests.parity import cases, quantized
+from train.config import load_config
+from train.config.quantization import qat_phase
+from train.data.prepare import prepare
+from train.data.shards import open_shards
+
+MODEL = [
+    *("model.num_layers=4", "model.hidden_size=32", "model.num_heads=4", "model.num_kv_heads=2", "model.ffn_size=48"),
+    *("model.vocab_size=272", "model.init_std=0.1", "schedule.peak=5e-3", "schedule.warmup_tokens=1024"),
+    *("train.steps=8", "train.sequence=32", "train.batch_tokens=512", "eval.tokens=600", "schedule.decay_fraction=0.25"),
+    *("checkpoint.every_tokens=1000000", "health.step_timeout_seconds=null", "quant=qat", "quant.start=0.5"),
+]
+RUNS = {
+    "fp64 4 bits": (["train.precision=fp64", "quant.bits=4"], 1e-10),
+    "fp64 ternary, groups, activations, tied": (
+        ["train.precision=fp64", "quant.bits=1.58", "quant.group=8", "quant.activation_bits=8", "model.tie_embeddings=true"],
+        1e-10,
+    ),
+    "fp64 1 bit, classic": (["train.precision=fp64", "quant.bits=1", "quant.fuse_decay=false"], 1e-10),
+    # In fp32 a weight within 1e-7 of where it rounds the other way changes the loss by more than the rest together.
+    "fp32 4 bits": (["train.precision=fp32", "quant.bits=4"], 1e-5),
+}
+LAYOUTS = {
+    "single": {},
+    "shard2": {"shard": 2},
+    "tensor2": {"tensor": 2},
+    "pipeline2_1f1b": {"pipeline": 2},
+    "pipeline2_zbv": {"pipeline": 2, "pipeline_schedule": "zbv"},
+    "replicate2_shard2": {"replicate": 2, "shard": 2},
+    "tensor2_shard2": {"tensor": 2, "shard": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def expected(corpus):
+    known = {}
+
+    def of(run: str) -> list[tuple[float, float]]:
+        if run not in known:
+            config = load_config([*corpus, *MODEL, *RUNS[run][0]])
+            assert qat_phase(config).start == 4 * 512
+            shards = open_shards(prepare(config.data, config.tokenizer, progress=False))
+            known[run] = quantized.losses_and_norms(config, shards, start=4)
+        return known[run]
+
+    return of
+
+
+def _compare(group, corpus, expected, tmp_path, layout, runs: list[str], *how: str) -> None:
+    size = math.prod(number for number in layout.values() if isinstance(number, int))
+    passes = 4 if "pipeline" in layout else 1
+    rows = 16 // (layout.get("replicate", 1) * layout.get("shard", 1)) // passes
+    axes = [f"parallel.{axis}={value}" for axis, value in layout.items()]
+    words = [
+        [f"run.dir={tmp_path}/{number}", *corpus, *MODEL, *RUNS[run][0], *axes, f"train.microbatch={rows}", *how]
+        for number, run in enumerate(runs)
+    ]
+    (found,) = [answer for answer in group(size).run(cases.train, words, timeout=300.0) if answer is not None]
+    for losses, run in zip(found, runs, strict=True):
+        np.testing.assert_allclose(losses, expected(run), rtol=RUNS[run][1], atol=0, err_msg=run)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_across_the_switch(group, corpus, expected, tmp_path, layout):
+    _compare(group, corpus, expected, tmp_path, LAYOUTS[layout], list(RUNS))
+
+
+def test_micro_batches_add_up(group, corpus, expected, tmp_path):
+    _compare(group, corpus, expected, tmp_path, {}, ["fp64 4 bits"], "train.microbatch=4")
+
+
+@pytest.mark.parametrize("layout", ["single", "shard2"])
+def test_compiled(group, corpus, expected, tmp_path, layout):
+    _compare(group, corpus, expected, tmp_path, LAYOUTS[layout], ["fp64 4 bits"], "train.compile=true")
+
+
+def test_the_switch_is_in_the_losses(expected):
+    """What the cases above compare means something only if quantization shows."""
+    losses = [loss for loss, _ in expected("fp64 ternary, groups, activations, tied")]
+    assert losses[4] - losses[3] > 0.01
