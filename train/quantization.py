@@ -64,15 +64,23 @@ class Quantization:
         self.phase = qat_phase(config)
         self.active = False
         self._engine, self._compute_dtype = engine, compute_dtype
-        self._modules = {name: module for part in engine.parts for name, module in quantizing_modules(part.module)}
+        # Pairs: a rank of a pipeline may hold two copies of a tied table.
+        self._modules = [pair for part in engine.parts for pair in quantizing_modules(part.module)]
         self._scales = [name for name, _ in engine.named_parameters if is_scale(name)]
         engine.suspend(self._scales)
 
     def restore(self, tokens: int) -> None:
         """Be in the phase of a state of so many tokens, which is about to be loaded."""
-        active = self.phase is not None and self.phase.holds(tokens)
-        self._activate(active)
-        self._engine.suspend([] if active else self._scales)
+        if self.phase is not None and self.phase.holds(tokens):
+            self.activate()
+        else:
+            self._set(False)
+            self._engine.suspend(self._scales)
+
+    def activate(self) -> None:
+        """Quantize from now on; the scales are about to be loaded."""
+        self._set(True)
+        self._engine.suspend([])
 
     def begins(self, tokens: int) -> bool:
         """Whether the step that begins at so many tokens is the first quantized one."""
@@ -80,19 +88,19 @@ class Quantization:
 
     def begin(self) -> None:
         """Make scales from the weights, the same on every layout, and quantize from now on. A collective."""
-        weights = dict(self._engine.named_parameters)
+        weights, modules = dict(self._engine.named_parameters), dict(self._modules)
 
         def fill(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
             # The whole matrix, one at a time, so that the order of its sums depends on no layout.
             weight: Tensor = weights[weight_of(name)].detach()
             whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
-            scale = self._modules[name.removesuffix(f".{SCALE}")].precision.first_scale(whole.to(self._compute_dtype))
+            scale = modules[name.removesuffix(f".{SCALE}")].precision.first_scale(whole.to(self._compute_dtype))
             local.copy_(scale[tuple(slice(start, start + size) for start, size in zip(offset, local.shape, strict=True))])
 
         self._engine.wake(fill)
-        self._activate(True)
+        self._set(True)
 
-    def _activate(self, active: bool) -> None:
+    def _set(self, active: bool) -> None:
         self.active = active
-        for module in self._modules.values():
+        for _, module in self._modules:
             module.active = active
