@@ -94,7 +94,8 @@ def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: li
     phase = qat_phase(branch)
     assert phase is not None
     decays = [decay for config in (trunk, branch) for decay in schedule_of(config).decays]
-    last = min([phase.start, *(begin for begin, _ in decays)])
+    theirs = qat_phase(trunk)
+    last = min([phase.start, *([theirs.start] if theirs is not None else []), *(begin for begin, _ in decays)])
     if at is None:
         at = _newest(run, last, path_of(branch))
     elif at > last:
