@@ -30,7 +30,7 @@ def qat_phase(config: Config) -> QatPhase | None:
     if not isinstance(quant, QatConfig):
         return None
     if isinstance(quant.start, float):
-        before, why = quant.start, f"quant.start={quant.start:g}"
+        before, why = quant.start, f"quant.start={quant.start}"
     else:
         parameters = config.model.shape.parameters
         fraction = optimal_fraction(total, parameters, quant.bits)
