@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from scaling.laws.qat import PAPER_A, optimal_fraction
 from train.config.sections import Config, QatConfig
 
 
@@ -32,6 +31,8 @@ def qat_phase(config: Config) -> QatPhase | None:
     if isinstance(quant.start, float):
         before, why = quant.start, f"quant.start={quant.start}"
     else:
+        from scaling.laws.qat import PAPER_A, optimal_fraction  # only here: laws may be slow to import
+
         parameters = config.model.shape.parameters
         fraction = optimal_fraction(total, parameters, quant.bits)
         ratio = total / (parameters * quant.bits / 8)
