@@ -217,8 +217,8 @@ def fused(study: Study, out: Path) -> None:
 
 
 def torchao(study: Study, out: Path) -> None:
-    """The end of a trunk in a bare loop, from the same weights: in full precision, with our quantizer at 4 bits per row, with it
-    and scales that follow the weights instead of learning, and with torchao's QAT at 4 bits per channel."""
+    """The end of a trunk in a bare loop, from the same weights: in full precision, with our quantizer at 4 bits per row, with
+    scales of it that follow the weights instead of learning, and with torchao's QAT at 4 bits per channel."""
     from benchmarks.qat_loop import KINDS, final_loss
 
     study.trunks(BUDGET)

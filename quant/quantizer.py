@@ -62,15 +62,18 @@ _ON_THE_BORDER = 1.0 + 1e-6
 
 def integers(weight_OGC: Tensor, scale_OG1: Tensor, levels: Levels) -> Tensor:
     """The integers n of weights, as floating-point numbers. Infinite weights get the outermost level."""
-    ratio = weight_OGC / scale_OG1
+    return _round_clipped((weight_OGC / scale_OG1).clamp_(levels.low, levels.high), levels)
+
+
+def _round_clipped(ratio_OGC: Tensor, levels: Levels) -> Tensor:
+    """The integers of clipped ratios, in their place."""
     if levels.family == "elastic_binary":
-        return ratio.ge(0.0).to(ratio.dtype).sub_(1.0)
-    ratio.clamp_(levels.low, levels.high)
+        return ratio_OGC.ge(0.0).to(ratio_OGC.dtype).sub_(1.0)
     if levels.slope != 1.0:
-        ratio.mul_(levels.slope)
+        ratio_OGC.mul_(levels.slope)
     if levels.shift != 0.0:
-        ratio.sub_(levels.shift)
-    return ratio.round_()
+        ratio_OGC.sub_(levels.shift)
+    return ratio_OGC.round_()
 
 
 def values(integers_OGC: Tensor, scale_OG1: Tensor, levels: Levels) -> Tensor:
@@ -136,15 +139,16 @@ class _FakeQuantize(torch.autograd.Function):
         levels, scale_OG1 = LEVELS[ctx.bits], floored(scale_OG, ctx.floor)[..., None]
         weight_OGC = weight_OI.to(scale_OG.dtype).unflatten(1, (scale_OG.shape[1], -1))
         upstream_OGC = gradients[0].to(scale_OG.dtype).unflatten(1, (scale_OG.shape[1], -1))
-        units_OGC = _in_units(integers(weight_OGC, scale_OG1, levels), levels).mul_(upstream_OGC)
         ratio_OGC = weight_OGC / scale_OG1
         # hardtanh's backward is the mask and the product in one pass, borders excluded.
         low, high = levels.low * _ON_THE_BORDER, levels.high * _ON_THE_BORDER
         weight_gradient_OGC = torch.ops.aten.hardtanh_backward(upstream_OGC, ratio_OGC, low, high)
-        if levels.family != "elastic_binary":
-            # Clipped first: an infinite ratio has no gradient, and zero times infinity is no number.
-            units_OGC.sub_(ratio_OGC.clamp_(levels.low, levels.high).mul_(weight_gradient_OGC))
-        scale_gradient_OG = units_OGC.sum(dim=-1).mul_(ctx.factor)
+        ratio_OGC.clamp_(levels.low, levels.high)  # before it is multiplied: zero times infinity is no number
+        straight_OGC = ratio_OGC * weight_gradient_OGC if levels.family != "elastic_binary" else None
+        terms_OGC = _in_units(_round_clipped(ratio_OGC, levels), levels).mul_(upstream_OGC)
+        if straight_OGC is not None:
+            terms_OGC.sub_(straight_OGC)
+        scale_gradient_OG = terms_OGC.sum(dim=-1).mul_(ctx.factor)
         return weight_gradient_OGC.flatten(1).to(weight_OI.dtype), scale_gradient_OG, None, None, None
 
 
