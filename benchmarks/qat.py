@@ -53,13 +53,18 @@ class Study:
     def __init__(self, folder: Path, seeds: int, at_once: int) -> None:
         self.folder, self.seeds, self.at_once = folder, range(seeds), at_once
 
-    def trunks(self, tokens: int) -> None:
-        """One for each seed, with a checkpoint at every multiple of EVERY tokens."""
-        words = ["schedule=constant", f"train.tokens={tokens}", f"checkpoint.every_tokens={EVERY}", "checkpoint.keep_every=1"]
-        runs = {f"trunk-{tokens}-s{seed}": [*self._base(seed), *words] for seed in self.seeds}
+    def trunks(self) -> None:
+        """One for each seed, as long as the largest budget, with a checkpoint at every multiple of EVERY tokens."""
+        words = [
+            "schedule=constant",
+            f"train.tokens={max(BUDGETS)}",
+            f"checkpoint.every_tokens={EVERY}",
+            "checkpoint.keep_every=1",
+        ]
+        runs = {f"trunk-s{seed}": [*self._base(seed), *words] for seed in self.seeds}
         train_all(self.folder, runs, at_once=self.at_once)
 
-    def losses(self, branches: dict[str, tuple[int, int, list[str]]], trunk_tokens: int) -> dict[str, list[float]]:
+    def losses(self, branches: dict[str, tuple[int, int, list[str]]]) -> dict[str, list[float]]:
         """Final validation losses by name, one for each seed; infinite where a run diverged.
 
         A branch is (tokens of the whole, tokens up to which it is the trunk, its words).
@@ -68,7 +73,7 @@ class Study:
         for name, (total, common, words) in branches.items():
             step = common // EVERY * EVERY // BATCH
             for seed in self.seeds:
-                trunk = self.folder / f"trunk-{trunk_tokens}-s{seed}" / "checkpoints" / f"step_{step:08}"
+                trunk = self.folder / f"trunk-s{seed}" / "checkpoints" / f"step_{step:08}"
                 off = [f"run.trunk={trunk}"] if step else []
                 rest = [f"train.tokens={total}", "checkpoint.every_tokens=1000000000"]
                 runs[f"{name}-s{seed}"] = [*self._base(seed), "schedule=wsd", *rest, *off, *words]
@@ -127,12 +132,12 @@ def _signed(differences: Sequence[float]) -> str:
 
 def widths(study: Study, out: Path) -> None:
     """QAT against round-to-nearest of the full-precision run, at one budget."""
-    study.trunks(BUDGET)
+    study.trunks()
     shares = (0.2, 0.5)
     branches = {f"fp-{DECAY:g}-{BUDGET}": full_precision(BUDGET, DECAY)}
     for share in shares:
         branches |= {f"q{bits:g}-{share:g}-{BUDGET}": quantized(BUDGET, bits, share) for bits in WIDTHS}
-    losses = study.losses(branches, BUDGET)
+    losses = study.losses(branches)
     full = losses[f"fp-{DECAY:g}-{BUDGET}"]
     print(f"Full precision: {show(full)} nats per token, {len(full)} seeds, {BUDGET:,} tokens\n")
     print("| bits | round to nearest | QAT, last 20 % | QAT, last 50 % | QAT (20 %) - full | QAT (20 %) - rounded |")
@@ -158,13 +163,12 @@ def fraction(study: Study, out: Path) -> None:
 
     A short quantized phase also shortens the decay; what that alone costs is measured in full precision beside it.
     """
-    longest = max(BUDGETS)
-    study.trunks(longest)
+    study.trunks()
     branches: dict[str, tuple[int, int, list[str]]] = {}
     for total in BUDGETS:
         branches |= {f"fp-{d:g}-{total}": full_precision(total, d) for d in (0.05, 0.1, DECAY)}
         branches |= {f"q{b}-{f:g}-{total}": quantized(total, b, f) for b in (2, 4) for f in FRACTIONS}
-    losses = study.losses(branches, longest)
+    losses = study.losses(branches)
     parameters = load_config(MODEL).model.shape.parameters
     from scaling.laws.qat import optimal_fraction
 
@@ -193,7 +197,7 @@ def fraction(study: Study, out: Path) -> None:
 
 def fused(study: Study, out: Path) -> None:
     """The decay inside QAT, or in full precision before it; the same tokens. The classic order with two rates to rise to."""
-    study.trunks(BUDGET)
+    study.trunks()
     peak = 0.015625
     branches: dict[str, tuple[int, int, list[str]]] = {}
     for bits in (4, 6):
@@ -204,7 +208,7 @@ def fused(study: Study, out: Path) -> None:
             for rise in (1.0, 0.3):
                 words = ("quant.fuse_decay=false", f"quant.rewarm_peak={peak * rise}")
                 branches[f"classic{rise:g}-q{bits}-{share:g}-{BUDGET}"] = quantized(BUDGET, bits, share, *words, common=common)
-    losses = study.losses(branches, BUDGET)
+    losses = study.losses(branches)
     print("| bits | QAT share | fused | classic | classic, rising to 0.3 peak | fused - classic | fused - the better classic |")
     print("|---|---|---|---|---|---|---|")
     for bits in (4, 6):
@@ -221,10 +225,10 @@ def torchao(study: Study, out: Path) -> None:
     scales of it that follow the weights instead of learning, and with torchao's QAT at 4 bits per channel."""
     from benchmarks.qat_loop import KINDS, final_loss
 
-    study.trunks(BUDGET)
+    study.trunks()
     losses: dict[str, list[float]] = {}
     for kind in KINDS:
-        losses[kind] = [final_loss(study.folder, study.folder / f"trunk-{BUDGET}-s{seed}", kind) for seed in study.seeds]
+        losses[kind] = [final_loss(study.folder / f"trunk-s{seed}", kind, BUDGET) for seed in study.seeds]
     print("| 4 bits per row, last 20 % | loss | - full precision | - ours |\n|---|---|---|---|")
     for kind in KINDS:
         full, ours = paired(losses[kind], losses["full precision"]), paired(losses[kind], losses["ours"])

@@ -21,21 +21,22 @@ BITS, SHARE = 4, 0.2
 KINDS = ("full precision", "ours", "ours, scales remade every step", "torchao")
 
 
-def final_loss(folder: Path, trunk: Path, kind: str) -> float:
-    """Validation loss after the last `SHARE` of the trunk's tokens, with the blocks' linears quantized as `kind` says.
+def final_loss(trunk: Path, kind: str, tokens: int) -> float:
+    """Validation loss after `tokens` tokens, of which the trunk has all but the last `SHARE`, with the blocks' linears quantized as `kind` says.
 
     All kinds start from the trunk's weights with AdamW's moments at zero, on the trunk's own samples, and decay linearly.
     """
     config = load_run_config(trunk)
-    known = folder / f"loop-{kind.replace(', ', '-').replace(' ', '-')}-s{config.run.seed}.json"
+    known = trunk.parent / f"loop-{kind.replace(', ', '-').replace(' ', '-')}-s{config.run.seed}.json"
     if not known.exists():
-        loss = _train(config, trunk, kind)
+        loss = _train(config, trunk, kind, tokens)
         known.write_text(json.dumps({"loss": loss}), encoding="utf-8")
     return float(json.loads(known.read_text(encoding="utf-8"))["loss"])
 
 
-def _train(config: Config, trunk: Path, kind: str) -> float:
-    steps, batch = config.steps, config.train.batch_tokens
+def _train(config: Config, trunk: Path, kind: str, tokens: int) -> float:
+    batch = config.train.batch_tokens
+    steps = tokens // batch
     every = config.checkpoint_every_tokens // batch
     first = round((1 - SHARE) * steps) // every * every
     model = build_model(config.model, torch.float32, torch.device("cpu"))
