@@ -22,8 +22,9 @@ KINDS = ("full precision", "ours", "ours, scales remade every step", "torchao")
 
 
 def final_loss(trunk: Path, kind: str, tokens: int) -> float:
-    """Validation loss after `tokens` tokens, of which the trunk has all but the last `SHARE`, with the blocks' linears quantized as `kind` says.
+    """Validation loss after `tokens` tokens, of which the trunk has all but the last `SHARE`.
 
+    The blocks' linears are quantized as `kind` says.
     All kinds start from the trunk's weights with AdamW's moments at zero, on the trunk's own samples, and decay linearly.
     """
     config = load_run_config(trunk)
