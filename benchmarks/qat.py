@@ -29,9 +29,10 @@ from parallel.mesh import World, connect
 from train.config import load_config
 
 BATCH, EVERY = 2_048, 32_768
-BUDGETS = (2**18, 2**20, 2**22)
+TRUNK = 2**22  # tokens; no branch leaves it later than the largest budget
+BUDGETS = (2**18, 3 * 2**18, 2**21)
 BUDGET = 2**20  # of the studies that have one
-FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
+FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.7, 0.95)
 DECAY = 0.2  # share of the run, at the most
 WIDTHS = (8.0, 6.0, 4.0, 3.0, 2.0, 1.58, 1.0)
 MODEL = [
@@ -54,10 +55,10 @@ class Study:
         self.folder, self.seeds, self.at_once = folder, range(seeds), at_once
 
     def trunks(self) -> None:
-        """One for each seed, as long as the largest budget, with a checkpoint at every multiple of EVERY tokens."""
+        """One for each seed, with a checkpoint at every multiple of EVERY tokens."""
         words = [
             "schedule=constant",
-            f"train.tokens={max(BUDGETS)}",
+            f"train.tokens={TRUNK}",
             f"checkpoint.every_tokens={EVERY}",
             "checkpoint.keep_every=1",
         ]
