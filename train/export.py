@@ -20,6 +20,7 @@ import typer
 from parallel.environment import leave
 from train.errors import RunFailed, UserError
 from train.evaluate import check_rounding
+from train.generate import generation_config
 from train.huggingface import INDEX, SINGLE, describe, folded, places
 from train.run_directory import load_run_config
 
@@ -57,7 +58,7 @@ def export(
     if format not in FORMATS:
         raise UserError(f"--format {format}: no such format; there is {', '.join(FORMATS)}")
     if quantize is not None:
-        check_rounding(load_run_config(run), quantize)
+        check_rounding(generation_config(run, []), quantize)
     write = export_huggingface if format == "huggingface" else export_int_packed
     write(run, out, quantize=quantize)
 

@@ -81,8 +81,9 @@ def test_every_layout_across_the_switch(group, corpus, expected, tmp_path, layou
     _compare(group, corpus, expected, tmp_path, LAYOUTS[layout], CHOSEN.get(layout, DEFAULT))
 
 
-def test_micro_batches_add_up(group, corpus, expected, tmp_path):
-    _compare(group, corpus, expected, tmp_path, {}, ["fp64 4 bits"], "train.microbatch=4")
+@pytest.mark.parametrize("layout", ["single", "tensor2_shard2"])
+def test_micro_batches_add_up(group, corpus, expected, tmp_path, layout):
+    _compare(group, corpus, expected, tmp_path, LAYOUTS[layout], ["fp64 4 bits"], "train.microbatch=2")
 
 
 @pytest.mark.parametrize("layout", ["single", "shard2"])

@@ -218,8 +218,11 @@ def test_noise_is_no_option_beside_it(words):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["quant.group=48"], "quant.group=48 does not divide model.hidden_size=128"),
-        (["quant.group=128", "parallel.tensor=2"], "does not divide model.num_heads x model.head_dim=128 / parallel.tensor=2"),
+        (
+            ["quant.group=48"],
+            "quant.group=48 does not divide model.hidden_size = 128, model.num_heads x model.head_dim = 128: take row",
+        ),
+        (["quant.group=128", "parallel.tensor=2"], "does not divide model.num_heads x model.head_dim / parallel.tensor=2 = 64"),
         (["train.tokens=200000"], "S = 0.2914 tokens per byte of parameters, f* = 0 where S is at most 1: less than one step"),
         (["quant.start=0.9999999"], "quant.start=0.9999999: less than one step"),
         (["schedule=cosine"], "take schedule=wsd, power or constant or quant.fuse_decay=false"),

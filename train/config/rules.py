@@ -225,17 +225,16 @@ def _groups(config: Config) -> Iterator[str]:
     quant, model, tensor = config.quant, config.model, config.parallel.tensor
     if not isinstance(quant, QatConfig) or isinstance(quant.group, str):
         return
-    whole = {"model.hidden_size": model.hidden_size}
     split = {"model.num_heads x model.head_dim": model.num_heads * model.head_dim, "model.ffn_size": model.ffn_size}
-    for columns, ranks in ((whole, 1), (split, tensor)):
-        for key, size in columns.items():
-            if size % ranks == 0 and size // ranks % quant.group:
-                over = f" / parallel.tensor={ranks}" if ranks > 1 else ""
-                largest = math.gcd(model.hidden_size, *(other // tensor for other in split.values()))
-                yield (
-                    f"quant.group={quant.group} does not divide {key}={size}{over}: take row, or a divisor of {largest}, which "
-                    f"divides every row of this model"
-                )
+    if any(size % tensor for size in split.values()):
+        return  # which is reported already
+    over = f" / parallel.tensor={tensor}" if tensor > 1 else ""
+    columns = {"model.hidden_size": model.hidden_size, **{f"{key}{over}": size // tensor for key, size in split.items()}}
+    if undivided := [f"{key} = {size}" for key, size in columns.items() if size % quant.group]:
+        yield (
+            f"quant.group={quant.group} does not divide {', '.join(undivided)}: take row, or a divisor of "
+            f"{math.gcd(*columns.values())}, which divides every row of this model"
+        )
 
 
 def _quantization(config: Config) -> Iterator[str]:
