@@ -1,6 +1,5 @@
 """Quantization-aware training in a run: how each matrix is quantized, and the switch to it on the token axis."""
 
-import logging
 from collections.abc import Collection
 from functools import partial
 
@@ -14,8 +13,6 @@ from quant.linear import SCALE, Precision, quantizing_modules, swap_modules
 from train.config import Config
 from train.config.quantization import qat_phase
 from train.config.sections import QatConfig
-
-log = logging.getLogger("foretrain")
 
 OUTER = ("embedding", "head")
 """The submodules at `quant.embedding_bits`, where that is more; what the head multiplies is never rounded, tied or not."""

@@ -60,3 +60,25 @@ def peak_bytes_of_materialising(world: World, overrides: list[str], first: str) 
         if first == "shard":
             model.to_empty(device=world.device)
         return live.peak
+
+
+def dtypes_in_the_quantizer(world: World, overrides: list[str]) -> set[tuple[str, str]]:
+    """(dtype of the weight, of the scale) as the forward pass of a composed model hands them over."""
+    from unittest import mock
+
+    import quant.linear
+    from train.build import COMPUTE_DTYPES, build_engine
+    from train.quantization import Quantization
+
+    config = load_config(overrides)
+    engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
+    Quantization(config, engine, COMPUTE_DTYPES[config.train.precision]).begin()
+    seen, original = set(), quant.linear.fake_quantize
+
+    def watched(weight, scale, *rest):
+        seen.add((str(weight.dtype), str(scale.dtype)))
+        return original(weight, scale, *rest)
+
+    with mock.patch.object(quant.linear, "fake_quantize", watched):
+        engine.next_token_logits(torch.zeros(config.train.sequence, dtype=torch.int64))
+    return seen

@@ -23,6 +23,11 @@ def test_quantizing_after_splitting_tensors_loses_the_split(group):
     assert group(2).run(more_cases.tensor_before_quantize, overrides) == [(0, 6 * 7 + 2)] * 2
 
 
+def test_sharding_in_bf16_leaves_scales_in_fp32(group):
+    overrides = [*MODEL, *LENGTH, "train.precision=bf16", "parallel.shard=2", "quant=qat", "quant.start=0"]
+    assert group(2).run(more_cases.dtypes_in_the_quantizer, overrides) == [{("torch.bfloat16", "torch.float32")}] * 2
+
+
 def test_materialising_before_sharding_holds_the_whole_model(group):
     overrides = [*MODEL, *LENGTH, "parallel.shard=2"]
     whole = 4 * load_config(overrides).model.shape.parameters
