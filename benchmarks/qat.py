@@ -303,7 +303,7 @@ def _draw_fractions(
 ) -> None:
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(2, len(BUDGETS), figsize=(11, 6.5), sharex=True, layout="constrained")
+    figure, panels = pyplot.subplots(2, len(BUDGETS), figsize=(11, 6.5), sharex=True, layout="constrained", squeeze=False)
     for row, bits in zip(panels, (2, 4), strict=True):
         for axes, total in zip(row, BUDGETS, strict=True):
             found = [losses[f"q{bits}-{f:g}-{total}"] for f in FRACTIONS]
