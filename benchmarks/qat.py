@@ -4,6 +4,7 @@
     python -m benchmarks.qat widths   --folder /tmp/qat      QAT against round-to-nearest, 8 to 1 bits
     python -m benchmarks.qat fraction --folder /tmp/qat      loss over the quantized share, three budgets, 2 and 4 bits
     python -m benchmarks.qat fused    --folder /tmp/qat      the decay fused with QAT, or before it
+    python -m benchmarks.qat scales   --folder /tmp/qat      the learning rate of the scales
     python -m benchmarks.qat torchao  --folder /tmp/qat      the same end of training with torchao's QAT
 
 Real text (the standard library), a decoder of 59,616 parameters, batches of 2,048 tokens. A seed has one trunk in full
@@ -156,7 +157,7 @@ def widths(study: Study, out: Path) -> None:
         "QAT, last 20 %": [losses[f"q{bits:g}-0.2-{BUDGET}"] for bits in WIDTHS],
         "QAT, last 50 %": [losses[f"q{bits:g}-0.5-{BUDGET}"] for bits in WIDTHS],
     }
-    _draw_lines(out, [f"{bits:g}" for bits in WIDTHS], lines, mean(full))
+    _draw_lines(out, [f"{bits:g}" for bits in WIDTHS], lines, full)
 
 
 def fraction(study: Study, out: Path) -> None:
@@ -221,6 +222,25 @@ def fused(study: Study, out: Path) -> None:
             print(f"| {bits} | {share:g} | {' | '.join(cells)} |")
 
 
+def scales(study: Study, out: Path) -> None:
+    """The learning rate of the scales, as a multiple of the default; the last half of the run quantized."""
+    study.trunks()
+    multiples = (1.0, 0.3, 0.1, 0.01)
+    branches: dict[str, tuple[int, int, list[str]]] = {}
+    for bits in (8, 4, 2):
+        branches[f"q{bits}-0.5-{BUDGET}"] = quantized(BUDGET, bits, 0.5)
+        for multiple in multiples[1:]:
+            words = f"quant.scale_learning_rate={multiple}"
+            branches[f"q{bits}-0.5-{BUDGET}-scales{multiple:g}"] = quantized(BUDGET, bits, 0.5, words)
+    losses = study.losses(branches)
+    print("| bits | 1 | " + " | ".join(f"{multiple:g}, difference" for multiple in multiples[1:]) + " |")
+    print("|---" * (len(multiples) + 1) + "|")
+    for bits in (8, 4, 2):
+        usual = losses[f"q{bits}-0.5-{BUDGET}"]
+        cells = [paired(losses[f"q{bits}-0.5-{BUDGET}-scales{multiple:g}"], usual) for multiple in multiples[1:]]
+        print(f"| {bits} | {show(usual)} | {' | '.join(cells)} |")
+
+
 def torchao(study: Study, out: Path) -> None:
     """The end of a trunk in a bare loop, from the same weights: in full precision, with our quantizer at 4 bits per row, with
     scales of it that follow the weights instead of learning, and with torchao's QAT at 4 bits per channel."""
@@ -281,15 +301,14 @@ def cost(rounds: int, overrides: Sequence[str]) -> None:
         print(f"| {kind} | {1000 * statistics.median(taken):.1f} | {statistics.median(ratios):.3f} | {low:.3f}, {high:.3f} |")
 
 
-def _draw_lines(path: Path, labels: list[str], lines: dict[str, list[list[float]]], full: float) -> None:
+def _draw_lines(path: Path, labels: list[str], lines: dict[str, list[list[float]]], full: list[float]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for (name, losses), style, shade in zip(lines.items(), (":", "--", "-"), ("0.5", "0.25", "0.0"), strict=True):
-        spread = [stdev(row) if len(row) > 1 else 0.0 for row in losses]
-        axes.errorbar(
-            labels, [mean(row) - full for row in losses], spread, marker="o", capsize=3, ls=style, color=shade, label=name
-        )
+        above = [[ours - theirs for ours, theirs in zip(row, full, strict=True)] for row in losses]
+        spread = [stdev(row) if len(row) > 1 else 0.0 for row in above]
+        axes.errorbar(labels, [mean(row) for row in above], spread, marker="o", capsize=3, ls=style, color=shade, label=name)
     axes.set(xlabel="bits", ylabel="loss above full precision, nats per token", yscale="symlog")
     axes.set_yscale("symlog", linthresh=0.01)
     axes.axhline(0, color="tab:red", linewidth=1)
@@ -324,7 +343,7 @@ def _draw_fractions(
 
 def main() -> None:
     """Measure and show."""
-    studies = {"widths": widths, "fraction": fraction, "fused": fused, "torchao": torchao}
+    studies = {"widths": widths, "fraction": fraction, "fused": fused, "scales": scales, "torchao": torchao}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=["cost", *studies])
     parser.add_argument("--folder", type=Path, help="where the runs lie")
