@@ -36,7 +36,7 @@ def test_an_unknown_command_names_the_nearest(foretrain):
     code, out, err = foretrain("trian")
     assert (code, out) == (2, "")
     assert err.startswith("error: no command 'trian'; did you mean 'train'?")
-    assert foretrain("xyz")[2] == "error: no command 'xyz' (all commands: train, data, generate, export)\n"
+    assert foretrain("xyz")[2] == "error: no command 'xyz' (all commands: train, data, generate, export, scaling)\n"
 
 
 def test_the_layout_decides_how_many_processes_are_started(foretrain, monkeypatch):
