@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,12 +11,12 @@ from scaling.errors import UserError, WorkFailed
 if TYPE_CHECKING:
     from scaling.fit import Fit
 
+_COMMANDS = ("table", "fit", "predict", "plan", "report", "simulate")
 _LAWS = "chinchilla, isoflop, over-training, downstream, qat-fraction, qat-loss, learning-rate"
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
     help="Scaling laws: fit them to runs, see how far to trust them, predict, plan.",
 )
 
@@ -357,11 +357,15 @@ def simulate(
 def main(arguments: list[str]) -> int:
     """Parse the command line and run. Returns the exit code: 0 done, 1 the work failed, 2 the request is wrong."""
     try:
-        app(args=arguments, prog_name="scaling", standalone_mode=True)
+        app(args=arguments or ["--help"], prog_name="scaling", standalone_mode=False)
     except (UserError, WorkFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except SystemExit as ending:
-        code: Any = ending.code
-        return int(code or 0)
-    return 0
+    except Exception as error:
+        # typer's own complaints about words; its class has another home in every version of typer.
+        if not hasattr(error, "format_message"):
+            raise
+        command = " ".join(["scaling", *arguments[:1]] if arguments and arguments[0] in _COMMANDS else ["scaling"])
+        print(f"error: {error.format_message()}\n`{command} --help` says what can be typed", file=sys.stderr)
+        return 2
+    return 0 if arguments else 2

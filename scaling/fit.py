@@ -98,15 +98,25 @@ class Fit:
         """Derivatives of the residuals by the free parameters in solver units, (runs, free), times the root of the weights."""
         return self.gradient(self.columns) * np.sqrt(self.weights)[:, None]
 
-    def gradient(self, columns: Columns) -> Array:
-        """Derivatives of forecasts (their logarithms' where residuals are logarithmic) by the free parameters, (runs, free)."""
+    def gradient(self, columns: Columns, theta: Array | None = None) -> Array:
+        """Derivatives of forecasts (their logarithms' where residuals are logarithmic) by the free parameters, (runs, free).
+
+        At the optimum, or at another `theta`.
+        """
         free = tuple(index for index, name in enumerate(self.law.names) if name not in self.fixed)
-        value, jacobian = self.law.value_and_jacobian(self.law.to_solver(self.theta[None]), columns, free)
+        at = self.theta if theta is None else theta
+        value, jacobian = self.law.value_and_jacobian(self.law.to_solver(at[None]), columns, free)
         return np.asarray((jacobian[0] / value[0] if self.objective.log else jacobian[0]).T)
 
-    def unknown_directions(self) -> Array:
-        """Directions in the free parameters (solver units) along which the runs say nothing: (n, free)."""
-        jacobian = self.jacobian()
+    @property
+    def generic_theta(self) -> Array:
+        """A point that is nobody's optimum, the middle of the starts: what is not determined there, no such runs tell."""
+        middle = [float(np.median(parameter.starts)) for parameter in self.law.parameters.values()]
+        return np.array([self.fixed.get(name, value) for name, value in zip(self.law.names, middle, strict=True)])
+
+    def unknown_directions(self, theta: Array) -> Array:
+        """Directions in the free parameters (solver units) along which the runs say nothing, at a `theta`: (n, free)."""
+        jacobian = self.gradient(self.columns, theta)
         scale = np.linalg.norm(jacobian, axis=0)
         scaled = jacobian / np.where(scale > 0, scale, 1.0)
         if len(scaled) < scaled.shape[1]:
@@ -150,12 +160,14 @@ class Fit:
 
     def _unknown(self, columns: Columns) -> npt.NDArray[np.bool_]:
         """Which forecasts move along a direction that the runs say nothing about."""
-        directions = self.unknown_directions()
-        gradient = self.gradient(columns)
-        if not len(directions):
-            return np.zeros(len(gradient), dtype=bool)
-        largest = np.abs(directions).max(axis=1, keepdims=True)
-        return np.asarray((np.abs(gradient @ (directions / largest).T) > 1e-5).any(axis=1))
+        unknown = np.zeros(len(self.gradient(columns)), dtype=bool)
+        for theta in (self.theta, self.generic_theta):
+            directions = self.unknown_directions(theta)
+            if len(directions):
+                largest = np.abs(directions).max(axis=1, keepdims=True)
+                moves = np.abs(self.gradient(columns, theta) @ (directions / largest).T)
+                unknown |= (moves > 1e-5).any(axis=1)
+        return unknown
 
 
 def columns_of(frame: pd.DataFrame, names: tuple[str, ...]) -> dict[str, Array]:
@@ -306,11 +318,12 @@ def check_fixed(law: Law, fixed: Mapping[str, float]) -> None:
 
 
 def _refuse(law: Law, count: int, left_out: list[LeftOut]) -> None:
-    what = "optima" if law.optimum_of else "usable runs"
+    what = ("optimum", "optima") if law.optimum_of else ("usable run", "usable runs")
     reasons = [f"  left out: {row.name}: {row.reason}" for row in left_out[:3]]
     if len(left_out) > 3:
         reasons[2] = f"  and {len(left_out) - 2} more were left out"
-    raise UserError("\n".join([f"{law.name} cannot be fitted to {count} {what}; it needs {law.needs or 'more'}", *reasons]))
+    found = f"{count} {what[count != 1]}"
+    raise UserError("\n".join([f"{law.name} cannot be fitted to {found}; it needs {law.needs or 'more'}", *reasons]))
 
 
 def _predict_held_out(fit: Fit, frame: pd.DataFrame) -> pd.DataFrame:

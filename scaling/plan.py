@@ -152,7 +152,7 @@ def _require_identified(fit: Fit) -> None:
     ratio = fit.runs["tokens_per_parameter"].to_numpy() if "tokens_per_parameter" in fit.runs.columns else None
     single = one_ratio({"tokens_per_parameter": ratio}) if ratio is not None and fit.law.name != "isoflop" else []
     if unknown or single or len(fit.runs) < len(fit.law.names) - len(fit.fixed):
-        why = single[0] if single else f"its runs do not tell {' and '.join(unknown or fit.law.names)} apart"
+        why = single[0] if single else f"its runs do not determine {', '.join(unknown or fit.law.names)}"
         raise UserError(f"no plan from this {fit.law.name} fit: {why}\nIt needs {fit.law.needs or 'runs that differ more'}")
 
 

@@ -26,6 +26,8 @@ DERIVED: tuple[tuple[str, tuple[str, ...], Callable[..., Any]], ...] = (
     ("tokens", ("tokens_per_parameter", "parameters"), lambda ratio, size: ratio * size),
     ("tokens", ("flops", "parameters"), lambda flops, size: flops / (6.0 * size)),
     ("parameters", ("flops", "tokens"), lambda flops, tokens: flops / (6.0 * tokens)),
+    ("parameters", ("flops", "tokens_per_parameter"), lambda flops, ratio: (flops / (6.0 * ratio)) ** 0.5),
+    ("tokens", ("flops", "tokens_per_parameter"), lambda flops, ratio: (flops * ratio / 6.0) ** 0.5),
     ("flops", ("parameters", "tokens"), lambda size, tokens: 6.0 * size * tokens),
     ("tokens_per_parameter", ("tokens", "parameters"), lambda tokens, size: tokens / size),
     ("qat_fraction", ("qat_tokens", "tokens"), lambda qat, tokens: qat / tokens),
@@ -222,7 +224,7 @@ def _read_file(path: Path) -> pd.DataFrame:
 
 def _read_directory(folder: Path) -> pd.DataFrame:
     rows = [_record_row(path.parent) for path in _within(folder, "run.json")]
-    wandb = _within(folder, "*.wandb")
+    wandb = sorted({path.resolve() for path in _within(folder, "*.wandb")})  # wandb links to its latest run
     if wandb:
         from scaling.wandb_runs import wandb_row
 

@@ -49,7 +49,7 @@ def number(value: Any, digits: int = 4) -> str:
         return "0"
     if 1e5 <= abs(value) < math.inf or abs(value) < 1e-4:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-        return f"{mantissa}e{int(exponent)}"
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:.{digits}g}" if abs(value) < 10 ** (digits - 1) else f"{value:,.0f}"
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from scaling.fit import Fit, columns_of
 from scaling.interval import BOOTSTRAP, NONE, STUDENT, leverage
+from scaling.laws.base import VANISHED
 from scaling.laws.dual import Array
 from scaling.solver import solve
 
@@ -11,7 +12,7 @@ CORRELATION = 0.99
 FAR = 10.0
 """Times the largest fitted compute from which on a forecast is called far."""
 _OUTLIER = 5.0  # robust standard deviations
-_INFLUENCE = 2.0  # standard errors that one run may move a parameter
+_INFLUENCE = 1.0  # standard errors that one run may move a parameter (Belsley, Kuh and Welsch, 1980, for small samples)
 
 
 def distrust(fit: Fit, optimum: Array) -> list[str]:
@@ -53,18 +54,20 @@ def _unidentified(fit: Fit) -> list[str]:
     if not names:
         return []
     return [
-        f"these runs do not tell {' and '.join(names)} apart; their values are arbitrary and have no intervals. "
+        f"these runs do not determine {', '.join(names)}: values are arbitrary and have no intervals. "
         f"The law needs {fit.law.needs or 'runs that differ more'}"
     ]
 
 
 def unknown_parameters(fit: Fit) -> list[str]:
     """Parameters that could change together without changing any fitted value."""
-    directions = fit.unknown_directions()
-    if not len(directions):
-        return []
-    share = np.abs(directions) / np.abs(directions).max(axis=1, keepdims=True)
-    return [name for name, large in zip(_free(fit), (share > 0.01).any(axis=0), strict=True) if large]
+    unknown = np.zeros(len(_free(fit)), dtype=bool)
+    for theta in (fit.theta, fit.generic_theta):
+        directions = fit.unknown_directions(theta)
+        if len(directions):
+            share = np.abs(directions) / np.abs(directions).max(axis=1, keepdims=True)
+            unknown |= (share > 0.01).any(axis=0)
+    return [name for name, large in zip(_free(fit), unknown, strict=True) if large]
 
 
 def _bounds(fit: Fit) -> list[str]:
@@ -73,6 +76,8 @@ def _bounds(fit: Fit) -> list[str]:
         parameter = fit.law.parameters[name]
         if name in fit.fixed:
             continue
+        if parameter.log and value < 1e3 * VANISHED:
+            remarks.append(f"{name} vanished: the runs do not need its term, or cannot tell it from another")
         for bound in (parameter.low, parameter.high):
             if np.isfinite(bound) and abs(value - bound) <= 1e-6 * max(1.0, abs(bound)) and not (parameter.log and bound == 0):
                 remarks.append(f"{name} is at its bound {bound:g}: the runs would take it further. Do not read it as a result")
@@ -88,7 +93,7 @@ def _starts(fit: Fit) -> list[str]:
 def _correlations(fit: Fit) -> list[str]:
     names = _free(fit)
     jacobian = fit.jacobian()
-    if len(jacobian) <= len(names) or len(fit.unknown_directions()):
+    if len(jacobian) <= len(names) or unknown_parameters(fit):
         return []
     scale = np.linalg.norm(jacobian, axis=0)
     covariance = np.linalg.pinv((jacobian / scale).T @ (jacobian / scale))

@@ -13,6 +13,9 @@ import numpy as np
 from scaling.laws.dual import Array, Dual
 
 Columns = Mapping[str, Array]
+VANISHED = 1e-40
+"""A coefficient so small is zero: the runs do not need its term."""
+
 ObjectiveName = Literal["huber-log", "least-squares"]
 
 
@@ -39,10 +42,10 @@ class Parameter:
 
     @property
     def solver_bounds(self) -> tuple[float, float]:
-        """The bounds in the solver's units."""
+        """The bounds in the solver's units. A logarithm ends where the number is nothing to any law (`VANISHED`)."""
         if not self.log:
             return self.low, self.high
-        return (math.log(self.low) if self.low > 0 else -math.inf), (math.log(self.high) if self.high < math.inf else math.inf)
+        return math.log(max(self.low, VANISHED)), math.log(min(self.high, 1.0 / VANISHED))
 
 
 def no_remarks(columns: Columns) -> list[str]:

@@ -21,7 +21,7 @@ def isoflop(flops: Any, *, size_exponent: Any, size_coefficient: Any) -> Any:  #
 
 def one_ratio(columns: Columns) -> list[str]:
     """Whether every run has the same tokens per parameter."""
-    ratio = columns["tokens_per_parameter"]
+    ratio = columns["tokens_per_parameter"] if "tokens_per_parameter" in columns else columns["tokens"] / columns["parameters"]
     if ratio.max() > 1.05 * ratio.min():
         return []
     return [
@@ -32,8 +32,8 @@ def one_ratio(columns: Columns) -> list[str]:
 
 def one_size(columns: Columns) -> list[str]:
     """Whether every run has the same size."""
-    size = columns["parameters"]
-    if size.max() > 1.05 * size.min():
+    size = columns.get("parameters")
+    if size is None or size.max() > 1.05 * size.min():
         return []
     return [f"all runs have one size ({size.mean():.4g} parameters): how loss depends on size is a guess"]
 
