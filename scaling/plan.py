@@ -280,7 +280,7 @@ def _widths(
                 at = {"tokens": np.array([flops / (6.0 * size)]), "parameters": np.array([size]), "bits": np.array([width])}
                 share = float(fraction.predict(at).value[0])
             more = {"bits": width, "qat_fraction": share, "memory_gib": size * width / 8.0 / GIB}
-            choices.append(_choice(loss_fits[0], f"{width:g} bits", size, flops / (6.0 * size), **more))
+            choices.append(_choice(loss_fits[0], f"{width:g}-bit weights", size, flops / (6.0 * size), **more))
     if quantized is None and choices:
         warnings.append(
             "without a qat-loss fit the losses at few bits are those of full precision: what quantization costs is not in them"
@@ -305,7 +305,7 @@ def _best_at_width(fit: Fit, width: float, flops: float, cap: float) -> Choice:
     best = int(np.argmin(fit.law.value(fit.theta[None], columns)[0]))
     chosen, share = float(sizes[best]), float(shares[best])
     more = {"bits": width, "qat_fraction": share, "memory_gib": chosen * width / 8.0 / GIB}
-    return _choice(fit, f"{width:g} bits", chosen, flops / (6.0 * chosen), **more)
+    return _choice(fit, f"{width:g}-bit weights", chosen, flops / (6.0 * chosen), **more)
 
 
 def _with_more(choice: Choice, by_name: Mapping[str, Fit], batch_tokens: float | None) -> Choice:

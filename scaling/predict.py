@@ -9,7 +9,7 @@ import pandas as pd
 
 from scaling.errors import UserError
 from scaling.fit import Fit
-from scaling.runs import derive
+from scaling.runs import FOLLOWS_FROM, derive
 from scaling.trust import far_away
 
 
@@ -40,7 +40,8 @@ def predict_run(fits: Sequence[Fit], given: Mapping[str, float]) -> dict[str, An
         missing = [name for name in needed if name not in frame.columns]
         if missing:
             words = " ".join(f"--{name.replace('_', '-')}" for name in _ask_for(missing, given))
-            raise UserError(f"{fit.law.name} needs {', '.join(needed)} of a run; type {words}")
+            chain = ", or give a loss fit before it" if "loss" in missing else ""
+            raise UserError(f"{fit.law.name} needs {', '.join(needed)} of a run; type {words}{chain}")
         forecast = fit.predict({name: frame[name].to_numpy() for name in needed})
         low, high = float(forecast.low[0]), float(forecast.high[0])
         predictions.append(
@@ -62,11 +63,5 @@ def predict_run(fits: Sequence[Fit], given: Mapping[str, float]) -> dict[str, An
 
 def _ask_for(missing: list[str], given: Mapping[str, float]) -> list[str]:
     """What to type for columns that are missing, most of which follow from size and tokens."""
-    wanted = {
-        "flops": ["parameters", "tokens"],
-        "tokens_per_parameter": ["parameters", "tokens"],
-        "qat_tokens": ["tokens", "qat_fraction"],
-        "fp_tokens": ["tokens", "qat_fraction"],
-    }
-    words = [word for name in missing for word in wanted.get(name, [name]) if word not in given]
+    words = [word for name in missing for word in FOLLOWS_FROM.get(name, (name,)) if word not in given]
     return list(dict.fromkeys(words)) or missing

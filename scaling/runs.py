@@ -36,6 +36,14 @@ DERIVED: tuple[tuple[str, tuple[str, ...], Callable[..., Any]], ...] = (
     ("batch_tokens", ("batch_sequences", "sequence"), lambda batch, sequence: batch * sequence),
 )
 
+# What to ask for where a column is missing that nobody writes down.
+FOLLOWS_FROM = {
+    "flops": ("parameters", "tokens"),
+    "tokens_per_parameter": ("parameters", "tokens"),
+    "qat_tokens": ("qat_fraction", "tokens"),
+    "fp_tokens": ("qat_fraction", "tokens"),
+}
+
 # What other people call our columns: only to guess what to type, never to guess what a column means.
 OTHER_NAMES = {
     "parameters": (
@@ -159,7 +167,8 @@ def missing_columns(frame: pd.DataFrame, needed: Iterable[str], who: str, places
     missing = [column for column in needed if column not in frame.columns]
     if not missing:
         return
-    hints = [f"--rename {column}={guess}" for column in missing if (guess := _guess(column, frame.columns))]
+    wanted = [word for column in missing for word in FOLLOWS_FROM.get(column, (column,)) if word not in frame.columns]
+    hints = [f"--rename {column}={guess}" for column in dict.fromkeys(wanted) if (guess := _guess(column, frame.columns))]
     names = " and ".join(repr(column) for column in missing)
     plural = "s" * (len(missing) > 1)
     raise UserError(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _USUAL = (
     "name", "status", "parameters", "tokens", "tokens_per_parameter", "flops", "loss", "bits_per_byte", "error", "bits",
-    "qat_fraction", "peak_learning_rate", "batch_tokens", "tokens_per_second", "mfu", "wall_seconds",
+    "qat_fraction", "peak_learning_rate", "wall_seconds",
 )  # fmt: skip
 _PIPED_WIDTH = 150
 _LISTED = 8
@@ -77,7 +77,8 @@ def runs_table(frame: pd.DataFrame, columns: str | None, sort: str, format: str,
     chosen = frame[shown]
     if format == "terminal" and out is None:
         rows = [[number(None if pd.isna(value) else value) for value in row] for row in chosen.itertuples(index=False)]
-        _console().print(_table(f"{len(chosen)} runs", shown, rows))
+        title = f"{len(chosen)} run{'s' * (len(chosen) != 1)}"
+        _console().print(_table(title, [name.replace("_", " ") for name in shown], rows))
     else:
         _write(_as_text(chosen, format), out)
     needed = [name for name in ("parameters", "tokens", "loss") if name in frame.columns]

@@ -105,7 +105,7 @@ def _correlations(fit: Fit) -> list[str]:
     if not pairs:
         return []
     shown = ", ".join(f"{a} with {b} ({value:.4f})" for value, a, b in sorted(pairs, reverse=True)[:3])
-    more = f" and {len(pairs) - 3} more pairs" if len(pairs) > 3 else ""
+    more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
     return [
         f"correlated above {CORRELATION}: {shown}{more}. "
         "Read them together, not one by one; forecasts inside the data are safer"

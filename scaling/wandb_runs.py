@@ -5,6 +5,7 @@ header of seven bytes (checksum, length, first, middle, last or whole piece); a 
 0.31 offers no reader in Python, only the buffers' classes.
 """
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ def wandb_row(path: Path) -> dict[str, Any]:
         UserError: wandb is not installed, or the file is not one of its.
     """
     try:
-        from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at import
+        buffers = importlib.import_module("wandb.proto.wandb_internal_pb2")
     except ImportError:
         raise UserError(f"{path}: reading wandb's files needs wandb; type: pip install wandb") from None
     from google.protobuf.message import DecodeError
@@ -37,7 +38,7 @@ def wandb_row(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {"name": path.parent.name, "status": "running"}
     try:
         for data in _records(content):
-            record = Record()
+            record = buffers.Record()
             record.ParseFromString(data)
             _take(record, values)
     except (DecodeError, ValueError) as error:
