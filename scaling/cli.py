@@ -151,6 +151,8 @@ def _fit(
     words = [*(rename or []), *([f"loss={loss}"] if loss else []), *([f"error={error}"] if error else [])]
     frame = read_runs(data, words)
     missing_columns(frame, [*needed_columns(law, frame), *([weights] if weights else [])], law.name, data)
+    if chain is not None and holdout is not None:
+        missing_columns(frame, chain.law.columns, f"{chain.law.name} (--loss-fit)", data)
     chosen, held = select(frame, where, "--where"), None
     if holdout is not None:
         held = select(frame, holdout, "--holdout")

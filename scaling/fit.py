@@ -1,6 +1,6 @@
 """A fit: a law, the runs it was fitted to, its parameters, what is not known about them, and what to distrust.
 
-`fit` makes one, `Fit.predict` forecasts, `Fit.as_json` and `read_fit` carry it through a file.
+`fit` makes one, `Fit.predict` forecasts, `scaling.fit_file` carries it through a file.
 """
 
 from collections.abc import Mapping
@@ -131,7 +131,7 @@ class Fit:
         if self.chain is not None and "loss" in self.law.columns:
             value, drawn, noisy = self.chain.sample(columns, count)
             columns = {**columns, "loss": value}
-            losses = drawn, noisy
+            losses = drawn[::-1], noisy[::-1]  # both laws may have drawn with one seed: their draws must not go hand in hand
         value, drawn, noisy = self.sample(columns, count, losses)
         low, high = self.draws.interval(noisy)
         law_low, law_high = self.draws.interval(drawn)
@@ -252,21 +252,7 @@ def fit(
     fixed = dict(fixed or {})
     check_fixed(law, fixed)
     needed = needed_columns(law, frame) + ([weights] if weights else [])
-    usable, left_out = usable_rows(frame, needed)
-    held = usable.index.isin(frame.index[held_out]) if held_out is not None else np.zeros(len(usable), dtype=bool)
-    inside = usable.index.isin(frame.index[chosen]) if chosen is not None else np.ones(len(usable), dtype=bool)
-    fitted, kept_out = usable[inside & ~held], usable[held]
-    remarks: list[str] = []
-    if len(fitted):
-        remarks += remarks_on_numbers(fitted, needed)
-    if law.optimum_of is not None and len(fitted):
-        fitted, more, said = optima(law, fitted)
-        left_out, remarks = left_out + more, remarks + said
-        if len(kept_out):
-            kept_out, more, _ = optima(law, kept_out)
-            left_out += more
-    if len(fitted) < 2:
-        _refuse(law, len(fitted), left_out)
+    fitted, kept_out, left_out, remarks = _sort_out(law, frame, needed, chosen, held_out)
     columns, target = columns_of(fitted, law.columns), fitted[law.target].to_numpy(dtype=float)
     weight = fitted[weights].to_numpy(dtype=float) if weights else np.ones(len(fitted))
     weight = weight / weight.mean()
@@ -305,6 +291,26 @@ def fit(
     from scaling.trust import distrust
 
     return replace(result, warnings=tuple(remarks + distrust(result, optimum)))
+
+
+def _sort_out(
+    law: Law, frame: pd.DataFrame, needed: list[str], chosen: "pd.Series | None", held_out: "pd.Series | None"
+) -> tuple[pd.DataFrame, pd.DataFrame, list[LeftOut], list[str]]:
+    """Rows (for a law of optima, optima) to fit and to predict, what is left out, and remarks on the numbers."""
+    usable, left_out = usable_rows(frame, needed)
+    held = usable.index.isin(frame.index[held_out]) if held_out is not None else np.zeros(len(usable), dtype=bool)
+    inside = usable.index.isin(frame.index[chosen]) if chosen is not None else np.ones(len(usable), dtype=bool)
+    fitted, kept_out = usable[inside & ~held], usable[held]
+    remarks = remarks_on_numbers(fitted, needed) if len(fitted) else []
+    if law.optimum_of is not None and len(fitted):
+        fitted, more, said = optima(law, fitted)
+        left_out, remarks = left_out + more, remarks + said
+        if len(kept_out):
+            kept_out, more, _ = optima(law, kept_out)
+            left_out = left_out + more
+    if len(fitted) < 2:
+        _refuse(law, len(fitted), left_out)
+    return fitted, kept_out, left_out, remarks
 
 
 def check_fixed(law: Law, fixed: Mapping[str, float]) -> None:
