@@ -132,7 +132,8 @@ class _Chunk:
         damping = np.full(len(starts), _LAMBDA_START)
         value, residuals, jacobian = self._evaluate(theta)
         for _ in range(_MAX_ITERATIONS):
-            trial, predicted_decrease = self._step(theta, residuals, jacobian, damping)
+            with np.errstate(all="ignore"):  # what is no number is taken care of there
+                trial, predicted_decrease = self._step(theta, residuals, jacobian, damping)
             trial_value, trial_residuals, trial_jacobian = self._evaluate(trial)
             better = trial_value < value
             # A step that promises nothing is the optimum; one that fails at the strongest damping cannot be improved.
@@ -173,19 +174,17 @@ class _Chunk:
         """The damped Newton step inside the bounds, and the decrease of F that the model promises."""
         slope, curvature, reweighted = self.objective.slopes(residuals)
         gradient = np.matmul(jacobian, (self.weights * slope)[:, :, None])[:, :, 0]
-        hessian = np.matmul(jacobian * (self.weights * curvature)[:, None, :], jacobian.transpose(0, 2, 1))
-        if self.objective.name == "least-squares":
-            metric = hessian
-        else:
-            metric = np.matmul(jacobian * (self.weights * reweighted)[:, None, :], jacobian.transpose(0, 2, 1))
+        # Hessian plus damping times the reweighted matrix: one product, with the sum of their weights.
+        bent = self.weights * (curvature + damping[:, None] * reweighted)
+        matrix = np.matmul(jacobian * bent[:, None, :], jacobian.transpose(0, 2, 1))
+        diagonal = np.matmul(jacobian * jacobian, (self.weights * reweighted)[:, :, None])[:, :, 0]
         # A parameter at a bound that wants to go beyond stays there for this step.
         at = theta[:, self.free]
         held = ((at <= self.low) & (gradient > 0)) | ((at >= self.high) & (gradient < 0))
-        diagonal = np.einsum("bii->bi", metric)
         scale = 1.0 / np.sqrt(np.maximum(diagonal, 1e-300))
         scale = np.where((diagonal > 0) & np.isfinite(diagonal), scale, 0.0) * ~held
         both = scale[:, :, None] * scale[:, None, :]
-        matrix = (hessian + damping[:, None, None] * metric) * both
+        matrix *= both
         identity = np.eye(len(self.free))
         matrix += identity * (damping[:, None, None] * (1.0 + 1e-3) + 1e-13 + (scale == 0)[:, None, :])
         scaled_gradient = np.where(np.isfinite(gradient), gradient, 0.0) * scale
