@@ -71,6 +71,7 @@ def test_offline_wandb_directories(tmp_path, monkeypatch):
         for step in range(3):
             run.log({"val/loss": loss + 2 - step})
         run.finish()
+    wandb.teardown()  # its service writes a little after a run has finished
     frame = read_runs([tmp_path], ["loss=val_loss", "parameters=model_parameters"]).sort_values("loss")
     assert frame["name"].tolist() == ["large", "small"]
     assert frame["loss"].tolist() == [3.0, 4.0]
