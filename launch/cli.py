@@ -14,6 +14,10 @@ COMMANDS = {
     "data": ("train.data.__main__:main", "prepare | inspect the tokenised corpus"),
     "generate": ("launch.local:generate", "continue a prompt with a trained model (python -m train.generate)"),
     "export": ("train.export:main", "write a trained model in Hugging Face's format (python -m train.export)"),
+    "scaling": (
+        "scaling.cli:main",
+        "table | fit | predict | plan | report | simulate: runs, laws, forecasts (python -m scaling)",
+    ),
 }
 
 
