@@ -1,7 +1,7 @@
 """Many runs of the real trainer, a few at a time, one thread each. What is finished already is not run again."""
 
+import multiprocessing
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,22 +16,46 @@ from scaling.record import RunRecord, read_record
 def train_all(folder: Path, runs: Mapping[str, Sequence[str]], *, at_once: int) -> dict[str, RunRecord]:
     """Train every run (name -> overrides) in `folder`. Returns the records of those that finished; one that diverged has none.
 
+    Every run has a process of its own, forked from a server that has imported torch: for short runs that halves the time. The
+    calling module is imported there, so it must be one that starts nothing when it is.
+
     Raises:
         RuntimeError: a run ended with anything else; its last words are shown.
     """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train.trainer", "train.__main__", "matplotlib.pyplot"])
+    folder.mkdir(parents=True, exist_ok=True)
 
     def train(name: str) -> RunRecord | None:
-        words = [f"run.dir={folder}", f"run.name={name}", *runs[name]]
-        command = [sys.executable, "-P", "-m", "train", *words]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if answer.returncode == 0:
+        words, said = [f"run.dir={folder}", f"run.name={name}", *runs[name]], folder / f".{name}.log"
+        process = context.Process(target=_train, args=(words, said))
+        process.start()
+        process.join()
+        text = said.read_text(encoding="utf-8", errors="replace") if said.exists() else ""
+        said.unlink(missing_ok=True)
+        if process.exitcode == 0:
             return read_record(folder / name)
-        if answer.returncode == 1 and "diverged" in answer.stderr:
+        if process.exitcode == 1 and "diverged" in text:
             return None
-        raise RuntimeError(f"{' '.join(words)}\n{answer.stderr}")
+        raise RuntimeError(f"{' '.join(words)}\n{text}")
 
     with ThreadPoolExecutor(at_once) as pool:
         console = Console(stderr=True)
         records = list(track(pool.map(train, runs), total=len(runs), description="runs", console=console))
     return {name: record for name, record in zip(runs, records, strict=True) if record is not None}
+
+
+def _train(words: list[str], said: Path) -> None:
+    """What a run's process does."""
+    descriptor = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    import torch
+
+    from parallel.environment import leave
+    from train.__main__ import main
+
+    torch.set_num_threads(1)
+    code = main(words)
+    sys.stdout.flush()
+    leave(code)

@@ -13,7 +13,11 @@ COMMANDS = {
     "schedule": ("train.schedule:main", "draw a learning-rate schedule (python -m train.schedule)"),
     "data": ("train.data.__main__:main", "prepare | inspect the tokenised corpus"),
     "generate": ("launch.local:generate", "continue a prompt with a trained model (python -m train.generate)"),
-    "export": ("train.export:main", "write a trained model in Hugging Face's format (python -m train.export)"),
+    "evaluate": (
+        "launch.local:evaluate",
+        "validation loss of a trained model, rounded to few bits if asked (python -m train.evaluate)",
+    ),
+    "export": ("train.export:main", "write a trained model for other programs, or packed (python -m train.export)"),
     "scaling": (
         "scaling.cli:main",
         "table | fit | predict | plan | report | simulate: runs, laws, forecasts (python -m scaling)",

@@ -1,4 +1,4 @@
-"""`foretrain train`, `branch` and `generate` on this machine, through torchrun's agent where there are several processes."""
+"""`foretrain train`, `branch`, `generate`, `evaluate` on this machine; torchrun's agent starts them where they are several."""
 
 import importlib
 import logging
@@ -15,10 +15,11 @@ from typing import Any
 from train.config import UserError, load_config, require
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-TRAIN, BRANCH, GENERATE = (
+TRAIN, BRANCH, GENERATE, EVALUATE = (
     "train.__main__",
     "train.branch",
     "train.generate",
+    "train.evaluate",
 )  # by name only: launch knows of train no more than its configuration
 
 
@@ -48,6 +49,12 @@ def generate(arguments: list[str]) -> int:
     """Continue a prompt. Returns the exit code."""
     main = importlib.import_module(GENERATE).main
     return int(main(arguments, start=lambda world_size: _start_workers(world_size, GENERATE, arguments)))
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Measure the validation loss of a trained model. Returns the exit code."""
+    main = importlib.import_module(EVALUATE).main
+    return int(main(arguments, start=lambda world_size: _start_workers(world_size, EVALUATE, arguments)))
 
 
 def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:

@@ -1,7 +1,7 @@
 """The order in which a model is made parallel. One page; the order is the content."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,9 @@ class StageModel(nn.Module, ABC):
 BuildStage = Callable[[Stage], StageModel]
 """Builds a stage on the meta device."""
 
+Quantize = Callable[[StageModel], Collection[str]]
+"""Puts quantizing modules into a stage, in place. Returns the names of their scales."""
+
 Fill = Callable[[str, Tensor, tuple[int, ...], tuple[int, ...]], None]
 """Writes a slice's initial values: (parameter name, local slice, its offset, shape of the whole)."""
 
@@ -54,6 +57,7 @@ def compose(
     *,
     device: torch.device,
     fill: Fill,
+    quantize: Quantize = lambda model: (),
 ) -> list[Part]:
     """This rank's stages of a model, made parallel and initialised."""
     # Pipeline first: a rank builds only the stages it holds, and every later step sees a smaller model.
@@ -64,6 +68,9 @@ def compose(
     models = {index: build_stage(stages[index]) for index in mine}
 
     for model in models.values():
+        # Quantize before all else that is done to modules: the later steps split, wrap and compile what is there, scales
+        # included.
+        scales = quantize(model)
         blocks = model.block_list()
 
         # Tensor before all wrapping: the later steps wrap what a rank computes, and that is its part of each product.
@@ -78,7 +85,7 @@ def compose(
                 block.compile()
 
         # Shard before materialise: on the meta device a parameter costs nothing, so no rank ever holds a whole one.
-        shard_model(model, blocks, meshes.parameters, bf16=composition.bf16, keep_gathered=ranks > 1)
+        shard_model(model, blocks, meshes.parameters, bf16=composition.bf16, keep_gathered=ranks > 1, whole=scales)
 
         # Materialise last: only now does every rank know its slices, and values depend on global indices alone.
         model.to_empty(device=device)

@@ -5,20 +5,52 @@ small tensors is done by a few foreach kernels instead of one DTensor operation 
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 
 def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Bring every gradient into its parameter's placement: a replicated weight's gradient may still be a sum to be taken."""
+    """Bring every gradient into its parameter's placement: a replicated weight's gradient may still be a sum to be taken.
+
+    The sums over the same ranks are taken in one reduction: there may be many, and each is small.
+    """
+    open_sums: dict[tuple[DeviceMesh, tuple[int, ...], torch.dtype], list[nn.Parameter]] = defaultdict(list)
     for parameter in parameters:
         gradient = parameter.grad
-        if isinstance(gradient, DTensor) and isinstance(parameter, DTensor) and gradient.placements != parameter.placements:
+        if not (isinstance(gradient, DTensor) and isinstance(parameter, DTensor)):
+            continue
+        pairs = list(zip(gradient.placements, parameter.placements, strict=True))
+        axes = tuple(axis for axis, (there, wanted) in enumerate(pairs) if there != wanted)
+        if all(pairs[axis] == (Partial(), Replicate()) for axis in axes):
+            open_sums[gradient.device_mesh, axes, gradient.dtype].append(parameter)
+        else:
             parameter.grad = gradient.redistribute(placements=parameter.placements)
+    for (mesh, axes, _), together in open_sums.items():
+        if axes:
+            _sum_together(together, [mesh.get_group(axis) for axis in axes])
+
+
+def _sum_together(parameters: Sequence[nn.Parameter], groups: Sequence[dist.ProcessGroup]) -> None:
+    locals_ = [_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([local.flatten() for local in locals_])
+    for group in groups:
+        dist.all_reduce(flat, group=group)
+    for parameter, local, part in zip(parameters, locals_, flat.split([local.numel() for local in locals_]), strict=True):
+        assert isinstance(parameter, DTensor)
+        parameter.grad = DTensor.from_local(
+            part.view(local.shape),
+            parameter.device_mesh,
+            parameter.placements,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
 
 
 def sum_tied_gradients(

@@ -1,17 +1,24 @@
 """Sharded data parallelism: FSDP2 over the `parameters` axis, replicated over `replicate` (HSDP)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor.placement_types import Placement
 
 
 def shard_model(
-    model: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, *, bf16: bool, keep_gathered: bool = False
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    mesh: DeviceMesh,
+    *,
+    bf16: bool,
+    keep_gathered: bool = False,
+    whole: Collection[str] = (),
 ) -> None:
     """Shard each block and then the rest of the model, in place. Parameters become DTensors.
 
@@ -22,8 +29,11 @@ def shard_model(
     every micro-batch, and torch loses the gradients of parameters that are put away while its schedules that split the backward
     pass (zbv, dualpipev) look for them.
 
-    `mesh` has the axes `replicate` and `parameters`. Over a single rank there is nothing to shard, and the model is left as it
-    is unless the cast to bf16 is wanted: FSDP's copies would cost a tenth of a small model's step.
+    Parameters named in `whole` are left out: every data rank holds them, in their own dtype, as DTensors whose gradients are
+    still to be summed. FSDP would cast them to bf16 with all others.
+
+    `mesh` has the axes `replicate`, `parameters` and `tensor`. Over a single rank there is nothing to shard, and the model is
+    left as it is unless the cast to bf16 is wanted: FSDP's copies would cost a tenth of a small model's step.
     """
     if mesh["replicate", "parameters"].size() == 1 and not bf16:
         return
@@ -33,10 +43,32 @@ def shard_model(
         cast_forward_inputs=False,  # rotary angles are inputs of a block and must stay fp32
     )
     sharding_mesh = mesh["replicate", "parameters"] if mesh["replicate"].size() > 1 else mesh["parameters"]
+    ignored = _keep_whole(model, whole, mesh)
     for module in [*blocks, model]:
-        sharded = fully_shard(module, mesh=sharding_mesh, mp_policy=policy, reshard_after_forward=not keep_gathered)
+        sharded = fully_shard(
+            module, mesh=sharding_mesh, mp_policy=policy, reshard_after_forward=not keep_gathered, ignored_params=ignored
+        )
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # a factor of one alone needs PREMUL_SUM, which gloo lacks
+
+
+def _keep_whole(model: nn.Module, names: Collection[str], mesh: DeviceMesh) -> set[nn.Parameter]:
+    """Replicate parameters over the data axes of `mesh`, in place, whatever tensor parallelism has made of them."""
+    kept = set()
+    for name in names:
+        owner, _, key = name.rpartition(".")
+        parameter = model.get_parameter(name)
+        local: Tensor = parameter.data
+        axes: tuple[str, ...] = ("replicate", "parameters")
+        places: list[Placement] = [Replicate(), Replicate()]
+        if isinstance(local, DTensor):
+            axes, places, local = (*axes, "tensor"), [*places, *local.placements], local.to_local()
+        replicated = DTensor.from_local(
+            local, mesh[axes], places, run_check=False, shape=parameter.shape, stride=parameter.stride()
+        )
+        model.get_submodule(owner).register_parameter(key, nn.Parameter(replicated))
+        kept.add(model.get_parameter(name))
+    return kept
 
 
 def local_slice(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:

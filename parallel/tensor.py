@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -40,7 +40,7 @@ def _style(role: Role) -> ParallelStyle:
         "norm": SequenceParallel(),
         "gather": _GatherFirstInput(),
         "column": ColwiseParallel(),
-        "row": RowwiseParallel(output_layouts=by_sequence),
+        "row": _SplitByInput(output_layouts=by_sequence),
         "head_norm": SequenceParallel(sequence_dim=2, use_local_output=True),
         "head": ColwiseParallel(input_layouts=by_sequence),
         "tied_head": _GatherFirstInput(local_output=True),
@@ -57,6 +57,16 @@ class _SplitByToken(RowwiseParallel):
         output_layouts: Any, use_local_output: bool, module: nn.Module, output: Any, device_mesh: DeviceMesh
     ) -> Any:
         return output.redistribute(placements=output_layouts).to_local()
+
+
+class _SplitByInput(RowwiseParallel):
+    """A linear split by input, and what else it has with several columns, one for so many inputs each."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            place = Shard(1) if parameter.dim() > 1 and parameter.shape[1] > 1 else Replicate()
+            split = distribute_tensor(parameter, device_mesh, [place], src_data_rank=self.src_data_rank)
+            module.register_parameter(key, nn.Parameter(split))
 
 
 class _GatherFirstInput(ParallelStyle):

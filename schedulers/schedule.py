@@ -68,9 +68,13 @@ class Schedule:
     decay_residue: float = 0.01
     """see `schedulers.decay.shape_of`"""
     floor: float = 0.0
+    then: "tuple[int, Schedule] | None" = None
+    """(tokens, the schedule that takes over for the steps that begin there or later, its own tokens counted from there)"""
 
     def learning_rate(self, tokens: int) -> float:
         """Learning rate of the step after which `tokens` tokens have been seen. Behind the last decay it stays on the floor."""
+        if self.then is not None and tokens > self.then[0]:
+            return self.then[1].learning_rate(tokens - self.then[0])
         if tokens < self.warmup_tokens:
             rising = PLAIN[self.warmup_shape]((self.warmup_tokens - tokens) / self.warmup_tokens)
             return self.trunk(self.warmup_tokens) * (self.warmup_start + (1.0 - self.warmup_start) * rising)
@@ -86,13 +90,17 @@ class Schedule:
 
     def phase(self, tokens: int) -> Phase:
         """Which part of the schedule that step is in."""
+        if self.then is not None and tokens > self.then[0]:
+            return self.then[1].phase(tokens - self.then[0])
         if tokens < self.warmup_tokens:
             return "warmup"
         return "stable" if self._decay(tokens) is None else "decay"
 
     def borders(self) -> list[int]:
         """Tokens behind the warmup at which a decay begins or ends: weights to keep, other runs can go on from there."""
-        return sorted({border for decay in self.decays for border in decay if border > self.warmup_tokens})
+        ours = {border for decay in self.decays for border in decay if border > self.warmup_tokens}
+        later = {self.then[0] + border for border in (0, *self.then[1].borders())} if self.then is not None else set()
+        return sorted(ours | later)
 
     def _decay(self, tokens: int) -> tuple[int, int] | None:
         """The decay that a step ending at `tokens` is in."""

@@ -1,6 +1,7 @@
-"""`foretrain branch RUN --at TOKENS --decay-tokens D [overrides]`: a decay off the trunk of a run, as a run of its own.
+"""`foretrain branch RUN [--at TOKENS] [--decay-tokens D] [overrides]`: another end of a run off its trunk, as a run of its own.
 
-The branch is the run that had been planned with that decay from the start; only the tokens of the decay are trained.
+The branch is the run that had been planned with that end from the start; only the tokens behind the trunk are trained. The end
+is a decay, and where `quant=qat` is among the overrides the quantized phase.
 """
 
 import sys
@@ -12,8 +13,9 @@ import typer
 
 from parallel.environment import ProcessEnvironment, leave
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, newest_first
-from train.config import Config, load_config, schedule_of
+from train.config import Config, load_config, require, schedule_of
 from train.config.compose import section_defaults
+from train.config.quantization import qat_phase
 from train.errors import UserError
 from train.run_directory import load_run_config, path_of
 
@@ -24,15 +26,32 @@ Start = Callable[[list[str]], int]
 def branch(
     context: typer.Context,
     run: Annotated[Path, typer.Argument(help="the trunk: a run's folder, such as runs/demo")],
-    at: Annotated[str, typer.Option(help="tokens at which the decay begins; a checkpoint of RUN must hold them")],
-    decay_tokens: Annotated[str, typer.Option(help="tokens of the decay, rounded up to whole steps")],
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="tokens of RUN's checkpoint to go on from, where the decay begins; with quant=qat by default the last one "
+            "before the quantized phase and every decay"
+        ),
+    ] = None,
+    decay_tokens: Annotated[
+        str | None,
+        typer.Option(help="tokens behind --at, rounded up to whole steps; with quant=qat by default the rest of RUN's"),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="what else is to be different: schedule.decay_shape=one_minus_sqrt run.name=mine ..."),
     ] = None,
 ) -> None:
-    """Start a decay from a checkpoint of RUN's trunk. One trunk serves several budgets."""
-    words = branch_words(run, _tokens("--at", at), _tokens("--decay-tokens", decay_tokens), overrides or [])
+    """Start a decay, or quantization (quant=qat ...), from a checkpoint of RUN's trunk. One trunk serves several budgets and
+    widths."""
+    begin, length = (text and _tokens(option, text) for option, text in (("--at", at), ("--decay-tokens", decay_tokens)))
+    if any(word.lstrip("+") == "quant=qat" for word in overrides or []):
+        words = quantized_words(run, begin or None, length or None, overrides or [])
+    elif begin and length:
+        words = branch_words(run, begin, length, overrides or [])
+    else:
+        missing = [option for option, given in (("--at", begin), ("--decay-tokens", length)) if not given]
+        raise UserError(f"{' and '.join(missing)} must be given: only a branch with quant=qat has defaults for them")
     raise typer.Exit(context.obj(words))
 
 
@@ -44,21 +63,64 @@ def branch_words(run: Path, at: int, decay_tokens: int, overrides: list[str]) ->
     """
     trunk = load_run_config(run)
     _require_trunk(run, trunk, at)
+    total = trunk.batches.tokens(trunk.batches.steps(at + decay_tokens))
+    plain = _planned(trunk, f"{trunk.run.name}-at{at}-decay{total - at}", total, overrides)
+    plain["schedule"]["decay_fraction"] = (total - at) / total
+    words = words_of(plain, overrides)
+    folder = path_of(load_config([*words, *overrides]))
+    return [*words, f"run.trunk={_word(_checkpoint(run, at, folder))}", *overrides]
+
+
+def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: list[str]) -> list[str]:
+    """The overrides that train a branch with `quant=qat`, those of the user last.
+
+    The whole has the trunk's length, or ends `tokens` behind `at`. It goes on from the newest checkpoint of the trunk, unless
+    `at` names one, up to which both runs are one: before the quantized phase, before any decay of either.
+
+    Raises:
+        UserError: `run` is no run, or has no such checkpoint.
+    """
+    trunk = load_run_config(run)
+    total = trunk.total_tokens
+    if tokens is not None:
+        if at is None:
+            raise UserError("--decay-tokens counts from --at: give both, or train.tokens=... for the whole length")
+        total = trunk.batches.tokens(trunk.batches.steps(at + tokens))
+    bits = [word.partition("=")[2] for word in overrides if word.startswith("quant.bits=")] or ["4"]
+    plain = _planned(trunk, f"{trunk.run.name}-qat{bits[-1]}", total, overrides)
+    words = words_of(plain, overrides)
+    branch = load_config([*words, *overrides])
+    require(branch, world_size=branch.parallel.layout.world_size, overrides=overrides)
+    phase = qat_phase(branch)
+    assert phase is not None
+    decays = [decay for config in (trunk, branch) for decay in schedule_of(config).decays]
+    theirs = qat_phase(trunk)
+    last = min([phase.start, *([theirs.start] if theirs is not None else []), *(begin for begin, _ in decays)])
+    if at is None:
+        at = _newest(run, last, path_of(branch))
+    elif at > last:
+        raise UserError(
+            f"--at {at}: the trunk and this branch are one run up to {last} tokens only ({phase.why}): leave --at out"
+        )
+    return [*words, f"run.trunk={_word(_checkpoint(run, at, path_of(branch)))}", *overrides]
+
+
+def _planned(trunk: Config, name: str, total: int, overrides: list[str]) -> dict[str, Any]:
+    """The trunk's configuration with another name and length, and a decay at the end where it had none.
+
+    Raises:
+        UserError: the overrides choose another schedule.
+    """
     if any(word.lstrip("+").startswith("schedule=") for word in overrides):
         raise UserError("a branch decays off its trunk's own schedule: set keys of it, such as schedule.decay_shape=cosine")
-    total = trunk.batches.tokens(trunk.batches.steps(at + decay_tokens))
     plain = trunk.as_dict()
-    name = f"{trunk.run.name}-at{at}-decay{total - at}"
     plain["run"] |= {"name": name, "trunk": None, "resume": "auto", "resume_force": False}
     plain["train"] |= {"tokens": total, "steps": None}
     if trunk.schedule.name != "power":
         shared = {key: plain["schedule"][key] for key in ("peak", "warmup_tokens", "warmup_shape", "warmup_start")}
         default = load_config(["schedule=wsd"]).as_dict()["schedule"]
         plain["schedule"] = {key: plain["schedule"].get(key, default[key]) for key in default} | {"name": "wsd"} | shared
-    plain["schedule"]["decay_fraction"] = (total - at) / total
-    words = words_of(plain, overrides)
-    folder = path_of(load_config([*words, *overrides]))
-    return [*words, f"run.trunk={_word(_checkpoint(run, at, folder))}", *overrides]
+    return plain
 
 
 def words_of(plain: dict[str, Any], overrides: list[str] = []) -> list[str]:  # noqa: B006
@@ -107,12 +169,7 @@ def _checkpoint(run: Path, at: int, branch: Path) -> str:
     """The trunk's checkpoint at `at` tokens: the folder's name as the user stands to it."""
     if (branch / "config.yaml").exists() and (known := load_run_config(branch).run.trunk):
         return known  # the trunk may have dropped it since; the branch goes on from its own
-    held: dict[int, Path] = {}
-    for folder in newest_first(run / "checkpoints"):
-        try:
-            held[Manifest.read(folder).progress.tokens] = folder
-        except BrokenCheckpointError:
-            continue
+    held = _held(run)
     if at in held:
         return str(held[at])
     nearest = sorted(sorted(held, key=lambda tokens: abs(tokens - at))[:3])
@@ -121,6 +178,36 @@ def _checkpoint(run: Path, at: int, branch: Path) -> str:
         f"--at {at}: no checkpoint of {run} holds these tokens; {there}\n"
         f"(a run keeps its newest checkpoint.keep, every checkpoint.keep_every-th, and the one where its decay begins)"
     )
+
+
+def _newest(run: Path, last: int, branch: Path) -> int:
+    """Tokens of the trunk's newest checkpoint up to `last` tokens."""
+    if (branch / "config.yaml").exists() and (known := load_run_config(branch).run.trunk):
+        try:
+            return Manifest.read(Path(known).expanduser()).progress.tokens
+        except BrokenCheckpointError:
+            return last  # it is not needed any more where the branch has checkpoints of its own
+    held = _held(run)
+    before = [tokens for tokens in held if tokens <= last]
+    if not before:
+        there = ", ".join(map(str, sorted(held)[:3])) or "none"
+        raise UserError(
+            f"{run} has no checkpoint up to {last} tokens, where it and this branch are one run no longer; there is {there}\n"
+            f"(a run keeps its newest checkpoint.keep, every checkpoint.keep_every-th, and the one where its decay begins; a "
+            f"smaller quantized share, quant.start=..., begins later)"
+        )
+    return max(before)
+
+
+def _held(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their tokens."""
+    held: dict[int, Path] = {}
+    for folder in newest_first(run / "checkpoints"):
+        try:
+            held[Manifest.read(folder).progress.tokens] = folder
+        except BrokenCheckpointError:
+            continue
+    return held
 
 
 def main(arguments: list[str], start: Start | None = None) -> int:

@@ -12,11 +12,13 @@ from parallel.engine.native import LossSums, NativeEngine, WholeModelRunner
 from parallel.mesh import Meshes
 from parallel.pipeline import Part, PipelineRunner, Stage, stage_count
 from train.config import Config, ModelConfig
+from train.config.sections import QatConfig
 from train.huggingface import places, tensors
 from train.model.decoder import Decoder, Multipliers
 from train.model.initialize import fill, init_std
 from train.model.loss import loss_sums
 from train.optimizer import build_optimizer
+from train.quantization import is_scale, quantize_stage
 
 PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -43,7 +45,10 @@ def build_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, s
 
 
 def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fill | None = None) -> NativeEngine:
-    """Model and optimizer of this rank, composed, filled (with initial values, unless told otherwise) and ready to step."""
+    """Model and optimizer of this rank, composed, filled (with initial values, unless told otherwise) and ready to step.
+
+    Where weights are to be quantized, `train.quantization.Quantization` says when.
+    """
     parts = build_parts(config, meshes, device, fill or initial_values(config))
     group = meshes.parameters.get_group("tensor")
     sums = partial(loss_sums, z_loss=config.train.z_loss, vocabulary_group=group if group.size() > 1 else None)
@@ -58,7 +63,9 @@ def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fil
         device=device,
         clip_norm=config.optimizer.clip_norm,
         vocab_size=config.model.vocab_size,
-        tied="embedding.weight" if config.model.tie_embeddings else None,
+        tied=("embedding.weight", *(["embedding.scale"] if isinstance(config.quant, QatConfig) else []))
+        if config.model.tie_embeddings
+        else (),
     )
 
 
@@ -68,10 +75,17 @@ def initial_values(config: Config) -> Fill:
     Raises:
         UserError: the files of `model.initial_weights` cannot be read.
     """
+    stored = None
     if config.model.initial_weights is not None:
-        return stored_values(config.model, Path(config.model.initial_weights).expanduser())
+        stored = stored_values(config.model, Path(config.model.initial_weights).expanduser())
 
     def fill_slice(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        if is_scale(name):
+            local.fill_(1.0)  # until the weights are quantized, and it is made from them
+            return
+        if stored is not None:
+            stored(name, local, offset, shape)
+            return
         std = init_std(name, config.model.num_layers, config.model.init_std, config.mup_width)
         fill(local, offset, shape, name=name, seed=config.run.seed, std=std)
 
@@ -113,8 +127,9 @@ def build_parts(config: Config, meshes: Meshes, device: torch.device, fill: Fill
         compile=config.train.compile,
         bf16=config.train.precision == "bf16",
     )
-    shape, sequence = config.model.shape, config.train.sequence
-    return compose(shape, sequence, build_stage, meshes, composition, device=device, fill=fill)
+    shape, sequence, quant = config.model.shape, config.train.sequence, config.quant
+    quantize = {"quantize": partial(quantize_stage, quant)} if isinstance(quant, QatConfig) else {}
+    return compose(shape, sequence, build_stage, meshes, composition, device=device, fill=fill, **quantize)
 
 
 def _pipeline_runner(config: Config, parts: list[Part], meshes: Meshes, device: torch.device, sums: LossSums) -> PipelineRunner:

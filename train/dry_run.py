@@ -17,6 +17,8 @@ from parallel.pipeline import cut, rank_of_stage, stage_count
 from parallel.tensor import SPLIT_DIMS
 from train.build import PARAMETER_DTYPES, build_model
 from train.config import Config
+from train.config.sections import QatConfig
+from train.quantization import quantize_stage
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,16 @@ def shares(config: Config) -> list[Share]:
     for stage in cut(config.model.shape, config.train.sequence, num_stages):
         rank = rank_of_stage(stage.index, layout.pipeline, parallel.pipeline_schedule)
         model = build_model(config.model, torch.float32, torch.device("meta"), stage)
+        scales = quantize_stage(config.quant, model) if isinstance(config.quant, QatConfig) else ()
         layers[rank].extend(stage.layers)
         for name, parameter in model.named_parameters():
             module = name.rpartition(".")[0]
             role = next(role for pattern, role in model.tensor_roles().items() if fnmatchcase(module, pattern))
             sizes = list(parameter.shape)
-            if (dim := SPLIT_DIMS.get(role)) is not None:
+            if (dim := SPLIT_DIMS.get(role)) is not None and sizes[dim] > 1:
                 sizes[dim] //= layout.tensor
-            sizes[0] = -(-sizes[0] // (layout.shard * layout.context))
+            if name not in scales:  # those are whole on every data rank
+                sizes[0] = -(-sizes[0] // (layout.shard * layout.context))
             slices[rank].append(math.prod(sizes))
     return [Share(rank, layers[rank], sum(slices[rank]), max(slices[rank])) for rank in slices]
 

@@ -1,4 +1,7 @@
-"""`foretrain export RUN --format huggingface --out DIR`: a run's weights in a format that others read."""
+"""`foretrain export RUN --format huggingface|int-packed --out DIR`: a run's weights in a format that others read.
+
+Quantized matrices are written as the forward pass uses them.
+"""
 
 import json
 import math
@@ -16,6 +19,8 @@ import typer
 
 from parallel.environment import leave
 from train.errors import RunFailed, UserError
+from train.evaluate import check_rounding
+from train.generate import generation_config
 from train.huggingface import INDEX, SINGLE, describe, folded, places
 from train.run_directory import load_run_config
 
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
 
     from parallel.compose import Fill
 
-FORMATS = ("huggingface",)
+FORMATS = ("huggingface", "int-packed")
 SHARD_BYTES = 5_000_000_000  # what transformers' own save_pretrained cut at for years
 _DTYPES = {"fp32": ("F32", "float32"), "bf16": ("F32", "float32"), "fp64": ("F64", "float64")}  # as parameters are stored
 _ITEM_BYTES = {"F32": 4, "F64": 8}
@@ -45,18 +50,24 @@ def export(
     run: Annotated[Path, typer.Argument(help="a run's folder, such as runs/demo")],
     out: Annotated[Path, typer.Option(help="the folder to write; it must be empty or not exist")],
     format: Annotated[str, typer.Option(help=f"one of: {', '.join(FORMATS)}")] = FORMATS[0],
+    quantize: Annotated[
+        str | None, typer.Option(help="round the weights of a full-precision run to nearest first: bits=4, or bits=4,group=64")
+    ] = None,
 ) -> None:
     """Write a run's newest weights, its configuration and its tokenizer as a model that other programs load."""
     if format not in FORMATS:
         raise UserError(f"--format {format}: no such format; there is {', '.join(FORMATS)}")
-    export_huggingface(run, out)
+    if quantize is not None:
+        check_rounding(generation_config(run, []), quantize)
+    write = export_huggingface if format == "huggingface" else export_int_packed
+    write(run, out, quantize=quantize)
 
 
-def export_huggingface(run: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+def export_huggingface(run: Path, out: Path, *, shard_bytes: int = SHARD_BYTES, quantize: str | None = None) -> None:
     """Write `out` in Hugging Face's format, whole or not at all, and print what was written.
 
-    The weights are those of the run, bit for bit, but for those that the model's multipliers go into. No more than two
-    parameters are in memory at a time.
+    The weights are those that the run's forward pass uses, bit for bit, but for those that the model's multipliers go into. No
+    more than a few parameters are in memory at a time. `quantize`: see `train.use.weights_to_use`.
 
     Raises:
         UserError: `run` is not a run with weights, has no counterpart there, or `out` is in use.
@@ -80,16 +91,17 @@ def export_huggingface(run: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) 
             "split_special_tokens": True,
         },
     }
-    from train.weights import weights_of
+    from train.use import weights_to_use
 
+    weights = weights_to_use(run, config, quantize)
     tensors = []
     for ours, place in places(config.model.shape).items():
         parameters = math.prod(place.shape)
         tensors.append(_Tensor(ours, place.name, place.shape, parameters, parameters * _ITEM_BYTES[stored_dtype]))
-    with weights_of(run) as weights, _folder(out) as folder:
+    with _folder(out) as folder:
 
         def fill(name: str, local: "Tensor", offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
-            weights(name, local, offset, shape)
+            local.copy_(weights.used(name, shape))
             if (factor := folded(name, config.model)) != 1.0:
                 local.mul_(factor)
 
@@ -98,7 +110,58 @@ def export_huggingface(run: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) 
         _write_weights(folder, tensors, stored_dtype, fill, shard_bytes)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     count = sum(tensor.parameters for tensor in tensors)
-    print(f"{out}: {description['architectures'][0]}, {count:,} parameters in {torch_dtype}")
+    width = f", in values of {weights.quant.bits:g} bits" if weights.quant is not None else ""
+    _show(out, f"{description['architectures'][0]}, {count:,} parameters in {torch_dtype}{width}", sizes)
+
+
+def export_int_packed(run: Path, out: Path, *, quantize: str | None = None) -> None:
+    """Write `out` as packed integers, scales and a header (see `quant.export`), whole or not at all; print what was written.
+
+    Raises:
+        UserError: `run` is not a run with weights, they are not quantized and are not to be, or `out` is in use.
+        RunFailed: the disk refused; `out` is as it was.
+    """
+    import dataclasses
+
+    import torch
+    from safetensors.torch import save
+
+    from quant.export import HEADER, WEIGHTS, header_text, pack_matrix
+    from train.build import build_model
+    from train.use import weights_to_use
+
+    config = load_run_config(run)
+    tokenizer, _, end_of_text = _read_tokenizer(run)
+    weights = weights_to_use(run, config, quantize)
+    if weights.quant is None:
+        raise UserError(
+            f"the weights of {run} are in full precision: --quantize bits=4 rounds them, --format huggingface does not"
+        )
+    tensors, matrices = {}, {}
+    for name, parameter in build_model(config.model, torch.float32, torch.device("meta")).named_parameters():
+        shape, precision = tuple(parameter.shape), weights.precision(name)
+        if precision is None:
+            tensors[name] = weights.parameter(name, shape)
+            continue
+        packed = pack_matrix(*weights.matrix(name, shape, precision), precision)
+        tensors[f"{name}.packed"], tensors[f"{name}.scale"], matrices[name] = packed.packed, packed.scale_OG, packed.entry
+    model = {**dataclasses.asdict(config.model), "sequence": config.train.sequence, "end_of_text": end_of_text}
+    with _folder(out) as folder:
+        _write(folder / HEADER, [header_text(matrices, model).encode()])
+        _write(folder / WEIGHTS, [save(tensors)])
+        _write(folder / "tokenizer.json", [_json(tokenizer)])
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    count = sum(math.prod(entry["shape"]) for entry in matrices.values())
+    _show(
+        out,
+        f"{len(matrices)} matrices, {count:,} parameters of {weights.quant.bits:g} bits (embedding and head at least "
+        f"{weights.quant.embedding_bits:g})",
+        sizes,
+    )
+
+
+def _show(out: Path, what: str, sizes: Mapping[str, int]) -> None:
+    print(f"{out}: {what}")
     for name, size in sizes.items():
         print(f"  {name:34} {size:>18,} bytes")
 

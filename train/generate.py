@@ -98,17 +98,11 @@ def continue_prompt(
     except UnicodeEncodeError:
         raise UserError("the prompt is not UTF-8 text") from None
     import torch
-    import torch.distributed as dist
     from tokenizers import Tokenizer
 
-    from parallel.mesh import build_meshes
-    from train.build import build_engine
-    from train.weights import newest_checkpoint, read_weights
+    from train.use import ready_engine, weights_to_use
 
-    folder = newest_checkpoint(run)
-    meshes = build_meshes(config.parallel.layout, world.device)
-    engine = build_engine(config, meshes, world.device, fill=lambda *slice_of_parameter: None)
-    engine.load(lambda state: read_weights(folder, state, dist.group.WORLD), optimizer=False)
+    engine = ready_engine(weights_to_use(run, config), world)
     try:
         tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
         tokenizer.encode_special_tokens = True

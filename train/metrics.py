@@ -15,6 +15,8 @@ from scaling.record import RunRecord
 from train.build import COMPUTE_DTYPES
 from train.checkpoint.saver import Saver
 from train.config import Config
+from train.config.sections import QatConfig
+from train.quantization import quantizer_name
 from train.run_directory import now
 
 WARMUP_STEPS = 2  # left out of the speed: first allocations, compilation and the memory tracker fall into them
@@ -32,6 +34,8 @@ def new_record(config: Config, world: World) -> RunRecord:
         tokens=0,
         flops=0.0,
         tokens_per_parameter=0.0,
+        bits=config.quant.bits if isinstance(config.quant, QatConfig) else None,
+        quantizer=quantizer_name(config.quant) if isinstance(config.quant, QatConfig) else None,
         peak_learning_rate=config.schedule.peak,
         schedule=config.schedule.name,
         batch_tokens=config.train.batch_tokens,

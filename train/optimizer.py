@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 from parallel.engine.protocol import Optimizer
 from train.config import Config
-from train.config.sections import AdamConfig, AdamWConfig, MuonConfig
+from train.config.sections import AdamConfig, AdamWConfig, MuonConfig, QatConfig
 from train.model.initialize import is_inner_matrix
+from train.quantization import is_scale, precision_of, weight_of
 
 Group = dict[str, Any]
 
+SCALE_EPS = 1e-15
+"""AdamW's epsilon for scales: LSQ's factor makes their gradients so small (1e-9 in large matrices) that 1e-8 holds them."""
+
 
 def build_optimizer(config: Config, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
-    """AdamW, or Muon with AdamW for what is no matrix of a block. Matrices decay; norms and the embedding table do not.
+    """AdamW, or Muon with AdamW for what is no matrix of a block. Matrices decay; norms, scales and the embedding table do not.
 
     The engine sets the learning rate before every step: the schedule's times a group's `lr_scale`. Under muP that is the base
     width over the hidden size for the matrices of the blocks (Shen et al., arXiv 2408.13359, table 1), else 1.
@@ -23,17 +27,35 @@ def build_optimizer(config: Config, named_parameters: Iterable[tuple[str, nn.Par
     inner: list[nn.Parameter] = []
     head: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    scales: dict[float, list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
+        if is_scale(name):
+            scales.setdefault(_scale_rate(config, name), []).append(parameter)
+            continue
         kind = plain if parameter.dim() < 2 or name.startswith("embedding.") else inner if is_inner_matrix(name) else head
         kind.append(parameter)
     optimizer, decay = config.optimizer, config.optimizer.weight_decay
     rest: list[Group] = [
         {"params": head, "weight_decay": decay, "lr_scale": 1.0},
         {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
+        *({"params": alike, "weight_decay": 0.0, "lr_scale": rate, "eps": SCALE_EPS} for rate, alike in scales.items()),
     ]
     if isinstance(optimizer, AdamWConfig):
         return _adamw(optimizer, [{"params": inner, "weight_decay": decay, "lr_scale": 1 / (config.mup_width or 1.0)}, *rest])
     return MuonWithAdamW(_muon(optimizer, inner), _adamw(optimizer, rest))
+
+
+def _scale_rate(config: Config, name: str) -> float:
+    """The `lr_scale` of a quantizer's scale: the weight's, over the largest level that the scale multiplies.
+
+    A step of Adam moves a number by about the learning rate, whatever the size of its gradient. Over the largest level it moves
+    no quantized value by more. (The paper on quantization-aware pretraining does not say what it does; arXiv 2509.22935.)
+    """
+    quant = config.quant
+    assert isinstance(quant, QatConfig)
+    weight, module = weight_of(name), name.rpartition(".")[0]
+    rate = 1 / (config.mup_width or 1.0) if is_inner_matrix(weight) else 1.0
+    return quant.scale_learning_rate * rate / precision_of(quant, module).levels.largest
 
 
 def _adamw(config: AdamConfig, groups: list[Group]) -> torch.optim.AdamW:

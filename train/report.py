@@ -12,6 +12,7 @@ from rich.table import Table
 
 from scaling.record import EvaluationLine, RunRecord, StepLine, read_metrics
 from train.config import Config
+from train.config.quantization import qat_phase
 from train.data.shards import Shards
 
 log = logging.getLogger("foretrain")
@@ -58,6 +59,9 @@ def announce(config: Config, record: RunRecord, shards: Shards) -> None:
         config.parallel.layout,
         config.train.precision,
     )
+    if (phase := qat_phase(config)) is not None:
+        share = 1.0 - phase.start / config.total_tokens
+        log.info("quantized from %s tokens on, %.1f %% of the run (%s)", f"{phase.start:,}", 100 * share, phase.why)
     epochs = config.total_tokens / shards.train.tokens
     log.info("data: %s (%s training tokens, %.2f epochs)", shards.folder, f"{shards.train.tokens:,}", epochs)
 

@@ -35,6 +35,7 @@ from scaling.record import (
 from train.checkpoint.manifest import NAME as MANIFEST
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, newest_first, remove, step_of
 from train.config import Config, parse_config
+from train.config.quantization import qat_phase
 from train.errors import RunFailed, UserError
 
 log = logging.getLogger("foretrain")
@@ -42,6 +43,7 @@ log = logging.getLogger("foretrain")
 LOCK_WAIT_SECONDS = 5.0
 _MAX_DIFFERENCES = 3  # a message is one to five lines
 # What decides the names and shapes of a model's tensors.
+_SCALES = ("bits", "group", "embedding_bits")
 _TENSORS = (*(field.name for field in dataclasses.fields(ModelShape)),)
 
 
@@ -282,6 +284,7 @@ class RunDirectory:
             tokens = Manifest.read(folder).progress.tokens
         except BrokenCheckpointError as error:
             raise UserError(f"run.trunk={folder} is not what was saved: {error}") from None
+        _require_same_precision(folder, before, config, tokens)
         if tokens >= config.total_tokens:
             raise UserError(
                 f"run.trunk={folder} has {tokens} tokens, this run is to have {config.total_tokens}: raise train.tokens"
@@ -301,6 +304,27 @@ class RunDirectory:
                 lines = [f"{self.checkpoint} is of a run that differs (run.resume_force=true goes on all the same) in", *shown]
             raise UserError("\n  ".join(lines) + (f" and {more} more" if more else ""))
         self._forced = bool(differences)
+
+
+def _require_same_precision(folder: Path, before: Config, config: Config, tokens: int) -> None:
+    """Refuse a trunk whose checkpoint holds scales where this run has none yet, or the other way round, or others.
+
+    Raises:
+        UserError: that is so.
+    """
+    theirs, ours = qat_phase(before), qat_phase(config)
+    quantized = theirs is not None and theirs.holds(tokens)
+    if quantized != (ours is not None and ours.holds(tokens)):
+        there, here = ("is quantized", "is not") if quantized else ("is not quantized", "is")
+        begin = f", which begins at {ours.start} tokens ({ours.why})" if ours is not None else ""
+        raise UserError(
+            f"run.trunk={folder} {there} at its {tokens} tokens, this run {here} by then{begin}: choose a checkpoint before "
+            f"both quantized phases, or another quant.start"
+        )
+    if quantized and (lines := _differences(_section(before, "quant", _SCALES), _section(config, "quant", _SCALES), "quant")):
+        raise UserError(
+            "\n  ".join([f"run.trunk={folder} is quantized in another way: it differs in", *lines[:_MAX_DIFFERENCES]])
+        )
 
 
 def path_of(config: Config) -> Path:

@@ -11,6 +11,7 @@ import typer
 from parallel.environment import leave
 from schedulers.schedule import PowerLaw, Schedule
 from train.config import Config, load_config, require, schedule_of
+from train.config.quantization import qat_phase
 from train.errors import RunFailed, UserError
 
 WIDTH, HEIGHT = 72, 10  # characters of the drawing in the terminal
@@ -44,7 +45,16 @@ def phases(config: Config) -> list[tuple[str, int, int]]:
         and found.phase(bend := round(found.trunk.bend)) == "stable"
     ):
         borders.add(bend)
-    return [(_name(found, first, last), first, last) for first, last in itertools.pairwise(sorted(borders))]
+    start = total
+    if (phase := qat_phase(config)) is not None:
+        start = phase.start
+        borders |= {start, *found.borders()}
+        if found.then is not None:
+            borders.add(start + found.then[1].warmup_tokens)
+    return [
+        (_name(found, first, last) + (", quantized" if first >= start else ""), first, last)
+        for first, last in itertools.pairwise(sorted(borders))
+    ]
 
 
 def _name(schedule: Schedule, first: int, last: int) -> str:
@@ -67,13 +77,21 @@ def _show(config: Config) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for name, first, last in phases(config):
-        start = found.trunk(first) if name != "warmup" else found.learning_rate(0)
-        rates = (f"{rate:.6g}" for rate in (start, found.learning_rate(last)))
+        rates = (f"{rate:.6g}" for rate in (_rate_from(found, first), found.learning_rate(last)))
         table.add_row(name, f"{first:,}", f"{last:,}", f"{last - first:,}", *rates)
     Console(width=100).print(table)
+    if (phase := qat_phase(config)) is not None:
+        print(f"quantized from {phase.start:,} tokens on ({phase.why})")
     if len(batches.stages) > 1:
         sizes = batches.stages
         print(f"batch: {sizes[0].batch_tokens:,} tokens, {sizes[-1].batch_tokens:,} from {sizes[-1].tokens:,} on")
+
+
+def _rate_from(schedule: Schedule, first: int) -> float:
+    """Where the rate is as a phase begins: behind a jump, not before it."""
+    if schedule.then is not None and first >= schedule.then[0]:
+        return _rate_from(schedule.then[1], first - schedule.then[0])
+    return schedule.trunk(first) if schedule.phase(first + 1) != "warmup" else schedule.learning_rate(first)
 
 
 def _in_characters(rates: list[float]) -> str:

@@ -19,7 +19,7 @@ from parallel.engine.protocol import StepResult
 from parallel.mesh import Meshes, World, build_meshes
 from scaling.record import EvaluationLine, RunRecord, StepLine, read_metrics
 from train import metrics, report
-from train.build import build_engine
+from train.build import COMPUTE_DTYPES, build_engine
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, Progress
 from train.checkpoint.saver import Saver
 from train.checkpoint.storage import read_state
@@ -31,6 +31,7 @@ from train.errors import RunFailed, UserError
 from train.health import Health, Judgement
 from train.memory import PeakMemory
 from train.profile import traced
+from train.quantization import Quantization
 from train.run_directory import RunDirectory, now, path_of
 from train.stop import StopRequest, exit_code, name_of
 from train.watchdog import Watchdog
@@ -59,6 +60,7 @@ class Trainer:
         self.loader = TrainLoader(shards.train, config.train.sequence, config.run.seed)
         self.validation = ValidationLoader(shards.validation, config.train.sequence, config.eval.tokens)
         self.engine = build_engine(config, self.meshes, world.device)
+        self.quantization = Quantization(config, self.engine, COMPUTE_DTYPES[config.train.precision])
         self.memory = PeakMemory(world.device, self.engine.parameters(), watch=not config.train.compile)
         self.record: RunRecord = metrics.new_record(config, world)
         self.peak_flops = metrics.total_peak_flops(world.device, config.train.precision)
@@ -146,6 +148,7 @@ class Trainer:
 
     def _load(self, found: Verified) -> None:
         """Take over what a checkpoint holds."""
+        self.quantization.restore(found.manifest.progress.tokens)
         try:
             self.engine.load(lambda state: read_state(found.folder, state, dist.group.WORLD))
         except BrokenCheckpointError as error:
@@ -164,7 +167,7 @@ class Trainer:
             for line in read_metrics(self.directory.path):
                 if isinstance(line, EvaluationLine):
                     evaluated = line
-                elif line.loss is not None:
+                elif line.loss is not None and self._same_precision(line.tokens):
                     losses.append(line.loss)
         told = [(losses[-self.config.health.spike_window :], evaluated)]
         dist.broadcast_object_list(told, src=0)
@@ -173,6 +176,11 @@ class Trainer:
         if evaluated is not None:
             self._take_evaluation(evaluated.validation["validation"])
         return evaluated is not None and evaluated.step == self.progress.step
+
+    def _same_precision(self, tokens: int) -> bool:
+        """Whether the step that ended there can be compared with the next one: quantized weights cost loss."""
+        phase = self.quantization.phase
+        return phase is None or phase.holds(tokens) == self.quantization.active
 
     def _take_evaluation(self, loss: float) -> None:
         validation, record = self.shards.validation, self.record
@@ -220,6 +228,10 @@ class Trainer:
 
     def _step(self, number: int) -> _Pending:
         """Begin the next step; `number` counts those of this process from 0."""
+        if self.quantization.begins(self.progress.tokens):
+            self.quantization.begin()
+            self.health.restart([])
+            log.info("step %d: the weights are quantized from here on", self.progress.step + 1)
         batch_tokens = self.batches.batch_after(self.progress.tokens)
         samples = batch_tokens // self.config.train.sequence
         with record_function("batches"):
@@ -260,9 +272,11 @@ class Trainer:
         return not self._at_end and (border or self._crosses(self.config.checkpoint_every_tokens))
 
     def _is_border(self, tokens: int) -> bool:
-        """Whether a step that ends here is the last one before a decay begins, or before the trunk goes on behind one."""
+        """Whether a step that ends here is the last one before a decay or quantization begins, or before the trunk goes on."""
         after = tokens + self.batches.batch_after(tokens)
-        return any(tokens <= border < after for border in self.schedule.borders())
+        phase = self.quantization.phase
+        borders = [*self.schedule.borders(), *([phase.start] if phase is not None and phase.start > 0 else [])]
+        return any(tokens <= border < after for border in borders)
 
     def _is_kept_for_good(self, older: int, tokens: int) -> bool:
         keep_every = self.config.checkpoint.keep_every
@@ -437,7 +451,9 @@ class Trainer:
 
     def _count(self) -> None:
         record = self.record
-        record.tokens = record.fp_tokens = self.progress.tokens
+        record.tokens, phase = self.progress.tokens, self.quantization.phase
+        record.fp_tokens = record.tokens if phase is None else min(record.tokens, phase.start)
+        record.qat_tokens = record.tokens - record.fp_tokens
         record.skipped_samples = [list(pair) for pair in self.progress.skipped]
 
     def _write_record(self) -> None:

@@ -1,13 +1,10 @@
 """The trained weights of a run, for whoever does not train: from its newest checkpoint, once that has been verified."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.compose import Fill
 from train.checkpoint.manifest import NAME as MANIFEST
 from train.checkpoint.manifest import BrokenCheckpointError, newest_first
 from train.checkpoint.storage import read_metadata, read_state, read_whole
@@ -31,18 +28,6 @@ def newest_checkpoint(run: Path) -> Path:
     except BrokenCheckpointError as error:
         raise UserError(f"{folders[0]} is not what was saved: {error}") from None
     return folders[0]
-
-
-@contextmanager
-def weights_of(run: Path) -> Iterator[Fill]:
-    """Fills whole parameters with the newest weights of a run, one by one. Raises what `newest_checkpoint` raises."""
-    folder = newest_checkpoint(run)
-
-    def fill(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
-        assert tuple(local.shape) == shape
-        read_weights(folder, {f"model.{name}": local})
-
-    yield fill
 
 
 def read_weights(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:

@@ -1,6 +1,6 @@
 """The default engine: PyTorch's own FSDP2, DTensor and pipelining under plain autograd."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -10,10 +10,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.profiler import record_function
 
 from parallel.batch import Batch
+from parallel.compose import Fill
 from parallel.engine.protocol import Optimizer, StepResult
 from parallel.gradients import align_gradients, clip, gradient_norm, sum_tied_gradients
 from parallel.mesh import Meshes
 from parallel.pipeline import Part
+from parallel.shard import local_slice
 
 LossSums = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(logits, targets) -> (objective, cross entropy, number of targets), scalars summed over the batch.
@@ -75,9 +77,9 @@ class NativeEngine:
         device: torch.device,
         clip_norm: float,
         vocab_size: int,
-        tied: str | None,
+        tied: Collection[str],
     ) -> None:
-        """`tied` names the parameter that a pipeline's first and last stage both have, if there is one."""
+        """`tied` names the parameters that a pipeline's first and last stage both have."""
         self.parts = parts
         # Asked once: between a forward pass and the next, FSDP puts gathered tensors in the place of its parameters.
         self.named_parameters = [pair for part in parts for pair in part.module.named_parameters()]
@@ -91,9 +93,10 @@ class NativeEngine:
         self.tensor_group = meshes.parameters.get_group("tensor")
         self.pipeline_group = meshes.axes.get_group("pipeline")
         self.pipelined = self.pipeline_group.size() > 1
-        self.tied_first, self.tied_last = _tied_copies(parts, tied) if self.pipelined else (None, None)
+        self.asleep: frozenset[str] = frozenset()
+        self.tied = {name: _tied_copies(parts, name) for name in tied} if self.pipelined else {}
         # Stages in a loop: the other copy is at the other end of the pipeline. V-shaped: both are on the first rank.
-        self.tied_peer = self.pipeline_group.size() - 1 if self.tied_first is not None else 0
+        self.tied_peer = self.pipeline_group.size() - 1 if any(part.stage.first for part in parts) else 0
 
     def train_step(self, batches: Sequence[Batch], *, learning_rate: float, tokens: int) -> StepResult:
         """See `Engine.train_step`."""
@@ -154,10 +157,27 @@ class NativeEngine:
         for _, parameter in self.named_parameters:
             yield parameter
 
+    def suspend(self, names: Collection[str]) -> None:
+        """See `Engine.suspend`."""
+        self.asleep = frozenset(names)
+
+    @torch.no_grad()
+    def wake(self, fill: Fill) -> None:
+        """See `Engine.wake`."""
+        for name, parameter in self.named_parameters:
+            if name in self.asleep:
+                local, offset = local_slice(parameter)
+                fill(name, local, offset, tuple(parameter.shape))
+                for kept in self.optimizer.state.get(parameter, {}).values():  # from before the run went back
+                    kept.zero_()
+        self.asleep = frozenset()
+
     def state(self, *, optimizer: bool = True) -> dict[str, Tensor]:
         """See `Engine.state`."""
         found, kept = {}, self.optimizer.state
         for name, parameter in self.named_parameters:
+            if name in self.asleep:
+                continue
             found[f"model.{name}"] = parameter.detach()
             if optimizer:
                 found |= {f"optimizer.{name}.{key}": value for key, value in kept[parameter].items()}
@@ -165,15 +185,17 @@ class NativeEngine:
 
     def load(self, read: Callable[[dict[str, Tensor]], None], *, optimizer: bool = True) -> None:
         """See `Engine.load`."""
-        if optimizer and not self.optimizer.state:
+        if optimizer and any(parameter not in self.optimizer.state for parameter in self._awake()):
             self._create_optimizer_state()
         read(self.state(optimizer=optimizer))
         # Where one rank has the first and the last stage, a tied weight is there twice, and was read once.
-        if self.tied_first is not None and self.tied_last is not None:
+        for name, (first, last) in self.tied.items():
+            if first is None or last is None or name in self.asleep:
+                continue
             with torch.no_grad():
-                self.tied_first.copy_(self.tied_last)
-            for key, value in self.optimizer.state[self.tied_last].items():
-                self.optimizer.state[self.tied_first][key].copy_(value)
+                first.copy_(last)
+            for key, value in self.optimizer.state.get(last, {}).items():
+                self.optimizer.state[first][key].copy_(value)
         for part in self.parts:
             for module in part.module.modules():
                 if isinstance(module, FSDPModule):
@@ -181,12 +203,15 @@ class NativeEngine:
 
     def _create_optimizer_state(self) -> None:
         """A step of zero gradients at a learning rate of zero: every optimizer then has all that it keeps."""
-        for _, parameter in self.named_parameters:
+        for parameter in self._awake():
             parameter.grad = torch.zeros_like(parameter)
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _awake(self) -> Iterator[nn.Parameter]:
+        return (parameter for name, parameter in self.named_parameters if name not in self.asleep)
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
         dist.all_reduce(sums, group=self.data_group)
@@ -197,10 +222,13 @@ class NativeEngine:
     def _finish_gradients(self) -> Tensor:
         """Complete the gradients, clip them, return their norm over all stages."""
         align_gradients(self.parameters())
-        sum_tied_gradients(self.tied_first, self.tied_last, self.pipeline_group, self.tied_peer)
+        tied = [copies for name, copies in self.tied.items() if name not in self.asleep]
+        for first, last in tied:
+            sum_tied_gradients(first, last, self.pipeline_group, self.tied_peer)
         gradients = {parameter: parameter.grad for parameter in self.parameters() if parameter.grad is not None}
         # A tied weight's second copy has the first one's gradient, which counts once.
-        norm = gradient_norm([grad for parameter, grad in gradients.items() if parameter is not self.tied_last], self.device)
+        second = {id(last) for _, last in tied}
+        norm = gradient_norm([grad for parameter, grad in gradients.items() if id(parameter) not in second], self.device)
         clip(list(gradients.values()), norm, self.clip_norm)
         return norm
 

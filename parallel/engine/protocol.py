@@ -1,12 +1,13 @@
 """What the training loop asks of an engine."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from parallel.batch import Batch
+from parallel.compose import Fill
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ class Engine(Protocol):
 
     def parameters(self) -> Iterator[Tensor]:
         """This rank's parameters."""
+        ...
+
+    def suspend(self, names: Collection[str]) -> None:
+        """From now on these parameters, and no others, take no part: no gradient is expected, and `state` leaves them out."""
+        ...
+
+    def wake(self, fill: Fill) -> None:
+        """From now on all parameters take part. `fill` writes the values of those that did not, on all ranks in one order; the
+        optimizer begins with them from nothing."""
         ...
 
     def state(self, *, optimizer: bool = True) -> dict[str, Tensor]:

@@ -1,13 +1,16 @@
 """Cases about how a model is composed."""
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from parallel.mesh import World, build_meshes
 from parallel.shard import shard_model
 from parallel.tensor import split_tensors
 from train.build import build_model, build_parts, initial_values
 from train.config import load_config
+from train.config.sections import QatConfig
 from train.memory import LiveBytes
+from train.quantization import quantize_stage
 
 
 def local_sizes(world: World, overrides: list[str]) -> tuple[int, int]:
@@ -27,6 +30,24 @@ def shard_before_tensor(world: World, overrides: list[str]) -> None:
     split_tensors(model, model.tensor_roles(), meshes.parameters["tensor"])
 
 
+def tensor_before_quantize(world: World, overrides: list[str]) -> tuple[int, int]:
+    """How many matrices are not split where modules are swapped before the split, and where behind it."""
+    config = load_config(overrides)
+    assert isinstance(config.quant, QatConfig)
+    mesh = build_meshes(config.parallel.layout, world.device).parameters["tensor"]
+    found = []
+    for quantize_first in (True, False):
+        model = build_model(config.model, torch.float32, torch.device("meta"))
+        if quantize_first:
+            quantize_stage(config.quant, model)
+        split_tensors(model, model.tensor_roles(), mesh)
+        if not quantize_first:
+            quantize_stage(config.quant, model)
+        matrices = [parameter for name, parameter in model.named_parameters() if "norm" not in name and "scale" not in name]
+        found.append(sum(not isinstance(parameter, DTensor) for parameter in matrices))
+    return found[0], found[1]
+
+
 def peak_bytes_of_materialising(world: World, overrides: list[str], first: str) -> int:
     """Peak of live bytes where the model is materialised before or after it is sharded."""
     config = load_config(overrides)
@@ -39,3 +60,25 @@ def peak_bytes_of_materialising(world: World, overrides: list[str], first: str) 
         if first == "shard":
             model.to_empty(device=world.device)
         return live.peak
+
+
+def dtypes_in_the_quantizer(world: World, overrides: list[str]) -> set[tuple[str, str]]:
+    """(dtype of the weight, of the scale) as the forward pass of a composed model hands them over."""
+    from unittest import mock
+
+    import quant.linear
+    from train.build import COMPUTE_DTYPES, build_engine
+    from train.quantization import Quantization
+
+    config = load_config(overrides)
+    engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
+    Quantization(config, engine, COMPUTE_DTYPES[config.train.precision]).begin()
+    seen, original = set(), quant.linear.fake_quantize
+
+    def watched(weight, scale, *rest):
+        seen.add((str(weight.dtype), str(scale.dtype)))
+        return original(weight, scale, *rest)
+
+    with mock.patch.object(quant.linear, "fake_quantize", watched):
+        engine.next_token_logits(torch.zeros(config.train.sequence, dtype=torch.int64))
+    return seen

@@ -174,3 +174,15 @@ def test_borders_are_where_others_can_go_on():
     assert schedule.borders() == [90, 100, 190, 200]
     cosine = Schedule(trunk=Constant(1.0), warmup_tokens=10, decays=((10, 100),))
     assert cosine.borders() == [100]
+
+
+def test_another_schedule_takes_over_with_its_own_tokens():
+    """Each part worked out by hand: a decay that ends at 100, then a rise over 20 and a fall to 180."""
+    second = Schedule(trunk=Constant(0.5), warmup_tokens=20, decays=((20, 80),), decay_shape="linear")
+    whole = Schedule(trunk=Constant(1.0), decays=((60, 100),), decay_shape="linear", then=(100, second))
+    rates = {60: 1.0, 80: 0.5, 100: 0.0, 110: 0.25, 120: 0.5, 150: 0.25, 180: 0.0, 999: 0.0}
+    assert {tokens: whole.learning_rate(tokens) for tokens in rates} == pytest.approx(rates)
+    assert [whole.phase(tokens) for tokens in (60, 61, 100, 101, 119, 120, 121)] == [
+        *("stable", "decay", "decay", "warmup", "warmup", "stable", "decay")
+    ]
+    assert whole.borders() == [60, 100, 180]

@@ -22,6 +22,12 @@ LENGTH = ["train.tokens=1e6", "train.batch_tokens=4000", "train.sequence=250", "
         (["schedule=power", "schedule.a=1e3"], ["warmup", "stable", "decay"]),
         (["schedule=wsd_s"], ["warmup", "stable", "decay", "stable", "decay", "stable", "decay"]),
         (["schedule=wsd", "schedule.decay_fraction=0"], ["warmup", "stable"]),
+        (["quant=qat", "quant.start=0.9"], ["warmup", "stable", "decay, quantized"]),
+        (["quant=qat", "quant.start=0.5"], ["warmup", "stable", "stable, quantized", "decay, quantized"]),
+        (
+            ["quant=qat", "quant.start=0.5", "quant.fuse_decay=false"],
+            ["warmup", "stable", "decay", "warmup, quantized", "decay, quantized"],
+        ),
     ],
 )
 def test_phases_cover_the_run_in_order(words, names):

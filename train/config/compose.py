@@ -108,7 +108,8 @@ def _describe(detail: Any) -> str:
         return f"{key}{given}: input should be a list; type '{key}=[{_word(detail['input'])}]'"
     if detail["type"] == "string_pattern_mismatch":
         return f"{'.'.join(words)}{given}: use letters, digits, '.', '_' and '-', and begin with a letter or digit"
-    return f"{'.'.join(words)}{given}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(words)}{given}: {message[0].lower()}{message[1:]}"
 
 
 def _compose(overrides: Sequence[str]) -> Any:

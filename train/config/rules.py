@@ -11,8 +11,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from train import huggingface
+from train.config.quantization import qat_phase
 from train.config.schedules import schedule_of
-from train.config.sections import AdamWConfig, Config, ConstantScheduleConfig, CosineScheduleConfig, WsdSScheduleConfig
+from train.config.sections import (
+    AdamWConfig,
+    Config,
+    ConstantScheduleConfig,
+    CosineScheduleConfig,
+    QatConfig,
+    WsdSScheduleConfig,
+)
 from train.errors import UserError
 
 
@@ -36,7 +44,8 @@ def check(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> 
     """One line for every rule broken, with its numbers. `overrides` are what the user typed, for the line to type instead."""
     yield from _about_layout(config, world_size, overrides)
     yield from _optimizer(config)
-    yield from _schedule(config)
+    quantization = list(_quantization(config))
+    yield from quantization or _schedule(config)
     yield from _initial_weights(config)
 
 
@@ -50,6 +59,7 @@ def _about_layout(config: Config, world_size: int, overrides: Sequence[str]) -> 
 def _divisions(config: Config) -> Iterator[str]:
     """What the layout divides must be divisible."""
     yield from _model(config)
+    yield from _groups(config)
     yield from _length(config)
     yield from _pipeline(config)
 
@@ -210,12 +220,55 @@ def _optimizer(config: Config) -> Iterator[str]:
         )
 
 
+def _groups(config: Config) -> Iterator[str]:
+    """A group of columns lies on one rank: a row that tensor parallelism splits is split between groups."""
+    quant, model, tensor = config.quant, config.model, config.parallel.tensor
+    if not isinstance(quant, QatConfig) or isinstance(quant.group, str):
+        return
+    split = {"model.num_heads x model.head_dim": model.num_heads * model.head_dim, "model.ffn_size": model.ffn_size}
+    if any(size % tensor for size in split.values()):
+        return  # which is reported already
+    over = f" / parallel.tensor={tensor}" if tensor > 1 else ""
+    columns = {"model.hidden_size": model.hidden_size, **{f"{key}{over}": size // tensor for key, size in split.items()}}
+    if undivided := [f"{key} = {size}" for key, size in columns.items() if size % quant.group]:
+        yield (
+            f"quant.group={quant.group} does not divide {', '.join(undivided)}: take row, or a divisor of "
+            f"{math.gcd(*columns.values())}, which divides every row of this model"
+        )
+
+
+def _quantization(config: Config) -> Iterator[str]:
+    quant, schedule = config.quant, config.schedule
+    if not isinstance(quant, QatConfig) or not _knows_its_tokens(config):
+        return
+    phase, total = qat_phase(config), config.total_tokens
+    assert phase is not None
+    if phase.start >= total:
+        yield (
+            f"{phase.why}: less than one step of the run's {total} tokens would be quantized; type quant.start=0.8, or "
+            f"another share of the tokens before quantization that leaves a step"
+        )
+    if schedule.name == "wsd_s" or (schedule.name == "cosine" and quant.fuse_decay):
+        remedy = " or quant.fuse_decay=false" * (schedule.name == "cosine")
+        yield (
+            f"schedule={schedule.name} decays in full precision, which quant.fuse_decay={str(quant.fuse_decay).lower()} has no "
+            f"place for: take schedule=wsd, power or constant{remedy}"
+        )
+    if not quant.fuse_decay and (rewarm := quant.rewarm_peak) is not None and getattr(schedule, "floor", 0.0) > rewarm:
+        yield f"schedule.floor={getattr(schedule, 'floor', 0.0)} is above quant.rewarm_peak={rewarm}"
+    if not quant.fuse_decay and phase.start == 0 and schedule.name != "constant":
+        yield "quant.fuse_decay=false needs tokens in full precision to decay in: raise quant.start, or set it to true"
+
+
+def _knows_its_tokens(config: Config) -> bool:
+    """Whether the length is known and means something; if not, that is reported already."""
+    return (config.train.tokens is None) != (config.train.steps is None) and not any(_batch_warmup(config))
+
+
 def _schedule(config: Config) -> Iterator[str]:
     schedule = config.schedule
-    if (config.train.tokens is None) == (config.train.steps is None):
-        return  # the length is unknown, which is reported already
-    if any(_batch_warmup(config)):
-        return  # its tokens mean nothing
+    if not _knows_its_tokens(config):
+        return
     total = config.total_tokens
     if isinstance(schedule, WsdSScheduleConfig):
         ends = list(_ends(config, schedule))

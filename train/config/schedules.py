@@ -3,18 +3,45 @@
 from dataclasses import replace
 
 from schedulers.schedule import Constant, PowerLaw, Schedule, final_decay, periodic_decays
+from train.config.quantization import qat_phase
 from train.config.sections import (
     Config,
     ConstantScheduleConfig,
     CosineScheduleConfig,
     PowerScheduleConfig,
+    QatConfig,
     WsdSScheduleConfig,
 )
 
 
 def schedule_of(config: Config) -> Schedule:
-    """The learning rate as a function of tokens."""
-    schedule, total = config.schedule, config.total_tokens
+    """The learning rate as a function of tokens.
+
+    Quantization-aware training with `quant.fuse_decay`: the decay is the last `decay_fraction` of the run, but none of it in
+    full precision: a shorter quantized phase is decay from its first step to its last. Without: the schedule over the tokens in
+    full precision, decay included; then a warmup and a decay over the quantized ones (arXiv 2509.22935 compares the two;
+    neither the shares nor the shapes are known from it, so they are configuration).
+    """
+    phase = qat_phase(config)
+    if phase is None or not isinstance(config.quant, QatConfig):
+        return _schedule_over(config, config.total_tokens, config.total_tokens)
+    quantized_tokens = config.total_tokens - phase.start
+    if config.quant.fuse_decay:
+        return _schedule_over(config, config.total_tokens, quantized_tokens)
+    first = _schedule_over(config, phase.start, phase.start)
+    rewarm_tokens = round(config.quant.rewarm_fraction * quantized_tokens)
+    second = replace(
+        first,
+        trunk=Constant(config.quant.rewarm_peak or config.schedule.peak),
+        warmup_tokens=rewarm_tokens,
+        decays=((rewarm_tokens, quantized_tokens),) if not isinstance(config.schedule, ConstantScheduleConfig) else (),
+    )
+    return replace(first, then=(phase.start, second))
+
+
+def _schedule_over(config: Config, total: int, longest_decay: int) -> Schedule:
+    """The schedule of so many tokens, with no decay longer than `longest_decay`."""
+    schedule = config.schedule
     found = Schedule(
         trunk=Constant(schedule.peak),
         warmup_tokens=schedule.warmup_tokens,
@@ -31,7 +58,7 @@ def schedule_of(config: Config) -> Schedule:
     if isinstance(schedule, WsdSScheduleConfig):
         decays = periodic_decays(ends_of(config, schedule), schedule.decay_fraction)
     else:
-        decays = final_decay(total, round(schedule.decay_fraction * total))
+        decays = final_decay(total, min(round(schedule.decay_fraction * total), longest_decay))
     return replace(
         found,
         decays=decays,

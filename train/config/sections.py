@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from parallel.layout import Layout
@@ -256,6 +256,70 @@ class WsdSScheduleConfig(DecayConfig):
     """tokens at which the decays end, whole steps (the run's end is added); null: a quarter, half and the whole of the run"""
 
 
+BITS = (1.0, 1.58, 2.0, 3.0, 4.0, 6.0, 8.0)
+"""The widths that there are quantizers for."""
+
+
+def _bits(value: Any) -> Any:
+    if not isinstance(value, int | float) or isinstance(value, bool) or float(value) not in BITS:
+        raise ValueError(f"there are quantizers for {', '.join(f'{bits:g}' for bits in BITS)} bits")
+    return float(value)
+
+
+def _group(value: Any) -> Any:
+    if value != "row" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError("type row, or how many columns share a scale, such as 64")
+    return value
+
+
+def _start(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != "auto" and not (number and 0 <= value < 1):
+        raise ValueError("type auto, or the share of the tokens before quantization, from 0 to below 1")
+    return float(value) if number else value
+
+
+Bits = Annotated[float, BeforeValidator(_bits)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class NoQuantConfig:
+    """Full precision."""
+
+    name: Literal["none"]
+    """which kind of low-precision weights"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class QatConfig:
+    """Quantization-aware training: full precision first, then quantized weights with learned scales."""
+
+    name: Literal["qat"]
+    """which kind of low-precision weights"""
+    bits: Bits
+    """width of the weights: 1, 1.58 (ternary), 2, 3, 4, 6 or 8"""
+    group: Annotated[int | Literal["row"], BeforeValidator(_group)]
+    """what shares a scale: row, or so many columns of a row"""
+    embedding_bits: Bits
+    """the embedding and the head have at least this width"""
+    activation_bits: Literal[8] | None
+    """8: the inputs of the blocks' linears are rounded to 8 bits, one scale per token; null: they are left alone"""
+    start: Annotated[float | Literal["auto"], BeforeValidator(_start)]
+    """share of the run's tokens before the weights are quantized; auto: 1 - f* of the compute-optimal QAT paper"""
+    fuse_decay: bool
+    """true: the learning rate decays once, while the weights are quantized; false: it decays in full precision as the schedule
+    has it, then rises and decays again"""
+    rewarm_fraction: Annotated[float, Field(ge=0, lt=1)]
+    """without fuse_decay: share of the quantized tokens over which the rate rises again; the rest of them is its decay"""
+    rewarm_peak: Annotated[float, Field(gt=0)] | None
+    """without fuse_decay: the rate that it rises to; null: schedule.peak"""
+    scale_floor: Annotated[float, Field(gt=0)]
+    """no scale counts as less"""
+    scale_learning_rate: Annotated[float, Field(gt=0)]
+    """learning rate of the scales, times the weight's over the largest level: at 1 a step moves no quantized value further
+    through its scale than through its weight"""
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class RunConfig:
     """Identity of the run and its place on disk."""
@@ -381,6 +445,7 @@ class ParallelConfig:
 Corpus = Annotated[StdlibCorpusConfig | FilesCorpusConfig, Field(discriminator="name")]
 Tokenizer = Annotated[BpeTokenizerConfig | BytesTokenizerConfig | FileTokenizerConfig, Field(discriminator="name")]
 Optimizer = Annotated[AdamWConfig | MuonConfig, Field(discriminator="name")]
+Quant = Annotated[NoQuantConfig | QatConfig, Field(discriminator="name")]
 Schedule = Annotated[
     ConstantScheduleConfig | CosineScheduleConfig | WsdScheduleConfig | PowerScheduleConfig | WsdSScheduleConfig,
     Field(discriminator="name"),
@@ -397,6 +462,7 @@ class Config:
     tokenizer: Tokenizer
     optimizer: Optimizer
     schedule: Schedule
+    quant: Quant
     train: TrainConfig
     parallel: ParallelConfig
     eval: EvalConfig
@@ -452,7 +518,9 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """What makes it this run and no other: everything that the losses depend on, nothing that they do not."""
         plain = self.as_dict()
-        sections = {name: dict(plain[name]) for name in ("model", "data", "tokenizer", "optimizer", "schedule", "train")}
+        sections = {
+            name: dict(plain[name]) for name in ("model", "data", "tokenizer", "optimizer", "schedule", "quant", "train")
+        }
         sections["run"] = {"seed": self.run.seed, "trunk": self.run.trunk}
         sections["eval"] = {"tokens": self.eval.tokens}
         for section, key in (

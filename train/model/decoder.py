@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from parallel.compose import StageModel
 from parallel.shape import ModelShape
 from parallel.tensor import Role
+from quant.linear import QuantEmbedding
 from train.model.attention import Attention, document_mask, rotary_angles
 
 
@@ -83,6 +84,11 @@ class TiedHead(nn.Module):
         return F.linear(hidden_BSE, table_VE)
 
 
+def table_of(embedding: nn.Embedding) -> Tensor:
+    """The table that an embedding looks up in: a quantized one where its weight is quantized."""
+    return embedding.used_weight() if isinstance(embedding, QuantEmbedding) else embedding.weight
+
+
 class Decoder(StageModel):
     """Token ids (B, S) to logits (B, S, V), or a stage of that: consecutive layers, hidden states (B, S, E) in or out.
 
@@ -149,6 +155,6 @@ class Decoder(StageModel):
         if self.norm is None or self.head is None:
             return hidden_BSE
         hidden_BSE = scaled(self.norm(hidden_BSE), self.multipliers.logit)  # fewer numbers than logits
-        table = (self.embedding.weight,) if isinstance(self.head, TiedHead) and self.embedding is not None else ()
+        table = (table_of(self.embedding),) if isinstance(self.head, TiedHead) and self.embedding is not None else ()
         logits_BSV: Tensor = self.head(hidden_BSE, *table)
         return logits_BSV

@@ -1,0 +1,174 @@
+"""Linears and embeddings that may use their weights quantized, and the swap that puts them into a model.
+
+The full-precision weight stays an ordinary parameter, to sharding, checkpoints and optimizers; the scale is another one. Until
+`active` is set the scale is not touched and the module is its base class, bit for bit.
+
+Shape suffixes: O output rows, I input columns, G groups of columns in a row.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement
+
+from quant.quantizer import LEVELS, Levels, fake_quantize, fake_quantize_tokens, first_scale
+
+SCALE = "scale"
+"""The name of a scale in its module; its weight is called `weight`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How a matrix is quantized."""
+
+    bits: float
+    """1, 1.58, 2, 3, 4, 6 or 8"""
+    group: int | None = None
+    """columns that share a scale; None: a row has one"""
+    scale_floor: float = 1e-5
+    """no scale counts as less"""
+    activation_bits: int | None = None
+    """8: the input is rounded to 8 bits per token; None: it is left alone"""
+
+    @property
+    def levels(self) -> Levels:
+        """The values that a weight may take."""
+        return LEVELS[self.bits]
+
+    def groups(self, columns: int) -> int:
+        """Scales of a row of so many columns, which the group must divide."""
+        assert self.group is None or columns % self.group == 0, f"{columns} columns in groups of {self.group}"
+        return 1 if self.group is None else columns // self.group
+
+    def first_scale(self, weight_OI: Tensor) -> Tensor:
+        """The scales (O, G) that quantization of a whole matrix begins with."""
+        return first_scale(weight_OI, self.levels, self.groups(weight_OI.shape[1]))
+
+
+class _Quantized:
+    """What both kinds of module have. `precision` and `active` are plain attributes: a checkpoint has neither."""
+
+    precision: Precision
+    active: bool
+    weight: Tensor
+    scale: Tensor
+
+    def _add_scale(self, precision: Precision) -> None:
+        self.precision, self.active = precision, False
+        rows, columns = self.weight.shape
+        kind = torch.promote_types(self.weight.dtype, torch.float32)
+        self.scale = nn.Parameter(torch.empty(rows, precision.groups(columns), dtype=kind, device=self.weight.device))
+
+    def used_weight(self) -> Tensor:
+        """The weight (O, I) that the forward pass multiplies with, in the compute dtype."""
+        return quantized(self.weight, self.scale, self.precision) if self.active else self.weight
+
+
+class QuantLinear(_Quantized, nn.Linear):
+    """A linear without bias that multiplies with its quantized weight once `active`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        precision: Precision,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
+        self._add_scale(precision)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., I) to (..., O)."""
+        if self.active and self.precision.activation_bits is not None:
+            input = _quantized_tokens(input)
+        return F.linear(input, self.used_weight())
+
+
+class QuantEmbedding(_Quantized, nn.Embedding):
+    """An embedding that looks up in its quantized table once `active`."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        precision: Precision,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, device=device, dtype=dtype)
+        self._add_scale(precision)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Ids (...) to (..., I)."""
+        return F.embedding(input, self.used_weight())
+
+
+def quantized(weight: Tensor, scale: Tensor, precision: Precision) -> Tensor:
+    """`fake_quantize`, of a part of a matrix too: what a rank has of the weight with what it has of the scale.
+
+    The scale's gradient is then a sum that is still to be taken, over every axis on which the scale is whole: each rank adds
+    what its columns and its tokens contribute. A weight that is a DTensor gives one of the same placement.
+    """
+    numel = weight.numel()
+    local_weight = weight.to_local() if isinstance(weight, DTensor) else weight
+    if isinstance(scale, DTensor):
+        mesh = scale.device_mesh
+        places: list[Placement] = [
+            Partial() if isinstance(place, Replicate) and mesh.size(axis) > 1 else place
+            for axis, place in enumerate(scale.placements)
+        ]
+        scale = scale.to_local(grad_placements=places)
+    local = fake_quantize(local_weight, scale, precision.bits, precision.scale_floor, numel)
+    if not isinstance(weight, DTensor):
+        return local
+    return DTensor.from_local(
+        local, weight.device_mesh, weight.placements, run_check=False, shape=weight.shape, stride=weight.stride()
+    )
+
+
+def _quantized_tokens(hidden: Tensor) -> Tensor:
+    if not isinstance(hidden, DTensor):
+        return fake_quantize_tokens(hidden)
+    # Where features are split, a token's largest one may be on another rank.
+    largest: Any = hidden.detach().abs().amax(dim=-1, keepdim=True)
+    places = [
+        Replicate() if isinstance(place, Shard) and place.dim == hidden.dim() - 1 else place for place in hidden.placements
+    ]
+    local = fake_quantize_tokens(hidden.to_local(), largest.redistribute(placements=places).to_local())
+    return DTensor.from_local(
+        local, hidden.device_mesh, hidden.placements, run_check=False, shape=hidden.shape, stride=hidden.stride()
+    )
+
+
+PrecisionOf = Callable[[str], Precision]
+"""Name of a submodule -> how its matrix is quantized."""
+
+
+def swap_modules(model: nn.Module, precision_of: PrecisionOf) -> None:
+    """Put quantizing modules in the place of every linear and embedding of a model, in place, before it has values."""
+    plain = [(name, module) for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Embedding)]
+    for name, module in plain:
+        kind = {"device": module.weight.device, "dtype": module.weight.dtype}
+        precision = precision_of(name)
+        swapped: nn.Module
+        if isinstance(module, nn.Linear):
+            assert module.bias is None
+            swapped = QuantLinear(module.in_features, module.out_features, precision, **kind)
+        else:
+            swapped = QuantEmbedding(module.num_embeddings, module.embedding_dim, precision, **kind)
+        model.set_submodule(name, swapped)
+
+
+def quantizing_modules(model: nn.Module) -> Iterator[tuple[str, QuantLinear | QuantEmbedding]]:
+    """The modules that `swap_modules` has put into a model, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLinear | QuantEmbedding):
+            yield name, module
