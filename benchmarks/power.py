@@ -78,7 +78,7 @@ class Study:
 
     def tuned_power(self, seed: int = 0) -> Setting:
         """The best a and peak on the middle pair."""
-        settings = [power(a, exponent) for a, exponent in itertools.product((10, 20, 40, 80), (-5, -4, -3))]
+        settings = [power(a, exponent) for a, exponent in itertools.product((10, 20, 40, 80), (-6, -5, -4, -3))]
         losses = self.losses([(setting, *MIDDLE, seed) for setting in settings])
         for setting, loss in zip(settings, losses, strict=True):
             print(f"  {setting.name}: {loss:.4f}")

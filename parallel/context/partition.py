@@ -1,0 +1,151 @@
+"""Which part of a sequence each rank holds, and which parts have to see each other.
+
+A sequence of S tokens is cut into chunks of equal length; a rank holds several, in ascending order. Everything that a method
+sends, computes or skips follows from two things that every rank knows: who holds which chunk, and which chunk has a query that
+may look at a key of which other.
+
+Shape suffixes: B batch, S whole sequence, s this rank's tokens, C chunks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PartitionName = Literal["contiguous", "zigzag", "balanced"]
+Chunks = tuple[int, ...]
+"""Numbers of chunks, ascending."""
+
+
+def contiguous(ranks: int) -> tuple[Chunks, ...]:
+    """Rank r holds the r-th part of the sequence. Under a causal mask later ranks have more to do."""
+    return tuple((2 * rank, 2 * rank + 1) for rank in range(ranks))
+
+
+def zigzag(ranks: int) -> tuple[Chunks, ...]:
+    """Rank r holds chunks r and 2P - 1 - r: under a causal mask all have equally much to do, in every step of a ring."""
+    return tuple((rank, 2 * ranks - 1 - rank) for rank in range(ranks))
+
+
+def balanced(ranks: int, work: Sequence[float]) -> tuple[Chunks, ...]:
+    """As many chunks for every rank, their work as even as a greedy choice makes it: the next heaviest to whom has least."""
+    room, load = [len(work) // ranks] * ranks, [0.0] * ranks
+    held: list[list[int]] = [[] for _ in range(ranks)]
+    for chunk in sorted(range(len(work)), key=lambda chunk: (-work[chunk], chunk)):
+        rank = min((rank for rank in range(ranks) if room[rank]), key=lambda rank: (load[rank], rank))
+        held[rank].append(chunk)
+        load[rank] += work[chunk]
+        room[rank] -= 1
+    return tuple(tuple(sorted(chunks)) for chunks in held)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Who holds which tokens of the rows of a batch, and who must see whom.
+
+    Attributes:
+        document_BS: number of the document of every token, ascending along a row; on the CPU or the device of the batch.
+        owners: the chunks of every rank.
+        causal: a query sees keys up to its own position, not beyond.
+    """
+
+    document_BS: Tensor
+    owners: tuple[Chunks, ...]
+    causal: bool = True
+
+    @staticmethod
+    def of(document_BS: Tensor, ranks: int, name: PartitionName, *, causal: bool = True) -> "Partition":
+        """The partition of that name. `balanced` looks at the documents, and has eight chunks for every rank."""
+        if name == "balanced":
+            trial = Partition(document_BS, tuple((chunk,) for chunk in range(8 * ranks)), causal)
+            return Partition(document_BS, balanced(ranks, trial.work_of_chunks()), causal)
+        assert causal or name == "contiguous"
+        return Partition(document_BS, {"contiguous": contiguous, "zigzag": zigzag}[name](ranks), causal)
+
+    @property
+    def ranks(self) -> int:
+        """How many share the sequence."""
+        return len(self.owners)
+
+    @property
+    def num_chunks(self) -> int:
+        """Of the whole sequence."""
+        return sum(map(len, self.owners))
+
+    @property
+    def chunk(self) -> int:
+        """Tokens in a chunk."""
+        return self.document_BS.shape[1] // self.num_chunks
+
+    def positions(self, chunks: Chunks) -> Tensor:
+        """Positions in the sequence of the tokens of these chunks, shape (tokens,)."""
+        starts = torch.tensor(chunks, device=self.document_BS.device) * self.chunk
+        return (starts[:, None] + torch.arange(self.chunk, device=starts.device)).flatten()
+
+    def take(self, tensor_BS: Tensor, rank: int) -> Tensor:
+        """A rank's part of a tensor whose second dimension is the sequence: tokens, targets, positions, documents."""
+        return tensor_BS.index_select(1, self.positions(self.owners[rank]).to(tensor_BS.device))
+
+    def restore(self, parts: Sequence[Tensor]) -> Tensor:
+        """The whole tensor from every rank's part; the inverse of `take`."""
+        held = torch.cat([self.positions(chunks) for chunks in self.owners]).to(parts[0].device)
+        return torch.cat(list(parts), dim=1).index_select(1, held.argsort())
+
+    @cached_property
+    def _documents_of_chunks(self) -> list[list[tuple[int, int]]]:
+        """(first, last) document of every chunk of every row."""
+        by_chunk_BCs = self.document_BS.unflatten(1, (self.num_chunks, self.chunk))
+        first, last = by_chunk_BCs[:, :, 0].tolist(), by_chunk_BCs[:, :, -1].tolist()
+        return [list(zip(*row, strict=True)) for row in zip(first, last, strict=True)]
+
+    @cached_property
+    def needs(self) -> list[list[bool]]:
+        """needs[query chunk][key chunk]: whether any token of one may look at any of the other, in any row."""
+        numbers = range(self.num_chunks)
+
+        def meet(query: int, key: int) -> bool:
+            if self.causal and key > query:
+                return False
+            # Documents ascend along a row, so two chunks share one where their ranges of numbers meet.
+            return any(row[query][0] <= row[key][1] and row[key][0] <= row[query][1] for row in self._documents_of_chunks)
+
+        return [[meet(query, key) for key in numbers] for query in numbers]
+
+    @cached_property
+    def one_document(self) -> bool:
+        """Whether every row is a single document."""
+        return all(row[0][0] == row[-1][1] for row in self._documents_of_chunks)
+
+    def sees_all(self, query: Chunks, keys: Chunks) -> bool:
+        """Whether every token of `query` may look at every token of `keys`."""
+        before = not self.causal or keys[-1] < query[0]
+        documents = ({document for chunk in (*query, *keys) for document in row[chunk]} for row in self._documents_of_chunks)
+        return before and all(len(found) == 1 for found in documents)
+
+    def seen(self, query: Chunks, keys: Chunks) -> Tensor:
+        """What of `keys` every token of `query` may look at: bool (B, 1, tokens of query, tokens of keys)."""
+        query_s, key_s = self.positions(query), self.positions(keys)
+        same_Bss = self.document_BS[:, query_s, None] == self.document_BS[:, None, key_s]
+        return (same_Bss & (query_s[:, None] >= key_s) if self.causal else same_Bss)[:, None]
+
+    def work_of_chunks(self) -> list[float]:
+        """Pairs of query and key for the queries of each chunk, over all rows."""
+        sequence = self.document_BS.shape[1]
+        position_S = torch.arange(sequence, device=self.document_BS.device)
+        fresh_BS = torch.ones_like(self.document_BS, dtype=torch.bool)
+        fresh_BS[:, 1:] = self.document_BS[:, 1:] != self.document_BS[:, :-1]
+        start_BS = torch.where(fresh_BS, position_S, 0).cummax(dim=1).values
+        if self.causal:
+            seen_BS = position_S - start_BS + 1
+        else:
+            last_BS = torch.where(fresh_BS.roll(-1, 1), position_S, sequence).flip(1).cummin(dim=1).values.flip(1)
+            seen_BS = last_BS - start_BS + 1
+        return [float(pairs) for pairs in seen_BS.unflatten(1, (self.num_chunks, self.chunk)).sum(dim=(0, 2))]
+
+    def work(self) -> list[float]:
+        """Pairs of query and key that a rank's queries have, for every rank."""
+        of_chunk = self.work_of_chunks()
+        return [sum(of_chunk[chunk] for chunk in chunks) for chunks in self.owners]

@@ -1,0 +1,40 @@
+"""The protocol of context parallelism: partition a batch, attend, restore the order. The methods differ in what travels."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel.context.local import LocalAttention
+from parallel.context.partition import Partition, PartitionName
+from parallel.context.ring import ring_attention
+from parallel.context.token_ring import token_ring_attention
+from parallel.context.ulysses import ulysses_attention
+
+Method = Literal["token_ring", "ring", "ring_bidirectional", "ulysses"]
+
+
+@dataclass(frozen=True)
+class ContextParallel:
+    """How the ranks of `group` share every sequence."""
+
+    group: dist.ProcessGroup
+    method: Method
+    partition_name: PartitionName = "zigzag"
+
+    def partition(self, document_BS: Tensor, *, causal: bool = True) -> Partition:
+        """Who holds which tokens of these rows; the same on every rank, without a message."""
+        return Partition.of(document_BS, self.group.size(), self.partition_name, causal=causal)
+
+    @torch.compiler.disable
+    def attend(self, query_BHsD: Tensor, key_BKsD: Tensor, value_BKsD: Tensor, partition: Partition, scale: float) -> Tensor:
+        """Attention of this rank's queries to the keys of all ranks, within documents: (B, H, s, D). A collective."""
+        if self.method == "ulysses":
+            return ulysses_attention(query_BHsD, key_BKsD, value_BKsD, partition, scale, self.group)
+        local = LocalAttention(partition, scale)
+        if self.method == "token_ring":
+            return token_ring_attention(query_BHsD, key_BKsD, value_BKsD, local, self.group)
+        bidirectional = self.method == "ring_bidirectional"
+        return ring_attention(query_BHsD, key_BKsD, value_BKsD, local, self.group, bidirectional=bidirectional)

@@ -1,0 +1,79 @@
+"""Ulysses: every rank attends over the whole sequence, for a part of the heads (Jacobs et al., arXiv 2309.14509).
+
+One exchange turns "all heads of my tokens" into "my heads of all tokens", another one turns the outputs back. With more ranks
+than key/value heads a key/value head goes to every rank that has queries for it.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallel.context.local import TOKENS
+from parallel.context.partition import Partition
+
+HEADS = 1
+
+
+def ulysses_attention(
+    query: Tensor, key: Tensor, value: Tensor, partition: Partition, scale: float, group: dist.ProcessGroup
+) -> Tensor:
+    """Attention of this rank's queries to everybody's keys. All tensors (B, heads, s, D); a collective."""
+    ranks = group.size()
+    order = torch.cat([partition.positions(chunks) for chunks in partition.owners]).to(query.device)
+    needed = heads_of_ranks(query.shape[HEADS], key.shape[HEADS], ranks, query.device)
+    back = order.argsort()
+    whole_query, whole_key, whole_value = (
+        _gather_tokens(tensor, group).index_select(TOKENS, back) for tensor in (query, key[:, needed], value[:, needed])
+    )
+    plain = partition.one_document
+    attended = F.scaled_dot_product_attention(
+        whole_query,
+        whole_key,
+        whole_value,
+        attn_mask=None if plain else partition.seen(*[tuple(range(partition.num_chunks))] * 2),
+        is_causal=plain and partition.causal,
+        enable_gqa=whole_query.shape[HEADS] != whole_key.shape[HEADS],
+        scale=scale,
+    )
+    return _gather_heads(attended.index_select(TOKENS, order), group)
+
+
+def heads_of_ranks(num_heads: int, num_kv_heads: int, ranks: int, device: torch.device) -> Tensor:
+    """The key/value heads that every rank's query heads look at, rank after rank; equally many for each."""
+    assert num_heads % ranks == 0
+    assert num_kv_heads % ranks == 0 or ranks % num_kv_heads == 0
+    each, group = max(1, num_kv_heads // ranks), num_heads // num_kv_heads
+    first = [rank * (num_heads // ranks) // group for rank in range(ranks)]
+    return torch.tensor([head + number for head in first for number in range(each)], device=device)
+
+
+def _gather_tokens(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """(B, P h, s, D) of all ranks' heads to (B, h, P s, D): this rank's heads of all tokens, rank after rank."""
+    ranks = group.size()
+    by_rank = torch.stack(tensor.chunk(ranks, dim=HEADS))
+    return torch.cat(list(_AllToAll.apply(by_rank, group)), dim=TOKENS)
+
+
+def _gather_heads(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The inverse: (B, h, P s, D) to (B, P h, s, D)."""
+    ranks = group.size()
+    by_rank = torch.stack(tensor.chunk(ranks, dim=TOKENS))
+    return torch.cat(list(_AllToAll.apply(by_rank, group)), dim=HEADS)
+
+
+class _AllToAll(torch.autograd.Function):
+    """Slice r of the first dimension goes to rank r; what comes from rank r is slice r. Its own inverse and transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, by_rank: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        received = torch.empty_like(by_rank, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(received, by_rank.contiguous(), group=group)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _AllToAll.apply(gradient, ctx.group), None

@@ -1,0 +1,329 @@
+"""What people see in a terminal, and the plain data of plans and simulations.
+
+Results go to standard output, remarks to standard error.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from scaling.errors import UserError
+from scaling.overrides import command, words_for
+from scaling.plan import Choice, Plan
+from scaling.simulate import Report
+from scaling.usable import LeftOut, usable_rows
+
+if TYPE_CHECKING:
+    from scaling.fit import Fit
+
+_USUAL = (
+    "name", "status", "parameters", "tokens", "tokens_per_parameter", "flops", "loss", "bits_per_byte", "error", "bits",
+    "qat_fraction", "peak_learning_rate", "wall_seconds",
+)  # fmt: skip
+_PIPED_WIDTH = 150
+_LISTED = 8
+
+
+def _console(*, errors: bool = False) -> Console:
+    console = Console(stderr=errors, highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    return console
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number for people: 4 significant digits, thousands and more with a power of ten from 100,000 on."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, str):
+        return value
+    if value == 0:
+        return "0"
+    if 1e5 <= abs(value) < math.inf or abs(value) < 1e-4:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:.{digits}g}" if abs(value) < 10 ** (digits - 1) else f"{value:,.0f}"
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
+    made = Table(title=title, title_style="bold", title_justify="left")
+    for index, heading in enumerate(headings):
+        made.add_column(heading, justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def runs_table(frame: pd.DataFrame, columns: str | None, sort: str, format: str, out: Path | None) -> None:
+    """Print or write runs."""
+    shown = (
+        [word.strip() for word in columns.split(",")]
+        if columns
+        else [c for c in _USUAL if c in frame and frame[c].notna().any()]
+    )
+    for column in [*shown, *([sort] if sort != "flops" else [])]:
+        if column not in frame.columns:
+            raise UserError(f"no column {column!r}; there are {', '.join(map(str, frame.columns))}")
+    if sort in frame.columns:
+        frame = frame.sort_values(sort, kind="stable")
+    chosen = frame[shown]
+    if format == "terminal" and out is None:
+        rows = [[number(None if pd.isna(value) else value) for value in row] for row in chosen.itertuples(index=False)]
+        title = f"{len(chosen)} run{'s' * (len(chosen) != 1)}"
+        _console().print(_table(title, [name.replace("_", " ") for name in shown], rows))
+    else:
+        _write(_as_text(chosen, format), out)
+    needed = [name for name in ("parameters", "tokens", "loss") if name in frame.columns]
+    left_out(usable_rows(frame, needed)[1], "no law of size, tokens and loss can use")
+
+
+def _as_text(frame: pd.DataFrame, format: str) -> str:
+    if format == "json":
+        from scaling.fit_file import to_json
+
+        return to_json({"runs": frame.astype(object).where(frame.notna(), None).to_dict("records")}) + "\n"
+    if format in ("csv", "terminal"):
+        return frame.to_csv(index=False)
+    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
+    lines += [
+        "| " + " | ".join(number(None if pd.isna(value) else value) for value in row) + " |"
+        for row in frame.itertuples(index=False)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        sys.stdout.write(text)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from None
+    print(f"written: {out}", file=sys.stderr)
+
+
+def left_out(rows: Sequence[LeftOut], what: str = "left out:") -> None:
+    """List rows that are not used, with the reason, on standard error."""
+    if not rows:
+        return
+    console = _console(errors=True)
+    console.print(f"{len(rows)} row{'s' * (len(rows) > 1)} {what}", markup=False)
+    for row in rows[:_LISTED]:
+        console.print(f"  {row.name}: {row.reason}", markup=False)
+    if len(rows) > _LISTED:
+        console.print(f"  ... and {len(rows) - _LISTED} more (all of them in --json)", markup=False)
+
+
+def fit_table(fit: "Fit", plain: Mapping[str, Any]) -> None:
+    """A fit: parameters with intervals, how well it fits, held-out runs, warnings."""
+    console = _console()
+    what = "optima" if fit.law.optimum_of else "runs"
+    console.print(f"[bold]{fit.law.name}[/bold], {plain['n']} {what}", highlight=False)
+    console.print(f"{fit.law.text}   ({fit.law.source})", markup=False)
+    rows = [
+        [name, number(entry["value"]), number(entry["low"]), number(entry["high"]) + (" fixed" if name in fit.fixed else "")]
+        for name, entry in plain["parameters"].items()
+    ]
+    console.print(_table("", ["parameter", "value", "95 % low", "high"], rows))
+    metrics, intervals = plain["metrics"], plain["intervals"]
+    share = metrics["relative_error"]
+    console.print(
+        f"{plain['objective']['name']} {fit.objective_value:.6g}; mean absolute error {number(metrics['mae'])}"
+        f"{'' if math.isnan(share) else f' ({100 * share:.2g} %)'}, R2 {metrics['r2']:.5f}; "
+        f"{fit.starts_reached} of {fit.starts_tried} starts reached this optimum; "
+        f"intervals: {intervals['method']}, {intervals['draws']} draws",
+        markup=False,
+    )
+    if plain["holdout"]:
+        rows = [
+            [
+                row["name"], number(row["actual"]), number(row["predicted"]), number(row["low"]), number(row["high"]),
+                f"{100 * row['relative_error']:+.2f} %", {True: "yes", False: "NO", None: "-"}[row["covered"]],
+            ]
+            for row in plain["holdout"]
+        ]  # fmt: skip
+        headings = ["held out", "actual", "predicted", "95 % low", "high", "error", "inside"]
+        console.print(_table(f"{fit.law.target} of runs that were not fitted", headings, rows))
+        if fit.law.name == "downstream":
+            source = (
+                "the loss that the loss fit predicts"
+                if fit.chain
+                else "the measured loss (--loss-fit FIT.json chains a loss law)"
+            )
+            console.print(f"predicted from {source}", markup=False)
+    left_out(fit.left_out)
+    warnings(fit.warnings)
+
+
+def warnings(texts: Sequence[str]) -> None:
+    """Warnings, on standard error."""
+    console = _console(errors=True)
+    for text in texts:
+        console.print(f"warning: {text}", markup=False, soft_wrap=True)
+
+
+def prediction(answer: Mapping[str, Any]) -> None:
+    """What `scaling predict` says."""
+    rows = [
+        [row["law"], row["target"], *(number(row[key]) for key in ("value", "low", "high", "law_low", "law_high"))]
+        for row in answer["predictions"]
+    ]
+    headings = ["law", "predicts", "value", "95 % low", "high", "law low", "law high"]
+    _console().print(_table("low and high: where a new run lies; law low and high: where the law lies", headings, rows, left=2))
+    warnings(answer["warnings"])
+
+
+def plan_plain(plan: Plan) -> dict[str, Any]:
+    """A plan as plain data, with overrides for every run it proposes."""
+    ladder = plan.ladder
+    return {
+        "flops": plan.flops,
+        "optimum": _choice_plain(plan.optimum, plan, "planned")
+        | {
+            "parameters_low": (plan.parameters_range or (None, None))[0],
+            "parameters_high": (plan.parameters_range or (None, None))[1],
+        },
+        "alternatives": [_choice_plain(choice, plan, _word(choice)) for choice in plan.alternatives],
+        "inference": [_choice_plain(choice, plan, "planned-lifetime") for choice in plan.inference],
+        "bits": [_choice_plain(choice, plan, f"planned-{choice.bits:g}-bit") for choice in plan.widths],
+        "ladder": None
+        if ladder is None
+        else {
+            "runs": [_choice_plain(run, plan, run.name) for run in ladder.runs],
+            "before": ladder.before,
+            "after": ladder.after,
+        },
+        "warnings": list(plan.warnings),
+    }
+
+
+def _word(choice: Choice) -> str:
+    return f"planned-{choice.name.split()[0].replace('.', '_')}-tokens-per-parameter"
+
+
+def _choice_plain(choice: Choice, plan: Plan, name: str) -> dict[str, Any]:
+    words = words_for(
+        plan.context,
+        choice.parameters,
+        choice.tokens,
+        name=name,
+        learning_rate=choice.learning_rate,
+        bits=choice.bits,
+        qat_fraction=choice.qat_fraction,
+    )
+    plain = {key: value for key, value in dataclasses.asdict(choice).items() if value is not None}
+    return plain | {"flops": choice.flops, "tokens_per_parameter": choice.tokens / choice.parameters, "overrides": words}
+
+
+def plan_table(plan: Plan) -> None:
+    """A plan, as tables and as commands to type."""
+    console = _console()
+    best = plan.optimum
+    size = number(best.parameters)
+    if plan.parameters_range:
+        size += f" ({number(plan.parameters_range[0])} to {number(plan.parameters_range[1])})"
+    console.print(
+        f"[bold]{plan.flops:.4g} FLOPs[/bold]: best {size} parameters on {number(best.tokens)} tokens", highlight=False
+    )
+    if best.loss is not None:
+        console.print(f"loss {number(best.loss)} ({number(best.low)} to {number(best.high)}, 95 %)", markup=False)
+    if best.error is not None:
+        console.print(f"error on tasks {number(best.error)}", markup=False)
+    if best.learning_rate is not None:
+        console.print(f"peak learning rate {number(best.learning_rate)}", markup=False)
+    if plan.alternatives:
+        console.print(_choices("the same compute at other ratios", plan.alternatives))
+    if plan.inference:
+        console.print(_choices("training and serving within the budget", plan.inference))
+    if plan.widths:
+        console.print(_choices("bit widths", plan.widths))
+    if plan.ladder is not None and plan.ladder.runs:
+        console.print(_choices("a ladder of cheap runs", plan.ladder.runs))
+        cost = sum(run.flops for run in plan.ladder.runs)
+        console.print(
+            f"together {cost:.3g} FLOPs ({100 * cost / plan.flops:.2g} % of the budget); they would narrow the law "
+            f"at the optimum from +-{number(plan.ladder.before, 3)} to about +-{number(plan.ladder.after, 3)}",
+            markup=False,
+        )
+    plain = plan_plain(plan)
+    console.print("\nto type:", markup=False)
+    proposed = [plain["optimum"], *(plain["ladder"]["runs"] if plain["ladder"] else [])]
+    for run in proposed:
+        print(command(run["overrides"]))
+    if not plan.context.get("config"):
+        console.print("(data, tokenizer and batch are yours to add: the fitted runs do not say)", markup=False)
+    warnings(plan.warnings)
+
+
+def _choices(title: str, choices: Sequence[Choice]) -> Table:
+    columns: dict[str, Callable[[Choice], str]] = {
+        "": lambda choice: choice.name,
+        "parameters": lambda choice: number(choice.parameters),
+        "tokens": lambda choice: number(choice.tokens),
+        "loss": lambda choice: number(choice.loss),
+        "95 %": lambda choice: "-" if choice.low is None else f"{number(choice.low)} to {number(choice.high)}",
+        "loss above best": lambda choice: "-" if choice.cost is None else f"+{choice.cost:.4f}",
+        "compute lost": lambda choice: "-" if choice.wasted is None else f"{100 * choice.wasted:.0f} %",
+        "QAT fraction": lambda choice: number(choice.qat_fraction),
+        "weights": lambda choice: "-" if choice.memory_gib is None else f"{number(choice.memory_gib)} GiB",
+    }
+    rows = {name: [show(choice) for choice in choices] for name, show in columns.items()}
+    used = [name for name, cells in rows.items() if name in ("", "parameters", "tokens") or any(cell != "-" for cell in cells)]
+    return _table(title, used, [[rows[name][index] for name in used] for index in range(len(choices))])
+
+
+def simulation_plain(report: Report) -> dict[str, Any]:
+    """A simulation as plain data."""
+    plain = {
+        key: value for key, value in vars(report).items() if key not in ("law", "coverage", "law_coverage", "run_coverage")
+    }
+    return {
+        "law": report.law.name,
+        "coverage": {"parameters": dict(report.coverage), "forecast": {"law": report.law_coverage, "run": report.run_coverage}},
+        **plain,
+    }
+
+
+def simulation(report: Report) -> None:
+    """What a simulation found."""
+    console = _console()
+    what = "optima" if report.law.optimum_of else "runs"
+    console.print(
+        f"{report.law.name}: {report.sets} studies of {report.runs} {what}, noise {report.noise:g}; "
+        f"intervals: {report.method}; {report.seconds:.1f} s",
+        markup=False,
+    )
+    rows = [
+        [name, number(report.truth[name]), number(report.median[name]), f"{100 * share:.1f} %"]
+        for name, share in report.coverage.items()
+    ]
+    rows.append(["forecast far beyond: the law", "", "", f"{100 * report.law_coverage:.1f} %"])
+    if report.run_coverage is not None:
+        rows.append(["forecast far beyond: a run", "", "", f"{100 * report.run_coverage:.1f} %"])
+    console.print(_table("95 % intervals", ["", "true", "median estimate", "covered"], rows))
+    if report.fraction_mae is not None:
+        console.print(f"best QAT fraction: mean absolute error {report.fraction_mae:.4f}", markup=False)
+    if report.failed:
+        console.print(f"{report.failed} studies could not be fitted", markup=False)
+    for text, share in report.warned.items():
+        console.print(f"  warned in {100 * share:.0f} % of the studies: {text} ...", markup=False)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal's standard error, nothing elsewhere."""
+    from rich.progress import Progress
+
+    console = _console(errors=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("studies", total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,203 @@
+"""What to distrust about a fit, in plain words."""
+
+import numpy as np
+
+from scaling.fit import Fit, columns_of
+from scaling.interval import BOOTSTRAP, NONE, STUDENT, leverage
+from scaling.laws.base import VANISHED
+from scaling.laws.dual import Array
+from scaling.solver import solve
+
+CORRELATION = 0.99
+FAR = 10.0
+"""Times the largest fitted compute from which on a forecast is called far."""
+_OUTLIER = 5.0  # robust standard deviations
+_INFLUENCE = 1.0  # standard errors that one run may move a parameter (Belsley, Kuh and Welsch, 1980, for small samples)
+
+
+def distrust(fit: Fit, optimum: Array) -> list[str]:
+    """All warnings about a fit whose optimum, in solver units, is given."""
+    known = {name: fit.runs[name].to_numpy(dtype=float) for name in fit.runs.columns if fit.runs[name].dtype.kind in "fi"}
+    remarks = fit.law.remarks(known) if set(fit.law.columns) <= set(known) else []
+    return [
+        *_too_few(fit),
+        *remarks,
+        *_unidentified(fit),
+        *_bounds(fit),
+        *_starts(fit),
+        *_correlations(fit),
+        *_outliers(fit),
+        *_influence(fit, optimum),
+        *_intervals(fit),
+        *far_away(fit, fit.holdout),
+    ]
+
+
+def _free(fit: Fit) -> list[str]:
+    return [name for name in fit.law.names if name not in fit.fixed]
+
+
+def _too_few(fit: Fit) -> list[str]:
+    runs, free = len(fit.runs), len(_free(fit))
+    what = "optima" if fit.law.optimum_of else "runs"
+    if runs < free:
+        return [f"{runs} {what} for {free} parameters: many values fit equally well, and these are one of them. No intervals"]
+    if runs == free:
+        return [f"{runs} {what} for {free} parameters: the law goes through every point and nothing checks it. No intervals"]
+    return []
+
+
+def _unidentified(fit: Fit) -> list[str]:
+    if len(fit.runs) < len(_free(fit)):
+        return []
+    names = unknown_parameters(fit)
+    if not names:
+        return []
+    return [
+        f"these runs do not determine {', '.join(names)}: values are arbitrary and have no intervals. "
+        f"The law needs {fit.law.needs or 'runs that differ more'}"
+    ]
+
+
+def unknown_parameters(fit: Fit) -> list[str]:
+    """Parameters that could change together without changing any fitted value."""
+    unknown = np.zeros(len(_free(fit)), dtype=bool)
+    for theta in (fit.theta, fit.generic_theta):
+        directions = fit.unknown_directions(theta)
+        if len(directions):
+            share = np.abs(directions) / np.abs(directions).max(axis=1, keepdims=True)
+            unknown |= (share > 0.01).any(axis=0)
+    return [name for name, large in zip(_free(fit), unknown, strict=True) if large]
+
+
+def _bounds(fit: Fit) -> list[str]:
+    remarks = []
+    for name, value in zip(fit.law.names, fit.theta, strict=True):
+        parameter = fit.law.parameters[name]
+        if name in fit.fixed:
+            continue
+        if parameter.log and value < 1e3 * VANISHED:
+            remarks.append(f"{name} vanished: the runs do not need its term, or cannot tell it from another")
+        for bound in (parameter.low, parameter.high):
+            if np.isfinite(bound) and abs(value - bound) <= 1e-6 * max(1.0, abs(bound)) and not (parameter.log and bound == 0):
+                remarks.append(f"{name} is at its bound {bound:g}: the runs would take it further. Do not read it as a result")
+    return remarks
+
+
+def _starts(fit: Fit) -> list[str]:
+    if fit.starts_tried > 1 and fit.starts_reached < max(2, 0.01 * fit.starts_tried):
+        return [f"only {fit.starts_reached} of {fit.starts_tried} starts reached this optimum: a better one may exist"]
+    return []
+
+
+def _correlations(fit: Fit) -> list[str]:
+    names = _free(fit)
+    jacobian = fit.jacobian()
+    if len(jacobian) <= len(names) or unknown_parameters(fit):
+        return []
+    scale = np.linalg.norm(jacobian, axis=0)
+    covariance = np.linalg.pinv((jacobian / scale).T @ (jacobian / scale))
+    deviation = np.sqrt(np.diag(covariance))
+    correlation = np.abs(covariance / np.outer(deviation, deviation))
+    pairs = [
+        (correlation[i, j], names[i], names[j]) for i in range(len(names)) for j in range(i) if correlation[i, j] > CORRELATION
+    ]
+    if not pairs:
+        return []
+    shown = ", ".join(f"{a} with {b} ({value:.4f})" for value, a, b in sorted(pairs, reverse=True)[:3])
+    more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+    return [
+        f"correlated above {CORRELATION}: {shown}{more}. "
+        "Read them together, not one by one; forecasts inside the data are safer"
+    ]
+
+
+def _outliers(fit: Fit) -> list[str]:
+    residuals = fit.residuals
+    spread = 1.4826 * np.median(np.abs(residuals - np.median(residuals)))
+    if len(residuals) < 10 or spread == 0:
+        return []
+    distance = np.abs(residuals) / spread
+    far = np.argsort(-distance)[: int(np.sum(distance > _OUTLIER))]
+    if not len(far):
+        return []
+    names = ", ".join(str(fit.runs["name"].iloc[index]) for index in far[:5]) + (", ..." if len(far) > 5 else "")
+    hint = (
+        "" if fit.objective.name == "huber-log" else "; they pull least squares along (--objective huber-log does not let them)"
+    )
+    return [
+        f"{len(far)} run{'s lie' if len(far) > 1 else ' lies'} more than {_OUTLIER:g} robust standard deviations "
+        f"off the law: {names}{hint}"
+    ]
+
+
+def leave_one_out(fit: Fit, optimum: Array) -> Array:
+    """Optima (runs, parameters; solver units) of fits that leave one run out."""
+    runs = len(fit.runs)
+    starts = np.repeat(optimum[None], runs, axis=0)
+    weights = (1.0 - np.eye(runs)) * fit.weights
+    found = solve(fit.law, fit.objective, fit.columns, fit.target, starts, weights=weights, fixed=frozenset(fit.fixed))
+    return found.solver
+
+
+def _influence(fit: Fit, optimum: Array) -> list[str]:
+    """Runs without which the law would be another, or could not be fitted."""
+    names, runs = _free(fit), len(fit.runs)
+    if not runs > len(names) or runs > 2000 or not len(fit.draws.theta):
+        return []
+    alone = np.flatnonzero(leverage(fit.jacobian()) > 0.99)
+    if len(alone):
+        shown = ", ".join(str(fit.runs["name"].iloc[index]) for index in alone[:4])
+        these = "these runs" if len(alone) > 1 else "this run"
+        return [f"the law goes through {shown} whatever the other runs say: part of it rests on {these} alone"]
+    moved = leave_one_out(fit, optimum) - optimum
+    drawn = fit.law.to_solver(fit.draws.theta)
+    low, high = np.quantile(drawn, (0.1587, 0.8413), axis=0)
+    distance = np.abs(moved) / np.where(high > low, (high - low) / 2.0, np.inf)
+    worst = distance.max(axis=1)
+    remarks = []
+    for index in np.argsort(-worst)[:3]:
+        if worst[index] > _INFLUENCE:
+            which = int(np.argmax(distance[index]))
+            without = fit.law.from_solver((optimum + moved[index])[None])[0, which]
+            remarks.append(
+                f"without {fit.runs['name'].iloc[index]}, {fit.law.names[which]} would be {without:.4g} instead of "
+                f"{fit.theta[which]:.4g} ({worst[index]:.1f} standard errors)"
+            )
+    return remarks
+
+
+def _intervals(fit: Fit) -> list[str]:
+    draws, remarks = fit.draws, []
+    degrees = len(fit.runs) - len(_free(fit))
+    if draws.method == STUDENT and degrees < 5:
+        remarks.append(
+            f"{degrees} residual degree{'s' * (degrees > 1)} of freedom: intervals are Student-t from noise of the "
+            "residuals' own size, and as wide as so few runs make them"
+        )
+    if draws.lost:
+        kind = "resamples" if draws.method == BOOTSTRAP else "draws"
+        remarks.append(f"{draws.lost} of {draws.wanted} {kind} did not identify the law and were left out of the intervals")
+    if draws.method == NONE and degrees > 0:
+        remarks.append("no intervals were asked for (--bootstrap 0)")
+    return remarks
+
+
+def far_away(fit: Fit, runs: "object") -> list[str]:
+    """Whether forecasts lie far beyond the fitted compute."""
+    import pandas as pd
+
+    if not isinstance(runs, pd.DataFrame) or "flops" not in runs.columns or "flops" not in fit.runs.columns:
+        return []
+    largest = float(fit.runs["flops"].max())
+    if fit.chain is not None and "flops" in fit.chain.runs.columns:
+        largest = float(fit.chain.runs["flops"].max())
+    times = columns_of(runs, ("flops",))["flops"] / largest
+    if not len(times) or not times.max() > FAR:
+        return []
+    many = int(np.sum(times > FAR))
+    return [
+        f"{many} forecast{'s lie' if many > 1 else ' lies'} beyond {FAR:g} times the largest fitted compute "
+        f"({largest:.3g} FLOPs), up to {times.max():.0f} times. "
+        "The interval knows about noise, not about the law being wrong out there"
+    ]

@@ -1,0 +1,108 @@
+"""Which rows a law can use, why others are left out, and what looks wrong about the numbers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from scaling.runs import unfinished
+
+# Columns whose values are shares; all others must be above zero.
+_SHARES = ("qat_fraction", "error")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row that is not used."""
+
+    name: str
+    reason: str
+
+
+def usable_rows(frame: pd.DataFrame, needed: Iterable[str]) -> tuple[pd.DataFrame, list[LeftOut]]:
+    """The rows whose needed columns hold sensible numbers, and the others with the reason."""
+    odd = frame.attrs.get("not_numbers", {})
+    reasons = pd.Series("", index=frame.index, dtype=object)
+
+    def mark(rows: pd.Series, reason: "pd.Series | str") -> None:
+        fresh = rows & (reasons == "")
+        reasons[fresh] = reason[fresh] if isinstance(reason, pd.Series) else reason
+
+    if "status" in frame.columns:
+        mark(unfinished(frame), "the run is " + frame["status"].astype(str) + ", not finished")
+    for column in needed:
+        text = odd.get(column, {})
+        if not pd.api.types.is_numeric_dtype(frame[column]):
+            mark(frame[column].notna(), f"{column} is " + frame[column].map(repr) + ", not a number")
+            mark(frame[column].isna(), f"{column} is missing")
+            continue
+        for index, said in text.items():
+            if index in frame.index:
+                mark(pd.Series(frame.index == index, index=frame.index), f"{column} is {said!r}, not a number")
+        values = frame[column].astype(float)
+        shown = values.map("{:g}".format)
+        mark(values.isna(), f"{column} is missing")
+        mark(pd.Series(np.isinf(values), index=frame.index), f"{column} is infinite")
+        if column in _SHARES:
+            mark((values < 0) | (values > 1), f"{column} is " + shown + "; it must be a share between 0 and 1")
+        else:
+            mark(values <= 0, f"{column} is " + shown + "; it must be above 0")
+    plain = [column for column in frame.columns if column != "source"]
+    mark(_duplicated(frame[plain]), "it stands there twice (every column is equal)")
+    left_out = [LeftOut(str(frame.at[index, "name"]), str(reason)) for index, reason in reasons[reasons != ""].items()]
+    return frame[reasons == ""], left_out
+
+
+def _duplicated(frame: pd.DataFrame) -> pd.Series:
+    return frame.astype(str).duplicated()
+
+
+def remarks_on_numbers(frame: pd.DataFrame, needed: Iterable[str]) -> list[str]:
+    """What looks wrong about usable rows: units, repeated numbers, ways of counting parameters and FLOPs."""
+    remarks = []
+    columns = list(needed)
+    for column, floor in (("tokens", 1e4), ("parameters", 1e3), ("flops", 1e8)):
+        if column in columns and frame[column].max() < floor:
+            remarks.append(
+                f"{column} goes up to {frame[column].max():g} only: are these thousands, millions or billions? "
+                f"If billions, type --rename '{column}={column}*1e9'"
+            )
+    if "loss" in columns and frame["loss"].max() > 15:
+        remarks.append(f"loss goes up to {frame['loss'].max():g}: is it in nats per token, or a perplexity?")
+    # Rows that are equal in what is fitted but not in name or elsewhere may be true repetitions: they stay.
+    again = int(frame[columns].duplicated().sum())
+    if again:
+        remarks.append(
+            f"{again} run{'s repeat' if again > 1 else ' repeats'} another's numbers exactly under another name; "
+            "if they are copies, drop them"
+        )
+    return remarks + _compute(frame) + _embeddings(frame)
+
+
+def _compute(frame: pd.DataFrame) -> list[str]:
+    if not {"flops", "parameters", "tokens"} <= set(frame.columns):
+        return []
+    ratio = frame["flops"] / (6.0 * frame["parameters"] * frame["tokens"])
+    ratio = ratio[np.isfinite(ratio) & (ratio > 0)]
+    if ratio.empty or (ratio.min() > 0.9 and ratio.max() < 1.1):
+        return []
+    return [
+        f"flops is {ratio.min():.3g} to {ratio.max():.3g} times 6 parameters tokens: units that differ, or parameters counted "
+        "in another way (with or without embeddings)"
+    ]
+
+
+def _embeddings(frame: pd.DataFrame) -> list[str]:
+    """Exponents depend on whether embeddings count, most of all for small models."""
+    others = [column for column in frame.columns if str(column).startswith("parameters_") and "embed" in str(column)]
+    for column in others:
+        if "parameters" not in frame.columns or not pd.api.types.is_numeric_dtype(frame[column]):
+            continue
+        share = 1.0 - frame[column] / frame["parameters"]
+        if share.max() > 0.1:
+            return [
+                f"parameters counts embeddings: they are up to {100 * share.max():.0f} % of a model here. Exponents depend on "
+                f"this; forecasts must count the same way (--rename parameters={column} fits without)"
+            ]
+    return []

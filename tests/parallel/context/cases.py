@@ -1,0 +1,79 @@
+"""What a rank does in a test of context parallelism."""
+
+import torch
+import torch.distributed as dist
+
+from parallel.context.protocol import ContextParallel
+from parallel.mesh import World
+
+
+def tensors(batch, heads, kv_heads, sequence, head_dim, seed) -> list[torch.Tensor]:
+    """Query, key, value and the gradient of the output, of the whole sequence, float64."""
+    draw = torch.Generator().manual_seed(seed)
+    sizes = [heads, kv_heads, kv_heads, heads]
+    return [torch.randn(batch, number, sequence, head_dim, generator=draw, dtype=torch.float64) for number in sizes]
+
+
+def dense(query, key, value, gradient, documents, causal, scale) -> list[torch.Tensor]:
+    """Output and gradients of plain attention over the whole sequence, in float64."""
+    leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+    group = query.shape[1] // key.shape[1]
+    expanded = [leaves[0], *(leaf.repeat_interleave(group, dim=1) for leaf in leaves[1:])]
+    allowed = documents[:, :, None] == documents[:, None, :]
+    allowed = (allowed.tril() if causal else allowed)[:, None]
+    scores = (expanded[0] @ expanded[1].mT * scale).masked_fill(~allowed, float("-inf"))
+    output = scores.softmax(dim=-1) @ expanded[2]
+    output.backward(gradient)
+    return [output.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def attend(world: World, runs: list[dict]) -> list[list[float]]:
+    """For every run the largest error of output and gradients on this rank's tokens, relative to the largest value."""
+    return [_attend(world, **run) for run in runs]
+
+
+def _attend(world, method, partition, shape, documents, causal, dtype, seed) -> list[float]:
+    batch, _, _, sequence, head_dim = shape
+    whole = tensors(*shape, seed)
+    documents = torch.tensor(documents).expand(batch, sequence)
+    scale = head_dim**-0.5
+    rounded = [tensor.to(getattr(torch, dtype)).double() for tensor in whole]  # what both sides start from
+    expected = dense(*rounded, documents, causal, scale)
+    context = ContextParallel(dist.group.WORLD, method, partition)
+    parts = context.partition(documents, causal=causal)
+    mine = [parts.take(tensor.transpose(1, 2), world.rank).transpose(1, 2).to(getattr(torch, dtype)) for tensor in whole]
+    leaves = [tensor.clone().requires_grad_() for tensor in mine[:3]]
+    output = context.attend(*leaves, parts, scale)
+    output.backward(mine[3])
+    found = [output.detach(), *(leaf.grad for leaf in leaves)]
+    theirs = [parts.take(tensor.transpose(1, 2), world.rank).transpose(1, 2) for tensor in expected]
+    return [float((a.double() - b).abs().max() / c.abs().max()) for a, b, c in zip(found, theirs, expected, strict=True)]
+
+
+def bytes_sent(world: World, runs: list[dict]) -> list[dict[int, int]]:
+    """For every run: rank of the group -> bytes this rank sends it in a forward pass."""
+    return [_bytes_sent(world, **run) for run in runs]
+
+
+def _bytes_sent(world, method, shape) -> dict[int, int]:
+    from unittest import mock
+
+    from parallel.context.local import Transfers
+
+    sent: dict[int, int] = {}
+    add = Transfers.add
+
+    def counted(self, tensors, to, received, source):
+        sent[to] = sent.get(to, 0) + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        add(self, tensors, to, received, source)
+
+    batch, _, _, sequence, head_dim = shape
+    documents = torch.zeros(batch, sequence, dtype=torch.int64)
+    context = ContextParallel(dist.group.WORLD, method)
+    parts = context.partition(documents)
+    query, key, value, _ = (
+        parts.take(tensor.transpose(1, 2), world.rank).transpose(1, 2).float() for tensor in tensors(*shape, seed=1)
+    )
+    with mock.patch.object(Transfers, "add", counted):
+        context.attend(query, key, value, parts, head_dim**-0.5)
+    return sent

@@ -1,0 +1,58 @@
+"""Every method against dense attention in float64: outputs and gradients, packed documents, grouped heads."""
+
+import itertools
+import random
+
+import pytest
+
+from tests.parallel.context import cases
+
+METHODS = ("token_ring", "ring", "ring_bidirectional", "ulysses")
+SEQUENCE = 96
+
+
+def packed(seed: int) -> list[int]:
+    """Random documents, some of a single token."""
+    draw, ids = random.Random(seed), []
+    while len(ids) < SEQUENCE:
+        ids += [ids[-1] + 1 if ids else 0] * draw.choice((1, 1, 2, 5, 9, 30))
+    return ids[:SEQUENCE]
+
+
+DOCUMENTS = {
+    "one": [0] * SEQUENCE,
+    "packed": packed(1),
+    "short_then_long": [0, 1, 1] + [2] * (SEQUENCE - 3),
+    "aligned": [position // 12 for position in range(SEQUENCE)],
+}
+
+
+def runs(ranks: int, dtype: str) -> list[dict]:
+    found = []
+    for method, (name, documents) in itertools.product(METHODS, DOCUMENTS.items()):
+        for kv_heads, head_dim in ((8, 8), (4, 5), (2, 7), (1, 8)):
+            for partition, causal in (("zigzag", True), ("contiguous", True), ("balanced", True), ("contiguous", False)):
+                if partition == "balanced" and (SEQUENCE % (8 * ranks) or name == "one"):
+                    continue
+                found.append(
+                    {
+                        "method": method,
+                        "partition": partition,
+                        "shape": (2, 8, kv_heads, SEQUENCE, head_dim),
+                        "documents": documents,
+                        "causal": causal,
+                        "dtype": dtype,
+                        "seed": len(found),
+                    }
+                )
+    return found[::3] if dtype == "float64" else found[::17]  # co-prime to the four choices: every kind comes
+
+
+@pytest.mark.parametrize("dtype, output, gradients", [("float64", 1e-10, 1e-10), ("float32", 1e-5, 1e-4)])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+def test_every_method_equals_dense_attention(group, ranks, dtype, output, gradients):
+    every = [run for run in runs(ranks, dtype) if not (ranks == 3 and run["method"] == "ulysses")]
+    for errors in group(ranks).run(cases.attend, every, timeout=300.0):
+        for run, found in zip(every, errors, strict=True):
+            assert found[0] < output, (run, found)
+            assert max(found[1:]) < gradients, (run, found)

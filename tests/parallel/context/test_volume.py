@@ -1,0 +1,85 @@
+"""What travels, in bytes, and how evenly the work is spread."""
+
+import random
+
+import pytest
+import torch
+
+from parallel.context.partition import Partition
+from tests.parallel.context import cases
+
+BATCH, HEADS, SEQUENCE, HEAD_DIM, BYTES = 1, 4, 96, 8, 4
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+def test_bytes_are_those_of_the_formulas(group, ranks):
+    """Forward, causal, zigzag, a float32 wire (e = 4); s tokens a rank, P ranks (arXiv 2412.20501 and its public code).
+
+    Ring: (P - 1) 2 s Hkv e one way. Both ways: half of that each. TokenRing: 0.75 (P - 1) s Hq e of queries one way, and as
+    much of outputs with 4 bytes of log-sum-exp for each head and token, averaged over ranks; straight to their owners.
+    """
+    methods = [("ring", 4), ("ring", 1), ("ring_bidirectional", 4), ("token_ring", 4), ("token_ring", 1)]
+    runs = [{"method": method, "shape": (BATCH, HEADS, kv, SEQUENCE, HEAD_DIM)} for method, kv in methods]
+    by_rank = group(ranks).run(cases.bytes_sent, runs)
+    local = SEQUENCE // ranks
+    for number, (method, kv_heads) in enumerate(methods):
+        sent = [found[number] for found in by_rank]
+        total = sum(sum(to.values()) for to in sent) / ranks
+        keys = (ranks - 1) * 2 * local * kv_heads * HEAD_DIM * BYTES
+        queries = 0.75 * (ranks - 1) * local * HEADS * HEAD_DIM * BYTES
+        if method == "token_ring":
+            assert total == queries + queries + 0.75 * (ranks - 1) * local * HEADS * 4
+            continue
+        # What nobody behind needs stays: under a causal mask the last rank's late chunk, for one.
+        assert keys * 0.5 <= total <= keys
+        for rank, to in enumerate(sent):
+            towards = {(rank + 1) % ranks, (rank - 1) % ranks} if method == "ring_bidirectional" else {(rank + 1) % ranks}
+            assert set(to) <= towards
+            if method == "ring_bidirectional" and ranks > 2:
+                assert max(to.values()) <= keys / 2
+
+
+def _packed(sequence: int, seed: int) -> torch.Tensor:
+    draw, ids = random.Random(seed), []
+    while len(ids) < sequence:
+        ids += [ids[-1] + 1 if ids else 0] * max(1, int(draw.lognormvariate(5, 1.2)))
+    return torch.tensor(ids[:sequence])[None]
+
+
+def imbalance(partition: Partition) -> float:
+    """The busiest rank's work over the mean."""
+    work = partition.work()
+    return max(work) / (sum(work) / len(work))
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_zigzag_is_balanced_without_documents_and_balanced_with_them(ranks):
+    one = torch.zeros(1, 4096, dtype=torch.int64)
+    assert imbalance(Partition.of(one, ranks, "zigzag")) < 1.02
+    assert imbalance(Partition.of(one, ranks, "contiguous")) > 1.3
+    found = {name: [] for name in ("contiguous", "zigzag", "balanced")}
+    for seed in range(20):
+        for name, values in found.items():
+            values.append(imbalance(Partition.of(_packed(4096, seed), ranks, name)))
+    means = {name: sum(values) / len(values) for name, values in found.items()}
+    assert means["balanced"] < 1.06, means
+    assert means["balanced"] < means["zigzag"] < means["contiguous"], means
+
+
+def test_work_counts_the_pairs_that_a_mask_allows():
+    for causal in (True, False):
+        documents = _packed(240, 3)
+        partition = Partition.of(documents, 3, "zigzag" if causal else "contiguous", causal=causal)
+        everything = tuple(range(partition.num_chunks))
+        seen = partition.seen(everything, everything)[0, 0]
+        for chunks, work in zip(partition.owners, partition.work(), strict=True):
+            assert seen[partition.positions(chunks)].sum() == work
+
+
+def test_taking_apart_and_restoring():
+    tokens = torch.arange(2 * 96).view(2, 96)
+    for name in ("contiguous", "zigzag", "balanced"):
+        partition = Partition.of(_packed(96, 1).expand(2, 96), 2, name)
+        parts = [partition.take(tokens, rank) for rank in range(2)]
+        assert all(part.shape == (2, 48) for part in parts)
+        assert torch.equal(partition.restore(parts), tokens)
