@@ -33,8 +33,10 @@ def train_all(folder: Path, runs: Mapping[str, Sequence[str]], *, at_once: int) 
         process.join()
         text = said.read_text(encoding="utf-8", errors="replace") if said.exists() else ""
         said.unlink(missing_ok=True)
-        if process.exitcode == 0:
-            return read_record(folder / name)
+        # The record says it: the server sometimes loses the exit code of a process that ended well.
+        record = read_record(folder / name) if (folder / name / "run.json").exists() else None
+        if record is not None and record.status == "finished":
+            return record
         if process.exitcode == 1 and "diverged" in text:
             return None
         raise RuntimeError(f"{' '.join(words)}\n{text}")
