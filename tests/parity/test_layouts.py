@@ -140,7 +140,6 @@ def test_recomputation(group, corpus, expected, tmp_path, layout, choice):
     "layout, choice, precision",
     [
         ("single", "none", "fp32"),
-        ("shard2", "full", "fp64"),
         ("pipeline2_1f1b", "none", "fp64"),
         ("tensor2_shard2", "selective", "fp64"),
     ],
