@@ -141,7 +141,8 @@ def test_recomputation(group, corpus, expected, tmp_path, layout, choice):
     [
         ("single", "none", "fp32"),
         ("pipeline2_1f1b", "none", "fp64"),
-        ("tensor2_shard2", "selective", "fp64"),
+        pytest.param("shard2", "full", "fp64", marks=pytest.mark.slow),
+        pytest.param("tensor2_shard2", "selective", "fp64", marks=pytest.mark.slow),
     ],
 )
 def test_compiled(group, corpus, expected, tmp_path, layout, choice, precision):

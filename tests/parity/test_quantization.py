@@ -86,7 +86,8 @@ def test_micro_batches_add_up(group, corpus, expected, tmp_path, layout):
     _compare(group, corpus, expected, tmp_path, LAYOUTS[layout], ["fp64 4 bits"], "train.microbatch=2")
 
 
-@pytest.mark.parametrize("layout", ["shard2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["single", "shard2"])
 def test_compiled(group, corpus, expected, tmp_path, layout):
     _compare(group, corpus, expected, tmp_path, LAYOUTS[layout], ["fp64 4 bits"], "train.compile=true")
 

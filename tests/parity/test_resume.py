@@ -65,6 +65,7 @@ def _assert_same(found: list[dict[str, object]], expected: list[dict[str, object
             )
 
 
+@pytest.mark.slow  # fp32 through all layouts in turn, below, is always run
 def test_every_pair_of_layouts_to_1e_10(group, corpus, tmp_path):
     """Float64, stopped in the middle (some in a step, some in an evaluation), by a signal that one rank alone has got."""
     run = [*corpus, "train.precision=fp64", "train.steps=20", "schedule.warmup_tokens=512"]

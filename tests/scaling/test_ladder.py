@@ -35,6 +35,7 @@ def runs(tmp_path_factory):
         yield folder
 
 
+@pytest.mark.slow
 def test_runs_go_through_table_fit_and_plan_and_the_printed_words_train(runs):
     shown = scaling("table", runs / "runs", "--json").json["runs"]
     assert len(shown) == 6
