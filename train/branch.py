@@ -63,6 +63,9 @@ def branch_words(run: Path, at: int, decay_tokens: int, overrides: list[str]) ->
     """
     trunk = load_run_config(run)
     _require_trunk(run, trunk, at)
+    for key in ("train.tokens", "train.steps", "schedule.decay_fraction"):
+        if any(word.lstrip("+").startswith(f"{key}=") for word in overrides):
+            raise UserError(f"{key} follows from --at and --decay-tokens, which say when a branch decays: leave it out")
     total = trunk.batches.tokens(trunk.batches.steps(at + decay_tokens))
     plain = _planned(trunk, f"{trunk.run.name}-at{at}-decay{total - at}", total, overrides)
     plain["schedule"]["decay_fraction"] = (total - at) / total
@@ -167,7 +170,8 @@ def _require_trunk(run: Path, config: Config, at: int) -> None:
 
 def _checkpoint(run: Path, at: int, branch: Path) -> str:
     """The trunk's checkpoint at `at` tokens: the folder's name as the user stands to it."""
-    if (branch / "config.yaml").exists() and (known := load_run_config(branch).run.trunk):
+    known = load_run_config(branch).run.trunk if (branch / "config.yaml").exists() else None
+    if known and Path(known).expanduser().parent.parent.resolve() == run.expanduser().resolve():
         return known  # the trunk may have dropped it since; the branch goes on from its own
     held = _held(run)
     if at in held:

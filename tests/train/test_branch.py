@@ -57,6 +57,15 @@ def test_a_branch_goes_on_by_itself_even_where_its_trunk_is_gone(trunk, tmp_path
     assert "b is finished" in console.warm("branch", *words).out
 
 
+def test_a_branch_of_another_trunk_is_not_taken_for_this_one(trunk, tmp_path):
+    import shutil
+
+    words = ["--at", "512", "--decay-tokens", "512", f"run.dir={tmp_path}", "run.name=b"]
+    copies = [shutil.copytree(trunk, tmp_path / name, ignore=shutil.ignore_patterns(".lock")) for name in ("one", "two")]
+    assert console.warm("branch", str(copies[0]), *words).code == 0
+    console.warm("branch", str(copies[1]), *words).assert_refused("holds another run", "run.trunk")
+
+
 def test_what_cannot_be_branched_is_refused(trunk, tmp_path):
     def refused(*words: str, says: str) -> None:
         console.warm("branch", *words).assert_refused(says)
@@ -70,6 +79,8 @@ def test_what_cannot_be_branched_is_refused(trunk, tmp_path):
     refused(run, "--at", "512", *length, "schedule.warmup_tokens=1000", says="do not fit into the run's 1024 tokens")
     refused(run, "--at", "512", *length, "model.hidden_size=32", "run.name=wide", says="is of a run that differs in")
     refused(run, "--at", "512", *length, "schedule.decay_shap=cosine", says="did you mean 'schedule.decay_shape'?")
+    refused(run, "--at", "512", *length, "train.tokens=9999", says="train.tokens follows from --at and --decay-tokens")
+    refused(run, "--at", "512", *length, "schedule.decay_fraction=0.1", says="schedule.decay_fraction follows from --at")
     refused(str(tmp_path), "--at", "512", *length, says="is not a run")
     assert not (trunk.parent / "wide").exists()
     at = trunk / "checkpoints" / "step_00000008"
