@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from parallel.context.protocol import ContextParallel
 from parallel.mesh import Meshes
 from parallel.pipeline import Part, ScheduleName, Stage, cut, rank_of_stage, stage_count
 from parallel.recompute import Recompute, recompute_blocks
@@ -25,6 +26,10 @@ class StageModel(nn.Module, ABC):
     @abstractmethod
     def tensor_roles(self) -> Mapping[str, Role]:
         """How tensor parallelism splits each submodule, by name (`*` stands for any layer)."""
+
+    @abstractmethod
+    def share_sequences(self, context: ContextParallel) -> None:
+        """From now on the stage is given this rank's part of every sequence, beside the documents of the whole."""
 
 
 BuildStage = Callable[[Stage], StageModel]
@@ -58,6 +63,7 @@ def compose(
     device: torch.device,
     fill: Fill,
     quantize: Quantize = lambda model: (),
+    context: ContextParallel | None = None,
 ) -> list[Part]:
     """This rank's stages of a model, made parallel and initialised."""
     # Pipeline first: a rank builds only the stages it holds, and every later step sees a smaller model.
@@ -75,6 +81,11 @@ def compose(
 
         # Tensor before all wrapping: the later steps wrap what a rank computes, and that is its part of each product.
         split_tensors(model, model.tensor_roles(), meshes.parameters["tensor"])
+
+        # Context behind tensor: what its ranks exchange is the heads that tensor has left to each. Before recompute: what is
+        # computed again includes the exchange, unless that is kept.
+        if context is not None:
+            model.share_sequences(context)
 
         # Recompute before compile: the compiler then sees what is computed again and fuses it.
         recompute_blocks(blocks, composition.recompute)

@@ -8,10 +8,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from parallel.compose import Composition, Fill, compose
+from parallel.context.protocol import ContextParallel
 from parallel.engine.native import LossSums, NativeEngine, WholeModelRunner
 from parallel.mesh import Meshes
 from parallel.pipeline import Part, PipelineRunner, Stage, stage_count
 from train.config import Config, ModelConfig
+from train.config.context import context_choice
 from train.config.sections import QatConfig
 from train.huggingface import places, tensors
 from train.model.decoder import Decoder, Multipliers
@@ -49,7 +51,8 @@ def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fil
 
     Where weights are to be quantized, `train.quantization.Quantization` says when.
     """
-    parts = build_parts(config, meshes, device, fill or initial_values(config))
+    context = _context(config, meshes)
+    parts = build_parts(config, meshes, device, fill or initial_values(config), context)
     group = meshes.parameters.get_group("tensor")
     sums = partial(loss_sums, z_loss=config.train.z_loss, vocabulary_group=group if group.size() > 1 else None)
     return NativeEngine(
@@ -66,7 +69,14 @@ def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fil
         tied=("embedding.weight", *(["embedding.scale"] if isinstance(config.quant, QatConfig) else []))
         if config.model.tie_embeddings
         else (),
+        context=context,
     )
+
+
+def _context(config: Config, meshes: Meshes) -> ContextParallel | None:
+    """How this rank shares sequences with others; None where it does not."""
+    choice = context_choice(config)
+    return None if choice is None else ContextParallel(meshes.axes.get_group("context"), choice.method, choice.partition)
 
 
 def initial_values(config: Config) -> Fill:
@@ -113,7 +123,9 @@ def stored_values(model: ModelConfig, folder: Path) -> Fill:
     return fill_slice
 
 
-def build_parts(config: Config, meshes: Meshes, device: torch.device, fill: Fill) -> list[Part]:
+def build_parts(
+    config: Config, meshes: Meshes, device: torch.device, fill: Fill, context: ContextParallel | None = None
+) -> list[Part]:
     """This rank's stages of the model, composed and filled."""
     dtype = PARAMETER_DTYPES[config.train.precision]
 
@@ -129,13 +141,13 @@ def build_parts(config: Config, meshes: Meshes, device: torch.device, fill: Fill
     )
     shape, sequence, quant = config.model.shape, config.train.sequence, config.quant
     quantize = {"quantize": partial(quantize_stage, quant)} if isinstance(quant, QatConfig) else {}
-    return compose(shape, sequence, build_stage, meshes, composition, device=device, fill=fill, **quantize)
+    return compose(shape, sequence, build_stage, meshes, composition, device=device, fill=fill, context=context, **quantize)
 
 
 def _pipeline_runner(config: Config, parts: list[Part], meshes: Meshes, device: torch.device, sums: LossSums) -> PipelineRunner:
     """The runner of this rank's stages, told the sizes of what they pass on."""
     parallel, train, dtype = config.parallel, config.train, COMPUTE_DTYPES[config.train.precision]
-    rows, sequence = train.microbatch, train.sequence
+    rows, sequence = train.microbatch, train.sequence // parallel.context
 
     def like(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta", requires_grad=dtype.is_floating_point)

@@ -18,6 +18,7 @@ from torch import Tensor
 PartitionName = Literal["contiguous", "zigzag", "balanced"]
 Chunks = tuple[int, ...]
 """Numbers of chunks, ascending."""
+CHUNKS_OF_A_RANK: dict[PartitionName, int] = {"contiguous": 2, "zigzag": 2, "balanced": 8}
 
 
 def contiguous(ranks: int) -> tuple[Chunks, ...]:
@@ -58,11 +59,21 @@ class Partition:
 
     @staticmethod
     def of(document_BS: Tensor, ranks: int, name: PartitionName, *, causal: bool = True) -> "Partition":
-        """The partition of that name. `balanced` looks at the documents, and has eight chunks for every rank."""
+        """The partition of that name. `balanced` looks at the documents, and has more chunks than the others to choose from.
+
+        Raises:
+            ValueError: the sequence does not divide, or zigzag is asked for without a causal mask.
+        """
+        sequence, chunks = document_BS.shape[1], ranks * CHUNKS_OF_A_RANK[name]
+        if sequence % chunks:
+            raise ValueError(
+                f"a sequence of {sequence} tokens is not divisible by the {chunks} chunks of {ranks} ranks ({name})"
+            )
+        if name == "zigzag" and not causal:
+            raise ValueError("zigzag balances a causal mask; without one take contiguous, which is balanced then")
         if name == "balanced":
-            trial = Partition(document_BS, tuple((chunk,) for chunk in range(8 * ranks)), causal)
+            trial = Partition(document_BS, tuple((chunk,) for chunk in range(chunks)), causal)
             return Partition(document_BS, balanced(ranks, trial.work_of_chunks()), causal)
-        assert causal or name == "contiguous"
         return Partition(document_BS, {"contiguous": contiguous, "zigzag": zigzag}[name](ranks), causal)
 
     @property

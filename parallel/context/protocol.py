@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.batch import Batch
 from parallel.context.local import LocalAttention
-from parallel.context.partition import Partition, PartitionName
+from parallel.context.partition import CHUNKS_OF_A_RANK, Partition, PartitionName
 from parallel.context.ring import ring_attention
 from parallel.context.token_ring import token_ring_attention
 from parallel.context.ulysses import ulysses_attention
@@ -24,9 +25,23 @@ class ContextParallel:
     method: Method
     partition_name: PartitionName = "zigzag"
 
+    @property
+    def divisor(self) -> int:
+        """What the length of a sequence must be a multiple of."""
+        return self.group.size() * CHUNKS_OF_A_RANK[self.partition_name]
+
     def partition(self, document_BS: Tensor, *, causal: bool = True) -> Partition:
         """Who holds which tokens of these rows; the same on every rank, without a message."""
         return Partition.of(document_BS, self.group.size(), self.partition_name, causal=causal)
+
+    def positions(self, partition: Partition) -> Tensor:
+        """Positions in the sequence of this rank's tokens, shape (s,)."""
+        return partition.positions(partition.owners[self.group.rank()])
+
+    def take(self, batch: Batch) -> Batch:
+        """This rank's tokens and targets of a micro-batch, beside the documents of the whole."""
+        partition, rank = self.partition(batch.document_BS), self.group.rank()
+        return Batch(partition.take(batch.tokens_BS, rank), partition.take(batch.targets_BS, rank), batch.document_BS)
 
     @torch.compiler.disable
     def attend(self, query_BHsD: Tensor, key_BKsD: Tensor, value_BKsD: Tensor, partition: Partition, scale: float) -> Tensor:

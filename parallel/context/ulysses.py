@@ -42,9 +42,13 @@ def ulysses_attention(
 
 
 def heads_of_ranks(num_heads: int, num_kv_heads: int, ranks: int, device: torch.device) -> Tensor:
-    """The key/value heads that every rank's query heads look at, rank after rank; equally many for each."""
-    assert num_heads % ranks == 0
-    assert num_kv_heads % ranks == 0 or ranks % num_kv_heads == 0
+    """The key/value heads that every rank's query heads look at, rank after rank; equally many for each.
+
+    Raises:
+        ValueError: heads and ranks do not divide.
+    """
+    if num_heads % ranks or (num_kv_heads % ranks and ranks % num_kv_heads):
+        raise ValueError(f"{num_heads} query and {num_kv_heads} key/value heads do not divide among {ranks} ranks")
     each, group = max(1, num_kv_heads // ranks), num_heads // num_kv_heads
     first = [rank * (num_heads // ranks) // group for rank in range(ranks)]
     return torch.tensor([head + number for head in first for number in range(each)], device=device)

@@ -11,6 +11,7 @@ from torch.profiler import record_function
 
 from parallel.batch import Batch
 from parallel.compose import Fill
+from parallel.context.protocol import ContextParallel
 from parallel.engine.protocol import Optimizer, StepResult
 from parallel.gradients import align_gradients, clip, gradient_norm, sum_tied_gradients
 from parallel.mesh import Meshes
@@ -78,8 +79,10 @@ class NativeEngine:
         clip_norm: float,
         vocab_size: int,
         tied: Collection[str],
+        context: ContextParallel | None = None,
     ) -> None:
-        """`tied` names the parameters that a pipeline's first and last stage both have."""
+        """`tied` names the parameters that a pipeline's first and last stage both have. Batches have whole sequences; where
+        ranks share them, `context` says how."""
         self.parts = parts
         # Asked once: between a forward pass and the next, FSDP puts gathered tensors in the place of its parameters.
         self.named_parameters = [pair for part in parts for pair in part.module.named_parameters()]
@@ -89,8 +92,10 @@ class NativeEngine:
         self.device = device
         self.clip_norm = clip_norm
         self.vocab_size = vocab_size
+        self.context = context
         self.data_group = meshes.data.get_group("data")
         self.tensor_group = meshes.parameters.get_group("tensor")
+        self.context_group = meshes.axes.get_group("context")
         self.pipeline_group = meshes.axes.get_group("pipeline")
         self.pipelined = self.pipeline_group.size() > 1
         self.asleep: frozenset[str] = frozenset()
@@ -103,7 +108,7 @@ class NativeEngine:
         for part in self.parts:
             part.module.train()
         with record_function("forward_backward"):
-            sums = self._over_ranks(self.runner.train(batches, tokens))
+            sums = self._over_ranks(self.runner.train([self._mine(batch) for batch in batches], tokens))
         with record_function("gradient_norm"):
             norm = self._finish_gradients()
         with record_function("optimizer"):
@@ -121,7 +126,7 @@ class NativeEngine:
         self._eval_mode()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in batches:
-            here = batch.to(self.device)
+            here = self._mine(batch).to(self.device)
             logits_BSV = self.runner.logits(here)
             if logits_BSV is not None:
                 _, cross_entropy, targets = self.loss_sums(logits_BSV, here.targets_BS)
@@ -133,20 +138,23 @@ class NativeEngine:
     def next_token_logits(self, tokens_S: Tensor) -> Tensor:
         """See `Engine.next_token_logits`."""
         self._eval_mode()
-        last = tokens_S.shape[0] - 1
-        # Tensor parallelism splits the sequence; what fills it up stands behind, where causal attention does not look.
-        padding = -tokens_S.shape[0] % self.tensor_group.size()
-        tokens_BS = nn.functional.pad(tokens_S, (0, padding))[None].to(self.device)
-        nothing_BS = torch.full_like(tokens_BS, -100)
-        local_BSV = self.runner.logits(Batch(tokens_BS, nothing_BS, torch.zeros_like(tokens_BS)))
-        # Each rank adds the part it has to zeros, wherever the last stage and its slices of the vocabulary lie.
+        # Ranks divide the sequence; what fills it up stands behind, where causal attention does not look.
+        divisor = self.tensor_group.size() * (self.context.divisor if self.context is not None else 1)
+        tokens_BS = nn.functional.pad(tokens_S, (0, -tokens_S.shape[0] % divisor))[None]
+        last_BS = torch.arange(tokens_BS.shape[1])[None] == tokens_S.shape[0] - 1  # travels in the targets' place
+        here = self._mine(Batch(tokens_BS, last_BS, torch.zeros_like(tokens_BS))).to(self.device)
+        local_BSV = self.runner.logits(here)
+        # Each rank adds the part it has to zeros, wherever the position, the last stage and its slices of the vocabulary lie.
         logits_V = torch.zeros(self.vocab_size, dtype=torch.float64, device=self.device)
         if local_BSV is not None:
-            local_V = local_BSV[0, last]
-            logits_V[self.tensor_group.rank() * local_V.numel() :][: local_V.numel()] = local_V
-        for group in (self.tensor_group, self.pipeline_group):
+            for local_V in local_BSV[here.targets_BS]:
+                logits_V[self.tensor_group.rank() * local_V.numel() :][: local_V.numel()] = local_V
+        for group in (self.tensor_group, self.context_group, self.pipeline_group):
             dist.all_reduce(logits_V, group=group)
         return logits_V
+
+    def _mine(self, batch: Batch) -> Batch:
+        return batch if self.context is None else self.context.take(batch)
 
     def _eval_mode(self) -> None:
         for part in self.parts:

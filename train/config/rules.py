@@ -9,8 +9,10 @@ import math
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from train import huggingface
+from train.config.context import context_choice
 from train.config.quantization import qat_phase
 from train.config.schedules import schedule_of
 from train.config.sections import (
@@ -59,6 +61,7 @@ def _about_layout(config: Config, world_size: int, overrides: Sequence[str]) -> 
 def _divisions(config: Config) -> Iterator[str]:
     """What the layout divides must be divisible."""
     yield from _model(config)
+    yield from _context(config)
     yield from _groups(config)
     yield from _length(config)
     yield from _pipeline(config)
@@ -82,14 +85,13 @@ def _nearest_of_size(config: Config, world_size: int) -> dict[str, object] | Non
     parallel = config.parallel
     given = dataclasses.asdict(parallel.layout)
     best: tuple[float, dict[str, object]] | None = None
-    for sizes in _factorisations(world_size, ("tensor", "pipeline", "replicate", "shard")):
-        axes = {**given, "context": 1, **sizes}
+    for axes in _factorisations(world_size, ("context", "tensor", "pipeline", "replicate", "shard")):
         distance = sum(abs(math.log2(axes[axis] / given[axis])) for axis in given)
         for schedule in dict.fromkeys((parallel.pipeline_schedule, "1f1b")):
             cost = distance + (0.5 if schedule != parallel.pipeline_schedule else 0.0)
             if best is not None and cost >= best[0]:
                 continue
-            changed = {**axes, "pipeline_schedule": schedule}
+            changed: dict[str, Any] = {**given, **axes, "pipeline_schedule": schedule}
             candidate = dataclasses.replace(config, parallel=dataclasses.replace(parallel, **changed))
             if not any(_divisions(candidate)):
                 best = cost, changed
@@ -120,12 +122,6 @@ def _layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterat
             f"{world_size} processes were started, the layout {layout} fills {layout.world_size}: make the product of "
             f"parallel.replicate, .shard, .tensor, .pipeline and .context {world_size}"
         )
-    for axis in ("context",):
-        if getattr(layout, axis) > 1:
-            yield (
-                f"parallel.{axis}={getattr(layout, axis)}: the native engine does not have this axis yet; "
-                f"use parallel.shard or parallel.replicate"
-            )
 
 
 def _are(number: int) -> str:
@@ -142,13 +138,34 @@ def _model(config: Config) -> Iterator[str]:
     if undivided:
         are = "is" if len(undivided) == 1 else "are"
         yield f"{', '.join(undivided)} {are} not divisible by parallel.tensor={layout.tensor}"
-    if layout.context > 1 and sequence % (2 * layout.context):
-        yield f"train.sequence={sequence} is not divisible by 2 x parallel.context={2 * layout.context}"
     tokenizer_size = getattr(config.tokenizer, "vocab_size", 257 if config.tokenizer.name == "bytes" else 0)
     if tokenizer_size > model.vocab_size:
         yield (
             f"the tokenizer has {tokenizer_size} entries, the model model.vocab_size={model.vocab_size} rows: "
             f"set model.vocab_size to at least {tokenizer_size}"
+        )
+
+
+def _context(config: Config) -> Iterator[str]:
+    """A rank holds two chunks of the sequence, which tensor parallelism divides once more; Ulysses divides heads as well."""
+    parallel, model, sequence = config.parallel, config.model, config.train.sequence
+    choice, ranks, tensor = context_choice(config), parallel.context, parallel.tensor
+    if choice is None:
+        return
+    divisor = ranks * math.lcm(2, tensor)
+    if sequence % divisor:
+        below = sequence // divisor * divisor
+        product = f"parallel.context={ranks} x parallel.tensor={tensor}" if tensor > 2 else f"2 x parallel.context={ranks}"
+        yield (
+            f"train.sequence={sequence} is not divisible by {divisor}, which {product} asks for: the nearest is "
+            f"{f'{below} or ' if below else ''}{below + divisor}"
+        )
+    heads, kv_heads = model.num_heads // tensor, model.num_kv_heads // tensor
+    if choice.method == "ulysses" and heads and kv_heads and (heads % ranks or (kv_heads % ranks and ranks % kv_heads)):
+        on_a_rank = f" on each of parallel.tensor={tensor} ranks" if tensor > 1 else ""
+        yield (
+            f"parallel.context_method=ulysses: {heads} query and {kv_heads} key/value heads{on_a_rank} do not "
+            f"divide among parallel.context={ranks}: type parallel.context_method=auto, or another parallel.context"
         )
 
 
@@ -213,10 +230,11 @@ def _pipeline(config: Config) -> Iterator[str]:
 
 def _optimizer(config: Config) -> Iterator[str]:
     parallel = config.parallel
-    if config.optimizer.name == "muon" and (parallel.shard > 1 or parallel.tensor > 1):
+    splits = [f"parallel.{axis}={size}" for axis in ("shard", "tensor", "context") if (size := getattr(parallel, axis)) > 1]
+    if config.optimizer.name == "muon" and splits:
         yield (
-            f"optimizer=muon needs whole matrices, parallel.shard={parallel.shard} and parallel.tensor={parallel.tensor} split "
-            f"them: set both to 1 and use parallel.replicate and parallel.pipeline, or take optimizer=adamw"
+            f"optimizer=muon needs whole matrices, and {' and '.join(splits)} split{'s' * (len(splits) == 1)} them: use "
+            f"parallel.replicate and parallel.pipeline, or take optimizer=adamw"
         )
 
 

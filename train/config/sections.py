@@ -429,6 +429,11 @@ class ParallelConfig:
     """stages that share the layers"""
     context: PositiveInt
     """ranks that share each sequence"""
+    context_method: Literal["auto", "token_ring", "ring", "ring_bidirectional", "ulysses"]
+    """what those exchange: queries and results (token_ring), keys and values one way or both ways round (ring,
+    ring_bidirectional), or heads for tokens (ulysses); auto: what a cost model expects to be fastest"""
+    context_topology: Literal["mesh", "switch"]
+    """how those are connected, for auto. mesh: a link of its own between any two; switch: one port each"""
     pipeline_schedule: Literal["gpipe", "1f1b", "interleaved", "zbv", "dualpipev"]
     """order of the micro-batches in the pipeline; zbv and dualpipev hold two stages a rank, there and back"""
     virtual_stages: PositiveInt

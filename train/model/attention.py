@@ -1,20 +1,22 @@
 """Grouped-query attention with rotary positions and a document mask.
 
-Shape suffixes: B batch, S sequence, E hidden size, H heads, K key/value heads, D head_dim.
+Shape suffixes: B batch, S sequence (where ranks share one, this rank's part of it), E hidden size, H heads, K key/value heads,
+D head_dim.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.context.partition import Partition
+from parallel.context.protocol import ContextParallel
 from parallel.shape import ModelShape
 
 
-def rotary_angles(sequence: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+def rotary_angles(positions_S: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Tensor:
     """Angles of the rotary embedding, shape (S, D / 2), in `dtype` (Su et al., RoFormer, arXiv 2104.09864, eq. 15)."""
-    exponents = torch.arange(0, head_dim, 2, device=device, dtype=dtype) / head_dim
-    positions = torch.arange(sequence, device=device, dtype=dtype)
-    return torch.outer(positions, theta**-exponents)
+    exponents = torch.arange(0, head_dim, 2, device=positions_S.device, dtype=dtype) / head_dim
+    return torch.outer(positions_S.to(dtype), theta**-exponents)
 
 
 def rotate(heads_BHSD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
@@ -36,12 +38,16 @@ def document_mask(document_BS: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention within documents. Input and output (B, S, E)."""
+    """Causal self-attention within documents. Input and output (B, S, E).
+
+    `seen` is the mask of whole sequences or, where ranks share them, who holds which part: then `context` attends.
+    """
 
     def __init__(self, shape: ModelShape, norm_eps: float, scale: float) -> None:
         """`scale` multiplies the products of queries and keys."""
         super().__init__()
         self.scale = scale
+        self.context: ContextParallel | None = None
         self.num_heads, self.num_kv_heads, self.head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
         self.query = nn.Linear(shape.hidden_size, shape.num_heads * shape.head_dim, bias=False)
         self.key = nn.Linear(shape.hidden_size, shape.num_kv_heads * shape.head_dim, bias=False)
@@ -50,7 +56,7 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(shape.head_dim, eps=norm_eps) if shape.qk_norm else None
         self.key_norm = nn.RMSNorm(shape.head_dim, eps=norm_eps) if shape.qk_norm else None
 
-    def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, mask_B1SS: Tensor) -> Tensor:
+    def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, seen: Tensor | Partition) -> Tensor:
         batch, sequence, _ = hidden_BSE.shape
         query_BSHD = self.query(hidden_BSE).view(batch, sequence, -1, self.head_dim)
         key_BSKD = self.key(hidden_BSE).view(batch, sequence, -1, self.head_dim)
@@ -59,13 +65,18 @@ class Attention(nn.Module):
             query_BSHD, key_BSKD = self.query_norm(query_BSHD), self.key_norm(key_BSKD)
         query_BHSD = rotate(query_BSHD.transpose(1, 2), cos_SD, sin_SD)
         key_BKSD = rotate(key_BSKD.transpose(1, 2), cos_SD, sin_SD)
-        attended_BHSD = F.scaled_dot_product_attention(
-            query_BHSD,
-            key_BKSD,
-            value_BSKD.transpose(1, 2),
-            attn_mask=mask_B1SS,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-            scale=self.scale,
-        )
+        value_BKSD = value_BSKD.transpose(1, 2)
+        if isinstance(seen, Partition):
+            assert self.context is not None
+            attended_BHSD = self.context.attend(query_BHSD, key_BKSD, value_BKSD, seen, self.scale)
+        else:
+            attended_BHSD = F.scaled_dot_product_attention(
+                query_BHSD,
+                key_BKSD,
+                value_BKSD,
+                attn_mask=seen,
+                enable_gqa=self.num_kv_heads != self.num_heads,
+                scale=self.scale,
+            )
         merged: Tensor = self.output(attended_BHSD.transpose(1, 2).reshape(batch, sequence, -1))
         return merged

@@ -1,6 +1,6 @@
 """A Llama-family decoder in plain PyTorch. Parallelism is not in it.
 
-Shape suffixes: B batch, S sequence, E hidden size, F ffn size, V vocabulary.
+Shape suffixes: B batch, S sequence (where ranks share one, this rank's part of it), E hidden size, F ffn size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel.compose import StageModel
+from parallel.context.partition import Partition
+from parallel.context.protocol import ContextParallel
 from parallel.shape import ModelShape
 from parallel.tensor import Role
 from quant.linear import QuantEmbedding
@@ -70,8 +72,8 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps)
         self.ffn = SwiGLU(shape) if shape.ffn == "swiglu" else Gelu(shape)
 
-    def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, mask_B1SS: Tensor) -> Tensor:
-        attended_BSE: Tensor = self.attention(self.attention_norm(hidden_BSE), cos_SD, sin_SD, mask_B1SS)
+    def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, seen: Tensor | Partition) -> Tensor:
+        attended_BSE: Tensor = self.attention(self.attention_norm(hidden_BSE), cos_SD, sin_SD, seen)
         hidden_BSE = hidden_BSE + scaled(attended_BSE, self.multiplier)
         fed_BSE: Tensor = self.ffn(self.ffn_norm(hidden_BSE))
         return hidden_BSE + scaled(fed_BSE, self.multiplier)
@@ -110,6 +112,7 @@ class Decoder(StageModel):
         super().__init__()
         self.shape, self.rope_theta, self.first, self.last = shape, rope_theta, first, last
         self.multipliers = multipliers
+        self.context: ContextParallel | None = None
         has_table = first or (last and shape.tie_embeddings)
         self.embedding = nn.Embedding(shape.vocab_size, shape.hidden_size) if has_table else None
         self.blocks = nn.ModuleDict({str(layer): Block(shape, norm_eps, multipliers) for layer in layers})
@@ -141,17 +144,31 @@ class Decoder(StageModel):
             roles |= {"norm": "norm", "head": "tied_head" if self.shape.tie_embeddings else "head"}
         return roles
 
+    def share_sequences(self, context: ContextParallel) -> None:
+        """See `StageModel`."""
+        self.context = context
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.context = context
+
     def forward(self, inputs: Tensor, document_BS: Tensor) -> Tensor:
+        # Where ranks share sequences, `inputs` are this rank's part, `document_BS` is whole: from it follows who holds what.
         hidden_BSE: Tensor = inputs
         if self.first and self.embedding is not None:
             hidden_BSE = scaled(self.embedding(inputs), self.multipliers.embedding)
         # Angles at least in fp32: in bf16 neighbouring positions beyond 256 would fall together.
         angle_dtype = torch.promote_types(hidden_BSE.dtype, torch.float32)
-        angles_SD = rotary_angles(document_BS.shape[1], self.shape.head_dim, self.rope_theta, hidden_BSE.device, angle_dtype)
+        seen: Tensor | Partition
+        if self.context is None:
+            seen = document_mask(document_BS, hidden_BSE.dtype)
+            positions_S = torch.arange(document_BS.shape[1], device=document_BS.device)
+        else:
+            seen = self.context.partition(document_BS)
+            positions_S = self.context.positions(seen)
+        angles_SD = rotary_angles(positions_S, self.shape.head_dim, self.rope_theta, angle_dtype)
         cos_SD, sin_SD = angles_SD.cos(), angles_SD.sin()
-        mask_B1SS = document_mask(document_BS, hidden_BSE.dtype)
         for block in self.blocks.values():
-            hidden_BSE = block(hidden_BSE, cos_SD, sin_SD, mask_B1SS)
+            hidden_BSE = block(hidden_BSE, cos_SD, sin_SD, seen)
         if self.norm is None or self.head is None:
             return hidden_BSE
         hidden_BSE = scaled(self.norm(hidden_BSE), self.multipliers.logit)  # fewer numbers than logits

@@ -67,13 +67,43 @@ def test_what_tensor_parallelism_cannot_divide(overrides, number):
     )
 
 
-def test_what_context_and_pipeline_cannot_divide():
-    assert any("2 x parallel.context=6" in line for line in problems("parallel.context=3", world_size=3))
+def test_what_a_pipeline_cannot_divide():
     assert any("a stage would be empty" in line for line in problems("parallel.pipeline=5", world_size=5))
 
 
-def test_what_the_engine_lacks_is_refused():
-    assert any("parallel.context=2" in line and "not have" in line for line in problems("parallel.context=2", world_size=2))
+@pytest.mark.parametrize(
+    "axes, overrides, said",
+    [
+        (
+            "context=3",
+            [],
+            "train.sequence=256 is not divisible by 6, which 2 x parallel.context=3 asks for: the nearest is 252 or 258",
+        ),
+        ("context=2 tensor=4", [], None),
+        ("context=2 tensor=4", ["train.sequence=36"], "by 8, which parallel.context=2 x parallel.tensor=4 asks for"),
+        ("context=4", ["train.sequence=4"], "the nearest is 8"),
+        ("context=8 context_method=ring", [], None),
+        ("context=8 context_method=ulysses", [], "4 query and 4 key/value heads do not divide among parallel.context=8"),
+        ("context=4 context_method=ulysses", ["model.num_kv_heads=2"], None),
+        ("context=4 context_method=ulysses tensor=2", ["model.num_kv_heads=2"], "2 query and 1 key/value heads on each of"),
+        (
+            "context=2 context_method=ulysses",
+            ["model.num_heads=6", "model.head_dim=32", "model.num_kv_heads=3"],
+            "6 query and 3",
+        ),
+    ],
+)
+def test_what_context_parallelism_cannot_divide(axes, overrides, said):
+    words = [*overrides, "train.batch_tokens=9216", "train.microbatch=1", *(f"parallel.{axis}" for axis in axes.split())]
+    found = [line for line in problems(*words, world_size=8) if "parallel.context" in line and "processes" not in line]
+    assert len(found) == (said is not None), found
+    assert said is None or said in found[0]
+
+
+def test_unknown_methods_of_context_parallelism_are_told_the_known_ones():
+    for word, known in (("method=rings", "ring_bidirectional"), ("topology=torus", "switch")):
+        with pytest.raises(UserError, match=rf"parallel\.context_{word}: input should be .*{known}"):
+            load_config([f"parallel.context_{word}"])
 
 
 @pytest.mark.parametrize(
@@ -160,7 +190,8 @@ def test_more_processes_than_the_layout_fills(overrides, world_size, nearest):
         (["parallel.pipeline=8", "train.microbatch=1"], 8, "(8 processes): parallel."),
         (["parallel.pipeline=4", "parallel.pipeline_schedule=zbv", "train.microbatch=1"], 4, "pipeline_schedule=1f1b"),
         (["parallel.shard=3", "train.batch_tokens=6144"], 6, "(6 processes): parallel."),
-        (["parallel.context=2"], 2, "(2 processes): parallel."),
+        (["parallel.context=3"], 3, "(3 processes): parallel."),
+        (["parallel.context=8", "parallel.context_method=ulysses"], 8, "(8 processes): parallel."),
     ],
 )
 def test_the_nearest_possible_layout_is_named(overrides, world_size, nearest):
@@ -210,7 +241,7 @@ def test_schedules_and_batches_that_do_not_fit(overrides, said):
     assert any(said in line for line in found), found
 
 
-@pytest.mark.parametrize("axis", ["shard", "tensor"])
+@pytest.mark.parametrize("axis", ["shard", "tensor", "context"])
 def test_muon_refuses_layouts_that_split_matrices(axis):
     found = problems("optimizer=muon", f"parallel.{axis}=2", world_size=2)
     assert any("optimizer=muon needs whole matrices" in line and f"parallel.{axis}=2" in line for line in found)
