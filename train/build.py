@@ -13,7 +13,7 @@ from parallel.engine.native import LossSums, NativeEngine, WholeModelRunner
 from parallel.mesh import Meshes
 from parallel.pipeline import Part, PipelineRunner, Stage, stage_count
 from train.config import Config, ModelConfig
-from train.config.context import context_choice
+from train.config.context import context_method
 from train.config.sections import QatConfig
 from train.huggingface import places, tensors
 from train.model.decoder import Decoder, Multipliers
@@ -75,8 +75,10 @@ def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fil
 
 def _context(config: Config, meshes: Meshes) -> ContextParallel | None:
     """How this rank shares sequences with others; None where it does not."""
-    choice = context_choice(config)
-    return None if choice is None else ContextParallel(meshes.axes.get_group("context"), choice.method, choice.partition)
+    if config.parallel.context == 1:
+        return None
+    method, _ = context_method(config)
+    return ContextParallel(meshes.axes.get_group("context"), method, config.parallel.context_partition)
 
 
 def initial_values(config: Config) -> Fill:

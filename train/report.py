@@ -12,7 +12,7 @@ from rich.table import Table
 
 from scaling.record import EvaluationLine, RunRecord, StepLine, read_metrics
 from train.config import Config
-from train.config.context import context_choice
+from train.config.context import context_method
 from train.config.quantization import qat_phase
 from train.data.shards import Shards
 
@@ -60,8 +60,8 @@ def announce(config: Config, record: RunRecord, shards: Shards) -> None:
         config.parallel.layout,
         config.train.precision,
     )
-    if (choice := context_choice(config)) is not None:
-        log.info("sequences over %d ranks: %s (%s)", config.parallel.context, choice.method, choice.why)
+    if config.parallel.context > 1:
+        log.info("each sequence on %d ranks by %s (%s)", config.parallel.context, *context_method(config))
     if (phase := qat_phase(config)) is not None:
         share = 1.0 - phase.start / config.total_tokens
         log.info("quantized from %s tokens on, %.1f %% of the run (%s)", f"{phase.start:,}", 100 * share, phase.why)

@@ -11,11 +11,16 @@ from types import FrameType
 
 import torch
 
+from parallel.context.local import Transfers
 from parallel.mesh import World
 
 _MOST_LINES = 4  # about ranks, in a message
 _OPERATORS = ("torch._ops", "torch._library", "torch.utils._contextlib")  # stand between a caller and the operator it waits for
 _PEERS = {"src": "from rank", "dst": "to rank", "group_src": "from the group's rank", "group_dst": "to the group's rank"}
+
+
+# Our own functions that wait for other ranks outside of torch.distributed.
+_WAITS = {World.await_value.__code__: "await_value", Transfers.wait.__code__: "exchange of context ranks"}
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,8 @@ def _collective(frame: FrameType | None) -> str | None:
         frame = frame.f_back
     if frame is None:
         return None
-    if frame.f_code is World.await_value.__code__:
-        return "await_value"
+    if frame.f_code in _WAITS:
+        return _WAITS[frame.f_code]
     # DTensor computes too; where it communicates, it does so through functional collectives.
     if not _module(frame).startswith("torch.distributed.") or _module(frame).startswith("torch.distributed.tensor."):
         return None
@@ -105,10 +110,10 @@ def _collective(frame: FrameType | None) -> str | None:
 
 
 def _own_line(frame: FrameType | None, packages: frozenset[str]) -> str | None:
-    """The innermost line of our own code in a stack, without what `World` does for others."""
+    """The innermost line of our own code in a stack, without the functions that wait on behalf of others."""
     while frame is not None:
         parts = _module(frame).split(".")
-        if parts[0] in packages and frame.f_code is not World.await_value.__code__:
+        if parts[0] in packages and frame.f_code not in _WAITS:
             path = "/".join(Path(frame.f_code.co_filename).parts[-len(parts) :])
             return f"{path}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back

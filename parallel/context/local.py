@@ -3,7 +3,7 @@
 Shape suffixes: B batch, H query heads, K key/value heads, s tokens of some chunks, D head_dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,8 @@ from parallel.context.partition import Chunks, Partition
 
 TOKENS = 2
 """The dimension of heads-first tensors that runs over tokens."""
+TILE = 256
+"""Queries whose mask is in memory at once, where documents need one."""
 
 
 def select(tensor: Tensor, held: Chunks, wanted: Chunks) -> Tensor:
@@ -25,11 +27,16 @@ def select(tensor: Tensor, held: Chunks, wanted: Chunks) -> Tensor:
     return torch.cat([pieces[held.index(chunk)] for chunk in wanted], dim=TOKENS)
 
 
-def add_into(total: Tensor, held: Chunks, part: Tensor, chunks: Chunks) -> None:
-    """Add a part, which has some of the chunks, to a total that has the held ones."""
-    pieces = total.chunk(len(held), dim=TOKENS)
-    for chunk, piece in zip(chunks, part.chunk(len(chunks), dim=TOKENS), strict=True):
-        pieces[held.index(chunk)].add_(piece)
+def add_into(total: Tensor, held: Chunks, part: Tensor, chunks: Chunks, tokens: slice = slice(None)) -> None:
+    """Add a part to a total that has the held chunks. The part has these `tokens` of `chunks`, laid one behind the other."""
+    size, first = total.shape[TOKENS] // len(held), tokens.start or 0
+    done = 0
+    while done < part.shape[TOKENS]:
+        number, offset = divmod(first + done, size)
+        length = min(size - offset, part.shape[TOKENS] - done)
+        place = held.index(chunks[number]) * size + offset
+        total.narrow(TOKENS, place, length).add_(part.narrow(TOKENS, done, length))
+        done += length
 
 
 @dataclass
@@ -80,23 +87,32 @@ class LocalAttention:
 
     def _calls(self, queries: Chunks, keys: Chunks) -> list[tuple[Chunks, Chunks]]:
         """Queries that see the same keys, together, with these keys."""
+        # One chunk after the other under a causal mask is one call of the kernel, which skips what is above the diagonal.
+        if self.partition.is_triangle(queries, keys):
+            return [(queries, keys)]
         calls: dict[Chunks, list[int]] = {}
         for query in queries:
             if seen := self.columns((query,), keys):
                 calls.setdefault(seen, []).append(query)
-        merged: dict[Chunks, Chunks] = {seen: tuple(found) for seen, found in calls.items()}
-        # One chunk after the other under a causal mask is one call of the kernel, which skips what is above the diagonal.
-        if self.partition.causal and self.partition.one_document and queries == keys:
-            return [(queries, keys)]
-        return [(found, seen) for seen, found in merged.items()]
+        return [(tuple(found), seen) for seen, found in calls.items()]
 
-    def _mask(self, queries: Chunks, keys: Chunks) -> block.Mask:
-        partition = self.partition
+    def _tiles(self, queries: Chunks, keys: Chunks) -> Iterator[tuple[slice, slice, block.Mask]]:
+        """Which tokens of the queries are computed together, with which tokens of the keys, under which mask.
+
+        Where a mask has to be written down, only so much of it at a time that it stays small whatever the length of the
+        sequence, and only over the keys that are in the documents of these queries.
+        """
+        partition, whole = self.partition, slice(None)
         if partition.sees_all(queries, keys):
-            return True
-        if partition.causal and partition.one_document and queries == keys:
-            return False
-        return partition.seen(queries, keys)
+            yield whole, whole, True
+        elif partition.is_triangle(queries, keys):
+            yield whole, whole, False
+        else:
+            query_s, key_s = partition.positions(queries), partition.positions(keys)
+            for start in range(0, len(query_s), TILE):
+                rows = slice(start, start + TILE)
+                columns = partition.span(query_s[rows], key_s)
+                yield rows, columns, partition.seen_at(query_s[rows], key_s[columns])
 
     def forward(self, query: Tensor, queries: Chunks, key: Tensor, value: Tensor, keys: Chunks) -> tuple[Tensor, Tensor]:
         """(output, log-sum-exp) of `rows(queries, keys)`, in their order."""
@@ -104,16 +120,15 @@ class LocalAttention:
         outputs: dict[int, Tensor] = {}
         lses: dict[int, Tensor] = {}
         for some, seen in self._calls(queries, keys):
-            output, lse = block.forward(
-                select(query, queries, some),
-                select(key, keys, seen),
-                select(value, keys, seen),
-                self._mask(some, seen),
-                self.scale,
-            )
+            here = select(query, queries, some), select(key, keys, seen), select(value, keys, seen)
+            found = [
+                block.forward(here[0][:, :, tile], here[1][:, :, columns], here[2][:, :, columns], mask, self.scale)
+                for tile, columns, mask in self._tiles(some, seen)
+            ]
+            output, lse = (_join(parts) for parts in zip(*found, strict=True))
             outputs |= zip(some, output.chunk(len(some), dim=TOKENS), strict=True)
             lses |= zip(some, lse.chunk(len(some), dim=TOKENS), strict=True)
-        return torch.cat([outputs[row] for row in rows], dim=TOKENS), torch.cat([lses[row] for row in rows], dim=TOKENS)
+        return _join([outputs[row] for row in rows]), _join([lses[row] for row in rows])
 
     def backward(
         self,
@@ -131,19 +146,25 @@ class LocalAttention:
     ) -> None:
         """Add the gradients between these chunks to totals: of `queries` to `query_gradient`, of `keys` to the other two."""
         for some, seen in self._calls(queries, keys):
-            found = block.backward(
-                select(gradient, queries, some),
-                select(query, queries, some),
-                select(key, keys, seen),
-                select(value, keys, seen),
-                select(output, queries, some),
-                select(lse, queries, some),
-                self._mask(some, seen),
-                self.scale,
-            )
-            add_into(query_gradient, queries, found[0], some)
-            add_into(key_gradient, keys, found[1], seen)
-            add_into(value_gradient, keys, found[2], seen)
+            of_queries = [select(tensor, queries, some) for tensor in (gradient, query, output, lse)]
+            of_keys = [select(tensor, keys, seen) for tensor in (key, value)]
+            totals = [query_gradient, key_gradient, value_gradient]
+            for tile, columns, mask in self._tiles(some, seen):
+                its_gradient, its_query, its_output, its_lse = (tensor[:, :, tile] for tensor in of_queries)
+                its_key, its_value = (tensor[:, :, columns] for tensor in of_keys)
+                found = block.backward(its_gradient, its_query, its_key, its_value, its_output, its_lse, mask, self.scale)
+                places = (queries, some, tile), (keys, seen, columns), (keys, seen, columns)
+                for total, (held, chunks, tokens), part in zip(totals, places, found, strict=True):
+                    add_into(total, held, part, chunks, tokens)
+
+
+def zeros_like(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """Totals to add to, in `dtype`, one for each tensor."""
+    return [torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format) for tensor in tensors]
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=TOKENS)
 
 
 @dataclass

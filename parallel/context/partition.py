@@ -10,15 +10,14 @@ Shape suffixes: B batch, S whole sequence, s this rank's tokens, C chunks.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-PartitionName = Literal["contiguous", "zigzag", "balanced"]
+from parallel.context.names import CHUNKS_OF_A_RANK, PartitionName
+
 Chunks = tuple[int, ...]
 """Numbers of chunks, ascending."""
-CHUNKS_OF_A_RANK: dict[PartitionName, int] = {"contiguous": 2, "zigzag": 2, "balanced": 8}
 
 
 def contiguous(ranks: int) -> tuple[Chunks, ...]:
@@ -125,20 +124,32 @@ class Partition:
 
         return [[meet(query, key) for key in numbers] for query in numbers]
 
-    @cached_property
-    def one_document(self) -> bool:
-        """Whether every row is a single document."""
-        return all(row[0][0] == row[-1][1] for row in self._documents_of_chunks)
+    def in_one_document(self, chunks: Chunks) -> bool:
+        """Whether all tokens of these chunks are in the same document, in every row."""
+        documents = ({document for chunk in chunks for document in row[chunk]} for row in self._documents_of_chunks)
+        return all(len(found) == 1 for found in documents)
 
     def sees_all(self, query: Chunks, keys: Chunks) -> bool:
         """Whether every token of `query` may look at every token of `keys`."""
-        before = not self.causal or keys[-1] < query[0]
-        documents = ({document for chunk in (*query, *keys) for document in row[chunk]} for row in self._documents_of_chunks)
-        return before and all(len(found) == 1 for found in documents)
+        return (not self.causal or keys[-1] < query[0]) and self.in_one_document((*query, *keys))
+
+    def is_triangle(self, query: Chunks, keys: Chunks) -> bool:
+        """Whether every token of `query` may look at those of `keys` up to its own position, and no others."""
+        return self.causal and query == keys and self.in_one_document(query)
+
+    def span(self, query_s: Tensor, key_s: Tensor) -> slice:
+        """Those of the keys outside of which nothing is in a document of the queries; at least one. Positions ascend."""
+        first_B1, last_B1 = self.document_BS[:, query_s[:1]], self.document_BS[:, query_s[-1:]]
+        document_Bs = self.document_BS[:, key_s]
+        shared = ((document_Bs >= first_B1) & (document_Bs <= last_B1)).any(dim=0).nonzero()
+        return slice(int(shared[0]), int(shared[-1]) + 1) if len(shared) else slice(0, 1)
 
     def seen(self, query: Chunks, keys: Chunks) -> Tensor:
         """What of `keys` every token of `query` may look at: bool (B, 1, tokens of query, tokens of keys)."""
-        query_s, key_s = self.positions(query), self.positions(keys)
+        return self.seen_at(self.positions(query), self.positions(keys))
+
+    def seen_at(self, query_s: Tensor, key_s: Tensor) -> Tensor:
+        """The same for tokens at these positions."""
         same_Bss = self.document_BS[:, query_s, None] == self.document_BS[:, None, key_s]
         return (same_Bss & (query_s[:, None] >= key_s) if self.causal else same_Bss)[:, None]
 

@@ -1,7 +1,6 @@
 """The protocol of context parallelism: partition a batch, attend, restore the order. The methods differ in what travels."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -9,12 +8,11 @@ from torch import Tensor
 
 from parallel.batch import Batch
 from parallel.context.local import LocalAttention
-from parallel.context.partition import CHUNKS_OF_A_RANK, Partition, PartitionName
+from parallel.context.names import CHUNKS_OF_A_RANK, Method, PartitionName
+from parallel.context.partition import Partition
 from parallel.context.ring import ring_attention
 from parallel.context.token_ring import token_ring_attention
 from parallel.context.ulysses import ulysses_attention
-
-Method = Literal["token_ring", "ring", "ring_bidirectional", "ulysses"]
 
 
 @dataclass(frozen=True)

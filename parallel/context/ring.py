@@ -5,14 +5,16 @@ In one direction, or half of the chunks each way. A chunk travels only as far as
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.context.local import Accumulator, LocalAttention, Transfers, add_into, room, select
+from parallel.context.local import Accumulator, LocalAttention, Transfers, add_into, room, select, zeros_like
 from parallel.context.partition import Chunks
+from parallel.recompute import kept
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,8 @@ class _Ring(torch.autograd.Function):
         group: dist.ProcessGroup,
         ways: Sequence[Stream],
     ) -> Tensor:
-        rank, ranks = group.rank(), group.size()
-        mine = local.partition.owners[rank]
-        total = Accumulator.empty(query, mine)
-        held = [_start(way, local, rank, mine, (key, value)) for way in ways]
-        for step in range(ranks):
-            transfers, incoming = Transfers(group), []
-            for way, (chunks, tensors) in zip(ways, held, strict=True):
-                incoming.append(_pass_on(way, local, rank, step, chunks, tensors, transfers))
-            transfers.post()
-            _attend(total, query, mine, held, local)
-            transfers.wait()
-            held = incoming
-        output = total.output_BHsD.to(query.dtype)
-        ctx.save_for_backward(query, key, value, output, total.lse_BHs)
+        output, lse = kept(partial(_attend, query, key, value, local, group, ways))
+        ctx.save_for_backward(query, key, value, output, lse)
         ctx.local, ctx.group, ctx.ways = local, group, ways
         return output
 
@@ -99,10 +89,7 @@ class _Ring(torch.autograd.Function):
         local, group, ways = ctx.local, ctx.group, ctx.ways
         rank, ranks = group.rank(), group.size()
         mine = local.partition.owners[rank]
-        dtype = lse.dtype
-        totals = [
-            torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format) for tensor in (query, key, value)
-        ]
+        totals = zeros_like(lse.dtype, query, key, value)
         held = [_start(way, local, rank, mine, (key, value)) for way in ways]
         homeward: list[tuple[Chunks, list[Tensor]]] = [((), []) for _ in ways]
         for step in range(ranks):
@@ -112,10 +99,7 @@ class _Ring(torch.autograd.Function):
                 arriving.append(_carry(way, local, rank, step, used, sums, transfers, like=totals[1]))
             transfers.post()
             for number, (chunks, (its_key, its_value)) in enumerate(held):
-                found = [
-                    torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
-                    for tensor in (its_key, its_value)
-                ]
+                found = zeros_like(lse.dtype, its_key, its_value)
                 if local.rows(mine, chunks):
                     local.backward(gradient, query, output, lse, mine, its_key, its_value, chunks, *found, totals[0])
                 held[number] = (chunks, found)
@@ -143,11 +127,25 @@ def _start(way: Stream, local: LocalAttention, rank: int, mine: Chunks, tensors:
     return chunks, [select(tensor, mine, chunks) for tensor in tensors]
 
 
-def _attend(total: Accumulator, query: Tensor, mine: Chunks, held: Sequence[Held], local: LocalAttention) -> None:
-    for chunks, tensors in held:
-        if rows := local.rows(mine, chunks):
-            key, value = tensors
-            total.merge(rows, *local.forward(query, mine, key, value, chunks))
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, local: LocalAttention, group: dist.ProcessGroup, ways: Sequence[Stream]
+) -> tuple[Tensor, Tensor]:
+    """(output, log-sum-exp) of this rank's queries."""
+    rank, ranks = group.rank(), group.size()
+    mine = local.partition.owners[rank]
+    total = Accumulator.empty(query, mine)
+    held = [_start(way, local, rank, mine, (key, value)) for way in ways]
+    for step in range(ranks):
+        transfers, incoming = Transfers(group), []
+        for way, (chunks, tensors) in zip(ways, held, strict=True):
+            incoming.append(_pass_on(way, local, rank, step, chunks, tensors, transfers))
+        transfers.post()
+        for chunks, (its_key, its_value) in held:
+            if rows := local.rows(mine, chunks):
+                total.merge(rows, *local.forward(query, mine, its_key, its_value, chunks))
+        transfers.wait()
+        held = incoming
+    return total.output_BHsD.to(query.dtype), total.lse_BHs
 
 
 def _pass_on(

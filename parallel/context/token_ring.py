@@ -6,14 +6,16 @@ where they are: under a causal mask and zigzag that makes half of the messages h
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.context.local import Accumulator, LocalAttention, Transfers, add_into, room, select
+from parallel.context.local import Accumulator, LocalAttention, Transfers, add_into, room, select, zeros_like
 from parallel.context.partition import Chunks
+from parallel.recompute import kept
 
 
 def token_ring_attention(query: Tensor, key: Tensor, value: Tensor, local: LocalAttention, group: dist.ProcessGroup) -> Tensor:
@@ -25,28 +27,8 @@ def token_ring_attention(query: Tensor, key: Tensor, value: Tensor, local: Local
 class _TokenRing(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, local: LocalAttention, group: dist.ProcessGroup) -> Tensor:
-        rank, ranks = group.rank(), group.size()
-        mine = local.partition.owners[rank]
-        total = Accumulator.empty(query, mine)
-        held: tuple[Chunks, list[Tensor]] = (mine, [query])
-        done: tuple[Chunks, list[Tensor]] = ((), [])  # what was found at the step before, for its owner
-        for step in range(ranks + 1):
-            transfers = Transfers(group)
-            incoming = _pass_on(local, rank, step, *held, transfers)
-            returned = _give_back(local, rank, step, done, transfers, [query, total.lse_BHs])
-            transfers.post()
-            if step < ranks:
-                chunks, (its_query,) = held
-                rows = local.rows(chunks, mine)
-                done = (rows, list(local.forward(its_query, chunks, key, value, mine)) if rows else [])
-                if step == 0 and rows:
-                    total.merge(rows, *done[1])
-            transfers.wait()
-            if returned[0]:
-                total.merge(returned[0], *returned[1])
-            held = incoming
-        output = total.output_BHsD.to(query.dtype)
-        ctx.save_for_backward(query, key, value, output, total.lse_BHs)
+        output, lse = kept(partial(_attend, query, key, value, local, group))
+        ctx.save_for_backward(query, key, value, output, lse)
         ctx.local, ctx.group = local, group
         return output
 
@@ -56,9 +38,7 @@ class _TokenRing(torch.autograd.Function):
         local, group = ctx.local, ctx.group
         rank, ranks = group.rank(), group.size()
         mine = local.partition.owners[rank]
-        totals = [
-            torch.zeros_like(tensor, dtype=lse.dtype, memory_format=torch.contiguous_format) for tensor in (query, key, value)
-        ]
+        totals = zeros_like(lse.dtype, query, key, value)
         delta = (gradient.to(lse.dtype) * output.to(lse.dtype)).sum(dim=-1)
         held: tuple[Chunks, list[Tensor]] = (mine, [query, gradient, lse, delta])
         done: tuple[Chunks, list[Tensor]] = ((), [])
@@ -70,7 +50,7 @@ class _TokenRing(torch.autograd.Function):
             if step < ranks:
                 chunks, (its_query, its_gradient, its_lse, its_delta) = held
                 rows = local.rows(chunks, mine)
-                found = torch.zeros_like(its_query, dtype=lse.dtype, memory_format=torch.contiguous_format)
+                (found,) = zeros_like(lse.dtype, its_query)
                 if rows:
                     its_output = output if step == 0 else stand_in(its_gradient, its_delta)
                     local.backward(its_gradient, its_query, its_output, its_lse, chunks, key, value, mine, *totals[1:], found)
@@ -82,6 +62,33 @@ class _TokenRing(torch.autograd.Function):
                 add_into(totals[0], mine, returned[1][0], returned[0])
             held = incoming
         return totals[0].to(query.dtype), totals[1].to(key.dtype), totals[2].to(value.dtype), None, None
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, local: LocalAttention, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """(output, log-sum-exp) of this rank's queries."""
+    rank, ranks = group.rank(), group.size()
+    mine = local.partition.owners[rank]
+    total = Accumulator.empty(query, mine)
+    held: tuple[Chunks, list[Tensor]] = (mine, [query])
+    done: tuple[Chunks, list[Tensor]] = ((), [])  # what was found at the step before, for its owner
+    for step in range(ranks + 1):
+        transfers = Transfers(group)
+        incoming = _pass_on(local, rank, step, *held, transfers)
+        returned = _give_back(local, rank, step, done, transfers, [query, total.lse_BHs])
+        transfers.post()
+        if step < ranks:
+            chunks, (its_query,) = held
+            rows = local.rows(chunks, mine)
+            done = (rows, list(local.forward(its_query, chunks, key, value, mine)) if rows else [])
+            if step == 0 and rows:
+                total.merge(rows, *done[1])
+        transfers.wait()
+        if returned[0]:
+            total.merge(returned[0], *returned[1])
+        held = incoming
+    return total.output_BHsD.to(query.dtype), total.lse_BHs
 
 
 def stand_in(gradient_BHsD: Tensor, delta_BHs: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
-from parallel.context.local import TOKENS
+from parallel.context.local import TOKENS, LocalAttention, zeros_like
 from parallel.context.partition import Partition
+from parallel.recompute import kept
 
 HEADS = 1
 
@@ -28,16 +28,7 @@ def ulysses_attention(
     whole_query, whole_key, whole_value = (
         _gather_tokens(tensor, group).index_select(TOKENS, back) for tensor in (query, key[:, needed], value[:, needed])
     )
-    plain = partition.one_document
-    attended = F.scaled_dot_product_attention(
-        whole_query,
-        whole_key,
-        whole_value,
-        attn_mask=None if plain else partition.seen(*[tuple(range(partition.num_chunks))] * 2),
-        is_causal=plain and partition.causal,
-        enable_gqa=whole_query.shape[HEADS] != whole_key.shape[HEADS],
-        scale=scale,
-    )
+    attended: Tensor = _Attention.apply(whole_query, whole_key, whole_value, LocalAttention(partition, scale))
     return _gather_heads(attended.index_select(TOKENS, order), group)
 
 
@@ -68,14 +59,38 @@ def _gather_heads(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     return torch.cat(list(_AllToAll.apply(by_rank, group)), dim=HEADS)
 
 
+class _Attention(torch.autograd.Function):
+    """Attention over whole sequences on one rank, in whose memory no mask of a whole sequence is."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, local: LocalAttention) -> Tensor:
+        every = tuple(range(local.partition.num_chunks))
+        output, lse = kept(lambda: local.forward(query, every, key, value, every))
+        ctx.save_for_backward(query, key, value, output, lse)
+        ctx.local, ctx.every = local, every
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, lse = ctx.saved_tensors
+        totals = zeros_like(lse.dtype, query, key, value)
+        ctx.local.backward(gradient, query, output, lse, ctx.every, key, value, ctx.every, *totals[1:], totals[0])
+        return totals[0].to(query.dtype), totals[1].to(key.dtype), totals[2].to(value.dtype), None
+
+
 class _AllToAll(torch.autograd.Function):
     """Slice r of the first dimension goes to rank r; what comes from rank r is slice r. Its own inverse and transpose."""
 
     @staticmethod
     def forward(ctx: Any, by_rank: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        received = torch.empty_like(by_rank, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(received, by_rank.contiguous(), group=group)
+
+        def exchange() -> tuple[Tensor]:
+            received = torch.empty_like(by_rank, memory_format=torch.contiguous_format)
+            dist.all_to_all_single(received, by_rank.contiguous(), group=group)
+            return (received,)
+
+        (received,) = kept(exchange)
         return received
 
     @staticmethod

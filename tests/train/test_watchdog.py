@@ -1,12 +1,17 @@
 """Real processes that hang, and what the watchdog says of them."""
 
 import re
+import sys
+import threading
+from unittest import mock
 
 import pytest
+import torch
 
+from parallel.context.local import Transfers
 from tests.distributed.group import CaseFailed
 from tests.train import watchdog_cases as cases
-from train.whereabouts import Position, describe
+from train.whereabouts import Position, describe, find_position
 
 CASE = "tests/train/watchdog_cases.py"
 
@@ -14,6 +19,31 @@ CASE = "tests/train/watchdog_cases.py"
 @pytest.fixture
 def reports(tmp_path):
     return cases.Reports(tmp_path)
+
+
+def test_a_rank_that_awaits_a_part_of_a_sequence_waits_for_others():
+    class Work:
+        def wait(self):
+            begun.set()
+            done.wait()
+
+    def attend():
+        Transfers(None, _works=[Work()]).wait()
+
+    begun, done = threading.Event(), threading.Event()
+    thread = threading.Thread(target=attend)
+    thread.start()
+    begun.wait()
+    # Work is C++ and has no frame of its own; here it has one, and the standard library's below it.
+    frames = sys._current_frames()[thread.ident]
+    while frames.f_code is not Transfers.wait.__code__:
+        frames = frames.f_back
+    with mock.patch("sys._current_frames", return_value={thread.ident: frames}):
+        found = find_position("step 1", thread.ident, torch.device("cpu"), frozenset({"tests", "parallel"}))
+    done.set()
+    thread.join()
+    assert found.collective == "exchange of context ranks"
+    assert found.where.endswith("attend")
 
 
 def only(reports):

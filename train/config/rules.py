@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from parallel.context.names import CHUNKS_OF_A_RANK
 from train import huggingface
-from train.config.context import context_choice
+from train.config.context import context_method
 from train.config.quantization import qat_phase
 from train.config.schedules import schedule_of
 from train.config.sections import (
@@ -147,25 +148,27 @@ def _model(config: Config) -> Iterator[str]:
 
 
 def _context(config: Config) -> Iterator[str]:
-    """A rank holds two chunks of the sequence, which tensor parallelism divides once more; Ulysses divides heads as well."""
+    """A rank's part of the sequence falls into chunks, and tensor parallelism divides it once more; Ulysses divides heads."""
     parallel, model, sequence = config.parallel, config.model, config.train.sequence
-    choice, ranks, tensor = context_choice(config), parallel.context, parallel.tensor
-    if choice is None:
+    ranks, tensor, partition = parallel.context, parallel.tensor, parallel.context_partition
+    if ranks == 1:
         return
-    divisor = ranks * math.lcm(2, tensor)
+    chunks = CHUNKS_OF_A_RANK[partition]
+    divisor = ranks * math.lcm(chunks, tensor)
     if sequence % divisor:
         below = sequence // divisor * divisor
-        product = f"parallel.context={ranks} x parallel.tensor={tensor}" if tensor > 2 else f"2 x parallel.context={ranks}"
+        product = f"parallel.context={ranks} x {chunks} chunks ({partition})" + f" and parallel.tensor={tensor}" * (tensor > 1)
         yield (
-            f"train.sequence={sequence} is not divisible by {divisor}, which {product} asks for: the nearest is "
-            f"{f'{below} or ' if below else ''}{below + divisor}"
+            f"train.sequence={sequence} is not divisible by {divisor}, as {product} need: the nearest is "
+            f"{f'{below} or ' * (below > 0)}{below + divisor}"
         )
     heads, kv_heads = model.num_heads // tensor, model.num_kv_heads // tensor
-    if choice.method == "ulysses" and heads and kv_heads and (heads % ranks or (kv_heads % ranks and ranks % kv_heads)):
-        on_a_rank = f" on each of parallel.tensor={tensor} ranks" if tensor > 1 else ""
+    divided = heads % ranks == 0 and (kv_heads % ranks == 0 or (kv_heads and ranks % kv_heads == 0))
+    if context_method(config)[0] == "ulysses" and not divided:
+        on_a_rank = f" on each of parallel.tensor={tensor} ranks" * (tensor > 1)
         yield (
-            f"parallel.context_method=ulysses: {heads} query and {kv_heads} key/value heads{on_a_rank} do not "
-            f"divide among parallel.context={ranks}: type parallel.context_method=auto, or another parallel.context"
+            f"parallel.context_method=ulysses: {heads} query and {kv_heads} key/value heads{on_a_rank} do not divide among "
+            f"parallel.context={ranks}: type parallel.context_method=auto, or another parallel.context"
         )
 
 

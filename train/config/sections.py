@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from parallel.context.names import Method, PartitionName
 from parallel.layout import Layout
 from parallel.shape import ModelShape
 from schedulers.batch import BatchWarmup
@@ -429,9 +430,12 @@ class ParallelConfig:
     """stages that share the layers"""
     context: PositiveInt
     """ranks that share each sequence"""
-    context_method: Literal["auto", "token_ring", "ring", "ring_bidirectional", "ulysses"]
+    context_method: Literal["auto", Method]
     """what those exchange: queries and results (token_ring), keys and values one way or both ways round (ring,
     ring_bidirectional), or heads for tokens (ulysses); auto: what a cost model expects to be fastest"""
+    context_partition: PartitionName
+    """which tokens of a sequence each of those holds. zigzag: one early and one late chunk, which all have equally much to do
+    where a sequence is one document; balanced: eight chunks, chosen by what packed documents leave to do; contiguous"""
     context_topology: Literal["mesh", "switch"]
     """how those are connected, for auto. mesh: a link of its own between any two; switch: one port each"""
     pipeline_schedule: Literal["gpipe", "1f1b", "interleaved", "zbv", "dualpipev"]

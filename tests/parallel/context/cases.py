@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 
+from parallel.context import local
 from parallel.context.protocol import ContextParallel
 from parallel.mesh import World
 
@@ -32,7 +33,8 @@ def attend(world: World, runs: list[dict]) -> list[list[float]]:
     return [_attend(world, **run) for run in runs]
 
 
-def _attend(world, method, partition, shape, documents, causal, dtype, seed) -> list[float]:
+def _attend(world, method, partition, shape, documents, causal, dtype, seed, tile) -> list[float]:
+    local.TILE = tile
     batch, _, _, sequence, head_dim = shape
     whole = tensors(*shape, seed)
     documents = torch.tensor(documents).expand(batch, sequence)

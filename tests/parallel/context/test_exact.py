@@ -4,7 +4,10 @@ import itertools
 import random
 
 import pytest
+import torch
 
+from parallel.context.partition import Partition
+from parallel.context.ulysses import heads_of_ranks
 from tests.parallel.context import cases
 
 METHODS = ("token_ring", "ring", "ring_bidirectional", "ulysses")
@@ -43,6 +46,7 @@ def runs(ranks: int, dtype: str) -> list[dict]:
                         "causal": causal,
                         "dtype": dtype,
                         "seed": len(found),
+                        "tile": 7 if len(found) % 2 else 256,  # queries under a mask: in parts, and all together
                     }
                 )
     return found[::5] if dtype == "float64" else found[::17]  # co-prime to the four choices: every kind comes
@@ -56,3 +60,13 @@ def test_every_method_equals_dense_attention(group, ranks, dtype, output, gradie
         for run, found in zip(every, errors, strict=True):
             assert found[0] < output, (run, found)
             assert max(found[1:]) < gradients, (run, found)
+
+
+def test_what_no_method_can_divide_is_an_error_with_its_numbers():
+    documents = torch.zeros(1, 60, dtype=torch.int64)
+    with pytest.raises(ValueError, match="60 tokens is not divisible by the 8 chunks of 4 ranks"):
+        Partition.of(documents, 4, "zigzag")
+    with pytest.raises(ValueError, match="zigzag balances a causal mask"):
+        Partition.of(documents, 3, "zigzag", causal=False)
+    with pytest.raises(ValueError, match="6 query and 3 key/value heads do not divide among 2 ranks"):
+        heads_of_ranks(6, 3, 2, documents.device)

@@ -77,11 +77,16 @@ def test_what_a_pipeline_cannot_divide():
         (
             "context=3",
             [],
-            "train.sequence=256 is not divisible by 6, which 2 x parallel.context=3 asks for: the nearest is 252 or 258",
+            "train.sequence=256 is not divisible by 6, as parallel.context=3 x 2 chunks (zigzag) need: the nearest is 252 or",
         ),
         ("context=2 tensor=4", [], None),
-        ("context=2 tensor=4", ["train.sequence=36"], "by 8, which parallel.context=2 x parallel.tensor=4 asks for"),
+        (
+            "context=2 tensor=4",
+            ["train.sequence=36"],
+            "by 8, as parallel.context=2 x 2 chunks (zigzag) and parallel.tensor=4 need",
+        ),
         ("context=4", ["train.sequence=4"], "the nearest is 8"),
+        ("context=4 context_partition=balanced", ["train.sequence=72"], "not divisible by 32"),
         ("context=8 context_method=ring", [], None),
         ("context=8 context_method=ulysses", [], "4 query and 4 key/value heads do not divide among parallel.context=8"),
         ("context=4 context_method=ulysses", ["model.num_kv_heads=2"], None),
