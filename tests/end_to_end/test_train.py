@@ -175,7 +175,9 @@ def test_temperature_zero_is_greedy_by_hand(run):
     assert answer.out == expected + "\n"
 
 
-@pytest.mark.parametrize("layout", [["tensor=2"], ["pipeline=2"], ["shard=2"], ["tensor=2", "pipeline=2"]], ids="_".join)
+@pytest.mark.parametrize(
+    "layout", [["tensor=2"], ["pipeline=2"], ["context=2"], ["shard=2"], ["tensor=2", "pipeline=2"]], ids="_".join
+)
 def test_generation_is_the_same_on_every_layout(group, place, run, overrides, layout):
     """Of a run that was trained on a pipeline, too. The prompt's five tokens do not divide by two."""
     whole = place / "runs" / "two_layers"

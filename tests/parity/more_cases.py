@@ -1,13 +1,19 @@
 """Cases about how a model is composed."""
 
+from unittest import mock
+
 import torch
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from parallel.batch import Batch
+from parallel.context.local import Transfers
 from parallel.mesh import World, build_meshes
 from parallel.shard import shard_model
 from parallel.tensor import split_tensors
-from train.build import build_model, build_parts, initial_values
-from train.config import load_config
+from train.build import build_engine, build_model, build_parts, initial_values
+from train.config import load_config, require
 from train.config.sections import QatConfig
 from train.memory import LiveBytes
 from train.quantization import quantize_stage
@@ -64,10 +70,8 @@ def peak_bytes_of_materialising(world: World, overrides: list[str], first: str) 
 
 def dtypes_in_the_quantizer(world: World, overrides: list[str]) -> set[tuple[str, str]]:
     """(dtype of the weight, of the scale) as the forward pass of a composed model hands them over."""
-    from unittest import mock
-
     import quant.linear
-    from train.build import COMPUTE_DTYPES, build_engine
+    from train.build import COMPUTE_DTYPES
     from train.quantization import Quantization
 
     config = load_config(overrides)
@@ -82,3 +86,31 @@ def dtypes_in_the_quantizer(world: World, overrides: list[str]) -> set[tuple[str
     with mock.patch.object(quant.linear, "fake_quantize", watched):
         engine.next_token_logits(torch.zeros(config.train.sequence, dtype=torch.int64))
     return seen
+
+
+def one_step(world: World, runs: list[list[str]], documents: list[int]) -> list[dict[str, float]]:
+    """Of a training step of every run: its loss, its exchanges between context ranks, and its largest tensor's elements."""
+    found = []
+    for overrides in runs:
+        config = load_config(overrides)
+        require(config, world_size=world.size)
+        engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
+        document_BS = torch.tensor(documents)[None]
+        tokens_BS = torch.arange(len(documents))[None] % 256
+        sizes = _LargestTensor()
+        with mock.patch.object(Transfers, "post", autospec=True, side_effect=Transfers.post) as posted, sizes:
+            batch = Batch(tokens_BS, tokens_BS, document_BS)
+            loss = engine.train_step([batch], learning_rate=1e-3, tokens=len(documents)).loss
+        found.append({"loss": float(loss), "exchanges": posted.call_count, "largest": sizes.elements})
+    return found
+
+
+class _LargestTensor(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.elements = max(self.elements, leaf.numel())
+        return result

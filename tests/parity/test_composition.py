@@ -37,6 +37,28 @@ def test_materialising_before_sharding_holds_the_whole_model(group):
     assert max(late) <= 0.6 * whole
 
 
+CHOICES = [
+    *[("token_ring", choice) for choice in ("none", "selective", "full")],
+    *[(method, "none") for method in ("ring", "ring_bidirectional", "ulysses")],
+]
+
+
+def test_no_tensor_on_a_context_rank_is_a_sequence_times_a_sequence(group):
+    """Packed documents of 300 tokens. The largest a tensor may be is the mask of 256 queries over all keys."""
+    sequence, base = 4096, [*MODEL, *LENGTH, "train.sequence=4096", "train.batch_tokens=4096", "parallel.context=2"]
+    base += ["model.num_layers=1"]
+    runs = [[*base, f"parallel.context_method={method}", f"parallel.recompute={choice}"] for method, choice in CHOICES]
+    documents = [position // 300 for position in range(sequence)]
+    (found, _) = group(2).run(more_cases.one_step, runs, documents, timeout=300.0)
+    for run, step in zip(runs, found, strict=True):
+        assert step["largest"] <= 256 * sequence, run[-2:]
+        assert step["loss"] == pytest.approx(found[0]["loss"], rel=1e-6)
+    # Forward and backward exchange equally often; a block that is computed again does so again, unless the result was kept.
+    exchanges = dict(zip(CHOICES, (step["exchanges"] for step in found), strict=True))
+    assert exchanges["token_ring", "none"] == exchanges["token_ring", "selective"] > 0
+    assert exchanges["token_ring", "full"] == 1.5 * exchanges["token_ring", "none"]
+
+
 @pytest.mark.parametrize("quant", [[], ["quant=qat", "quant.group=9"], ["quant=qat", "model.tie_embeddings=true"]], ids=len)
 @pytest.mark.parametrize(
     "axes",
@@ -45,6 +67,7 @@ def test_materialising_before_sharding_holds_the_whole_model(group):
         ["tensor=2"],
         ["pipeline=2", "pipeline_schedule=zbv"],
         ["tensor=2", "shard=2"],
+        ["context=2", "shard=2"],
         ["pipeline=2", "tensor=2", "pipeline_schedule=interleaved", "virtual_stages=3"],
         ["tensor=2", "pipeline=2", "shard=2"],
     ],

@@ -34,6 +34,27 @@ COMPOSED = {
     "tensor2_pipeline2_shard2": {"tensor": 2, "pipeline": 2, "shard": 2},
     "replicate2_shard2_tensor2": {"replicate": 2, "shard": 2, "tensor": 2},
 }
+# Ranks that share sequences, whose documents begin and end anywhere.
+CONTEXT = {
+    "context2": {"context": 2},
+    "context4": {"context": 4},
+    "context2_tensor2": {"context": 2, "tensor": 2},
+    "context2_shard2": {"context": 2, "shard": 2},
+    "context2_replicate2": {"context": 2, "replicate": 2},
+    "context2_pipeline2": {"context": 2, "pipeline": 2},
+    "context2_pipeline2_zbv": {"context": 2, "pipeline": 2, "pipeline_schedule": "zbv"},
+}
+MORE_CONTEXT = {
+    "context4_tensor2": {"context": 4, "tensor": 2},
+    "context2_tensor2_shard2": {"context": 2, "tensor": 2, "shard": 2},
+    "context2_tensor2_pipeline2": {"context": 2, "tensor": 2, "pipeline": 2},
+    "context2_pipeline2_shard2": {"context": 2, "pipeline": 2, "shard": 2},
+    **{
+        f"context2_pipeline2_{schedule}": {"context": 2, "pipeline": 2, "pipeline_schedule": schedule}
+        for schedule in ("gpipe", "interleaved", "dualpipev")
+    },
+}
+METHODS = ["token_ring", "ring", "ring_bidirectional", "ulysses"]
 MODEL = [
     *("model.hidden_size=32", "model.num_heads=4", "model.num_kv_heads=2", "model.ffn_size=48"),
     *("model.vocab_size=272", "model.init_std=0.1"),
@@ -42,6 +63,8 @@ MODEL = [
 LENGTH = ["train.steps=8", "train.sequence=32", "train.batch_tokens=512", "eval.tokens=600"]
 # One checkpoint, at the end, and no watchdog: both have tests of their own, and these runs last a second.
 LENGTH += ["checkpoint.every_tokens=1000000", "health.step_timeout_seconds=null"]
+# Multipliers and rates of the whole width, not of a rank's part; four steps of half a batch, then of a whole one; a power law.
+MUP = ["optimizer.mup=true", "optimizer.mup_base_width=8", "schedule=power", "schedule.a=400", "schedule.decay_shape=linear"]
 SCHEDULE = ["schedule.peak=5e-3", "schedule.warmup_tokens=1024", "schedule.decay_fraction=0.25"]
 
 
@@ -71,10 +94,17 @@ def _compare_both_precisions(group, corpus, expected, tmp_path, layout: dict[str
 
 
 def _compare_all(group, corpus, expected, tmp_path, layout, runs: list[list[str]], how: list[str], tolerances: list[float]):
+    _compare_each(group, corpus, expected, tmp_path, layout, runs, [how] * len(runs), tolerances)
+
+
+def _compare_each(group, corpus, expected, tmp_path, layout, runs: list[list[str]], hows: list[list[str]], tolerances):
     """Several runs, one after the other in the same processes."""
     axes = [f"parallel.{key}={value}" for key, value in layout.items()]
     size = math.prod(value for value in layout.values() if isinstance(value, int))
-    words = [[f"run.dir={tmp_path}/{number}", *corpus, *run, *axes, *how] for number, run in enumerate(runs)]
+    words = [
+        [f"run.dir={tmp_path}/{number}", *corpus, *run, *axes, *how]
+        for number, (run, how) in enumerate(zip(runs, hows, strict=True))
+    ]
     answers = group(size).run(cases.train, words, timeout=300.0)
     written = [answer for answer in answers if answer is not None]
     assert len(written) == 1
@@ -119,6 +149,58 @@ def test_composed(group, corpus, expected, tmp_path, layout):
     _compare_both_precisions(group, corpus, expected, tmp_path, COMPOSED[layout], how)
 
 
+CHOSEN = {
+    "context2": [
+        *[("fp64", [method]) for method in METHODS],
+        ("fp32", ["token_ring"]),
+        ("fp64", ["token_ring", "recompute=selective"]),
+        ("fp64", ["ulysses", "recompute=selective"]),
+        ("fp64", ["auto", "context_partition=balanced", "recompute=full"]),
+    ],
+    "context4": [*[("fp64", [method]) for method in METHODS], ("fp32", ["ring"])],
+    "context2_tensor2": [("fp64", ["token_ring"]), ("fp64", ["ulysses"])],
+    "context2_shard2": [("fp64", ["ring"])],
+    "context2_replicate2": [("fp64", ["ring_bidirectional"])],
+    "context2_pipeline2": [("fp64", ["token_ring"]), ("fp64", ["ulysses", "recompute=full"])],
+    "context2_pipeline2_zbv": [("fp64", ["ring"])],
+}
+
+
+@pytest.mark.parametrize("layout", CHOSEN)
+def test_context_parallel(group, corpus, expected, tmp_path, layout):
+    """Every method by itself and beside another axis; the whole product is below."""
+    _compare_context(group, corpus, expected, tmp_path, CONTEXT[layout], CHOSEN[layout])
+
+
+def _compare_context(group, corpus, expected, tmp_path, axes, cases_of: list[tuple[str, list[str]]], *variant: str):
+    """`cases_of` are pairs of a precision and a method, with more keys of the layout behind it."""
+    runs = [_run(precision, *variant, layers=_layers(axes)) for precision, _ in cases_of]
+    hows = [
+        [f"train.microbatch={_microbatch(axes)}", f"parallel.context_method={method}", *(f"parallel.{word}" for word in more)]
+        for _, (method, *more) in cases_of
+    ]
+    tolerances = [TOLERANCE[precision] for precision, _ in cases_of]
+    _compare_each(group, corpus, expected, tmp_path, axes, runs, hows, tolerances)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", CONTEXT | MORE_CONTEXT)
+@pytest.mark.parametrize("variant", [[], ["model.tie_embeddings=true", "model.qk_norm=true"], MUP], ids=len)
+def test_context_parallel_in_every_way(group, corpus, expected, tmp_path, layout, variant):
+    axes = (CONTEXT | MORE_CONTEXT)[layout]
+    split_backward = axes.get("pipeline_schedule") in ("zbv", "dualpipev")
+    choices = ["none", "full"] if split_backward else ["none", "full", "selective"]
+    # With four context and two tensor ranks there are fewer heads than ranks.
+    methods = METHODS[:3] if layout == "context4_tensor2" else METHODS
+    cases_of = [
+        (precision, [method, f"recompute={choice}"])
+        for precision in (["fp64"] if variant else TOLERANCE)
+        for method in methods
+        for choice in choices
+    ]
+    _compare_context(group, corpus, expected, tmp_path, axes, cases_of, *variant)
+
+
 @pytest.mark.parametrize("layout", ["pipeline2_1f1b", "pipeline2_dualpipev", "tensor2_pipeline2"])
 def test_tied_embeddings(group, corpus, expected, tmp_path, layout):
     axes = (PIPELINE | COMPOSED)[layout]
@@ -143,10 +225,13 @@ def test_recomputation(group, corpus, expected, tmp_path, layout, choice):
         ("pipeline2_1f1b", "none", "fp64"),
         pytest.param("shard2", "full", "fp64", marks=pytest.mark.slow),
         pytest.param("tensor2_shard2", "selective", "fp64", marks=pytest.mark.slow),
+        pytest.param("context2", "none", "fp64", marks=pytest.mark.slow),
+        pytest.param("context2", "selective", "fp64", marks=pytest.mark.slow),
+        pytest.param("context2_tensor2", "full", "fp64", marks=pytest.mark.slow),
     ],
 )
 def test_compiled(group, corpus, expected, tmp_path, layout, choice, precision):
-    axes = (DATA | PIPELINE | COMPOSED)[layout]
+    axes = (DATA | PIPELINE | COMPOSED | CONTEXT)[layout]
     # One size of micro-batch, so that the layouts share their kernels.
     how = ["train.microbatch=4", "train.compile=true", f"parallel.recompute={choice}"]
     _compare(group, corpus, expected, tmp_path, axes, _run(precision), how, TOLERANCE[precision])
@@ -169,8 +254,6 @@ def test_variants_of_model_and_objective(group, corpus, expected, tmp_path, layo
     _compare(group, corpus, expected, tmp_path, axes, _run("fp64", *variant), how, TOLERANCE["fp64"])
 
 
-# Multipliers and rates of the whole width, not of a rank's part; four steps of half a batch, then of a whole one; a power law.
-MUP = ["optimizer.mup=true", "optimizer.mup_base_width=8", "schedule=power", "schedule.a=400", "schedule.decay_shape=linear"]
 GROWING = ["train.batch_warmup_start=256", "train.batch_warmup_tokens=1024"]
 
 
@@ -190,10 +273,10 @@ def test_muon_where_matrices_are_whole(group, corpus, expected, tmp_path, layout
     _compare(group, corpus, expected, tmp_path, axes, _run("fp64", "optimizer=muon"), how, TOLERANCE["fp64"])
 
 
-@pytest.mark.parametrize("layout", ["single", "shard2", "replicate2_shard2", "tensor2_shard2", "pipeline2_shard2"])
+@pytest.mark.parametrize("layout", ["single", "shard2", "replicate2_shard2", "tensor2_shard2", "pipeline2_shard2", "context4"])
 def test_bf16_stays_near_fp32(group, corpus, expected, tmp_path, layout):
     """bf16 keeps 8 bits of mantissa: activations carry errors of 2^-9, which average out in a loss over 512 tokens."""
-    axes = (DATA | COMPOSED)[layout]
+    axes = (DATA | COMPOSED | CONTEXT)[layout]
     how = [f"train.microbatch={_microbatch(axes)}", "train.precision=bf16"]
     _compare(group, corpus, expected, tmp_path, axes, _run("fp32"), how, tolerance=2e-2)
 
@@ -210,7 +293,7 @@ def test_initial_weights_are_bitwise_those_of_one_process(group, corpus):
     ]  # little divides evenly
     single = group(1).run(cases.initial_weights, overrides)[0]
     assert len(set(single.values())) > 10
-    for axes in (["shard=2"], ["replicate=2"], ["tensor=2"], ["pipeline=2"], ["pipeline=2", "pipeline_schedule=zbv"]):
+    for axes in (["shard=2"], ["context=2"], ["tensor=2"], ["pipeline=2"], ["pipeline=2", "pipeline_schedule=zbv"]):
         words = [f"parallel.{axis}" for axis in axes]
         assert group(2).run(cases.initial_weights, [*overrides, *words]) == [single] * 2
     for axes in (["shard=4"], ["replicate=2", "shard=2"], ["tensor=2", "shard=2"], ["tensor=2", "pipeline=2"]):

@@ -33,6 +33,7 @@ LAYOUTS = {
     "tensor2": {"tensor": 2},
     "pipeline2_1f1b": {"pipeline": 2},
     "pipeline2_zbv": {"pipeline": 2, "pipeline_schedule": "zbv"},
+    "context2": {"context": 2},
     "replicate2_shard2": {"replicate": 2, "shard": 2},
     "tensor2_shard2": {"tensor": 2, "shard": 2},
 }

@@ -13,6 +13,7 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "single": {},
     "shard2": {"shard": 2},
     "tensor2": {"tensor": 2},
+    "context2": {"context": 2},
     "pipeline2": {"pipeline": 2},
     "tensor2_shard2": {"tensor": 2, "shard": 2},
     "replicate2_shard2": {"replicate": 2, "shard": 2},

@@ -218,6 +218,11 @@ def _pipeline(config: Config) -> Iterator[str]:
             f"parallel.pipeline_schedule={schedule}: a stage would be empty"
         )
     needed = {"gpipe": 1, "1f1b": stages, "interleaved": ranks}.get(schedule, stages)
+    if parallel.recompute == "selective" and schedule in ("zbv", "dualpipev"):
+        yield (
+            f"parallel.recompute=selective keeps what a block has computed for one backward pass, and "
+            f"parallel.pipeline_schedule={schedule} takes two: take parallel.recompute=full, or another schedule"
+        )
     advice = f"raise {smallest} or lower train.microbatch"
     if microbatches < needed:
         yield (

@@ -130,6 +130,13 @@ def test_a_pipeline_needs_enough_microbatches(schedule, microbatch, said):
     assert not problems("model.num_layers=8", *words[:-1], "train.microbatch=2", world_size=4)
 
 
+@pytest.mark.parametrize("schedule", ["zbv", "dualpipev"])
+def test_a_backward_pass_in_two_parts_has_no_selective_recomputation(schedule):
+    words = ["parallel.pipeline=2", f"parallel.pipeline_schedule={schedule}", "train.microbatch=1"]
+    assert not problems(*words, "parallel.recompute=full", world_size=2)
+    assert any("takes two" in line for line in problems(*words, "parallel.recompute=selective", world_size=2))
+
+
 def test_both_lengths_and_neither_are_refused():
     (said,) = problems("train.steps=2", "train.tokens=16384", "schedule.warmup_tokens=0")
     assert "train.tokens=16384 and train.steps=2 are both set" in said
