@@ -40,6 +40,7 @@ def test_materialising_before_sharding_holds_the_whole_model(group):
 CHOICES = [
     *[("token_ring", choice) for choice in ("none", "selective", "full")],
     *[(method, "none") for method in ("ring", "ring_bidirectional", "ulysses")],
+    ("ulysses", "selective"),
 ]
 
 

@@ -152,17 +152,15 @@ def test_composed(group, corpus, expected, tmp_path, layout):
 CHOSEN = {
     "context2": [
         *[("fp64", [method]) for method in METHODS],
-        ("fp32", ["token_ring"]),
+        *[(precision, ["token_ring"]) for precision in ("fp32", "bf16")],
         ("fp64", ["token_ring", "recompute=selective"]),
-        ("fp64", ["ulysses", "recompute=selective"]),
         ("fp64", ["auto", "context_partition=balanced", "recompute=full"]),
     ],
-    "context4": [*[("fp64", [method]) for method in METHODS], ("fp32", ["ring"])],
+    "context4": [("fp64", ["token_ring"]), ("fp64", ["ring_bidirectional"]), ("fp64", ["ulysses"])],
     "context2_tensor2": [("fp64", ["token_ring"]), ("fp64", ["ulysses"])],
     "context2_shard2": [("fp64", ["ring"])],
-    "context2_replicate2": [("fp64", ["ring_bidirectional"])],
-    "context2_pipeline2": [("fp64", ["token_ring"]), ("fp64", ["ulysses", "recompute=full"])],
-    "context2_pipeline2_zbv": [("fp64", ["ring"])],
+    "context2_pipeline2": [("fp64", ["ulysses", "recompute=full"])],
+    "context2_pipeline2_zbv": [("fp64", ["token_ring"])],
 }
 
 
@@ -174,12 +172,13 @@ def test_context_parallel(group, corpus, expected, tmp_path, layout):
 
 def _compare_context(group, corpus, expected, tmp_path, axes, cases_of: list[tuple[str, list[str]]], *variant: str):
     """`cases_of` are pairs of a precision and a method, with more keys of the layout behind it."""
-    runs = [_run(precision, *variant, layers=_layers(axes)) for precision, _ in cases_of]
-    hows = [
-        [f"train.microbatch={_microbatch(axes)}", f"parallel.context_method={method}", *(f"parallel.{word}" for word in more)]
-        for _, (method, *more) in cases_of
-    ]
-    tolerances = [TOLERANCE[precision] for precision, _ in cases_of]
+    runs, hows, tolerances = [], [], []
+    for precision, (method, *more) in cases_of:
+        near = precision == "bf16"  # see below
+        runs.append(_run("fp32" if near else precision, *variant, layers=_layers(axes)))
+        words = [f"parallel.{word}" for word in (f"context_method={method}", *more)]
+        hows.append([f"train.microbatch={_microbatch(axes)}", *words, *(["train.precision=bf16"] if near else [])])
+        tolerances.append(2e-2 if near else TOLERANCE[precision])
     _compare_each(group, corpus, expected, tmp_path, axes, runs, hows, tolerances)
 
 
@@ -273,10 +272,10 @@ def test_muon_where_matrices_are_whole(group, corpus, expected, tmp_path, layout
     _compare(group, corpus, expected, tmp_path, axes, _run("fp64", "optimizer=muon"), how, TOLERANCE["fp64"])
 
 
-@pytest.mark.parametrize("layout", ["single", "shard2", "replicate2_shard2", "tensor2_shard2", "pipeline2_shard2", "context4"])
+@pytest.mark.parametrize("layout", ["single", "shard2", "replicate2_shard2", "tensor2_shard2", "pipeline2_shard2"])
 def test_bf16_stays_near_fp32(group, corpus, expected, tmp_path, layout):
     """bf16 keeps 8 bits of mantissa: activations carry errors of 2^-9, which average out in a loss over 512 tokens."""
-    axes = (DATA | COMPOSED | CONTEXT)[layout]
+    axes = (DATA | COMPOSED)[layout]
     how = [f"train.microbatch={_microbatch(axes)}", "train.precision=bf16"]
     _compare(group, corpus, expected, tmp_path, axes, _run("fp32"), how, tolerance=2e-2)
 
