@@ -28,7 +28,8 @@ MEDIAN_DOCUMENT = 1000
 
 def packed(sequence: int) -> torch.Tensor:
     """Document numbers of one row: lengths drawn from a log-normal distribution."""
-    draw, ids = random.Random(0), []
+    draw = random.Random(0)
+    ids: list[int] = []
     while len(ids) < sequence:
         ids += [ids[-1] + 1 if ids else 0] * (1 + int(MEDIAN_DOCUMENT * draw.lognormvariate(0.0, 1.0)))
     return torch.tensor(ids[:sequence])[None]
@@ -59,7 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     ranks = (1, 2, 4)
     print(f"{arguments.method}, {arguments.documents}; MiB beyond the model's, and bytes per token of a rank's part\n")
-    print("| sequence | " + " | ".join(f"context {count}" for count in ranks) + " |\n|---" * 1 + "|---" * len(ranks) + "|")
+    print("| sequence | " + " | ".join(f"context {count}" for count in ranks) + " |\n|---" + "|---" * len(ranks) + "|")
     sequence = 2048
     while sequence <= arguments.longest:
         cells = []

@@ -87,11 +87,15 @@ def compose(
         if context is not None:
             model.share_sequences(context)
 
-        # Recompute before compile: the compiler then sees what is computed again and fuses it.
+        # Recompute before compile: the compiler then sees what is computed again and fuses it. Not where a block exchanges
+        # with context ranks: compilers leave that alone, and give up on all that is computed again around it.
+        if composition.compile and context is not None:
+            for block in blocks:
+                block.forward = torch.compile(block.forward)
         recompute_blocks(blocks, composition.recompute)
 
         # Compile before shard: the all-gathers stay outside the graphs, so one graph serves every block and every layout.
-        if composition.compile:
+        if composition.compile and context is None:
             for block in blocks:
                 block.compile()
 
