@@ -27,7 +27,12 @@ COMMANDS = {
 
 def command() -> NoReturn:
     """The console command."""
-    leave(main())
+    try:
+        code = main()
+    except KeyboardInterrupt:  # before a command listens to signals itself, while Python still imports
+        print("interrupted", file=sys.stderr)
+        code = 130
+    leave(code)
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from parallel.environment import ProcessEnvironment
+from parallel.environment import ProcessEnvironment, keep_freed_memory
 from parallel.layout import Layout
 
 _FOREVER = timedelta(days=14)  # how long others wait while rank 0 tokenises a corpus
@@ -58,6 +58,7 @@ def connect(environment: ProcessEnvironment) -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl"
     else:
         device = torch.device("cpu")
+        keep_freed_memory()
         backend = "gloo"
     dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size)
     try:

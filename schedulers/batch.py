@@ -55,10 +55,17 @@ class BatchWarmup:
         """Tokens of the step that ended at `tokens` tokens (more than 0)."""
         return self.stages[bisect_left(self._tokens, tokens) - 1].batch_tokens
 
-    def steps(self, tokens: int) -> int:
-        """Steps after which at least `tokens` tokens have been seen."""
-        stage = self.stages[bisect_left(self._tokens, tokens) - 1]
-        return stage.step + -(-(tokens - stage.tokens) // stage.batch_tokens)
+    def steps(self, tokens: int, begin: int = 0) -> int:
+        """Steps from `begin` tokens on after which at least `tokens` tokens have been seen.
+
+        What came before may have had other batches: `begin` need not be whole steps of these.
+        """
+        steps = 0
+        for stage, border in zip(self.stages, [*self._tokens[1:], tokens], strict=True):
+            if (missing := min(border, tokens) - begin) > 0:
+                more = -(-missing // stage.batch_tokens)
+                steps, begin = steps + more, begin + more * stage.batch_tokens
+        return steps
 
     def tokens(self, steps: int) -> int:
         """Tokens seen after that many steps."""

@@ -5,19 +5,22 @@ is a decay, and where `quant=qat` is among the overrides the quantized phase.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from parallel.environment import ProcessEnvironment, leave
+from parallel.environment import leave
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, newest_first
+from train.command import run_command
 from train.config import Config, load_config, require, schedule_of
 from train.config.compose import section_defaults
 from train.config.quantization import qat_phase
 from train.errors import UserError
 from train.run_directory import load_run_config, path_of
+
+_MOST_TOKENS = 10**15  # more than there is text
 
 Start = Callable[[list[str]], int]
 """Trains with these overrides. Returns the exit code."""
@@ -126,7 +129,7 @@ def _planned(trunk: Config, name: str, total: int, overrides: list[str]) -> dict
     return plain
 
 
-def words_of(plain: dict[str, Any], overrides: list[str] = []) -> list[str]:  # noqa: B006
+def words_of(plain: dict[str, Any], overrides: Sequence[str] = ()) -> list[str]:
     """Overrides that come to the configuration `plain`; the groups that `overrides` choose an option of are left to them."""
     chosen = {word.lstrip("+").partition("=")[0] for word in overrides}
     sections = {name: section for name, section in plain.items() if name not in chosen}
@@ -152,11 +155,13 @@ def _word(value: Any) -> str:
 def _tokens(option: str, text: str) -> int:
     try:
         number = float(text.replace("_", "").replace(",", ""))
-        if number > 0 and number == int(number):
+        if 0 < number <= _MOST_TOKENS and number == int(number):
             return int(number)
     except (ValueError, OverflowError):
         pass
-    raise UserError(f"{option} {text}: a number of tokens is a whole number from 1 up, such as 1200000 or 1.2e6")
+    raise UserError(
+        f"{option} {text}: a number of tokens is a whole number from 1 to {_MOST_TOKENS:.0e}, such as 1200000 or 1.2e6"
+    )
 
 
 def _require_trunk(run: Path, config: Config, at: int) -> None:
@@ -170,8 +175,7 @@ def _require_trunk(run: Path, config: Config, at: int) -> None:
 
 def _checkpoint(run: Path, at: int, branch: Path) -> str:
     """The trunk's checkpoint at `at` tokens: the folder's name as the user stands to it."""
-    known = load_run_config(branch).run.trunk if (branch / "config.yaml").exists() else None
-    if known and Path(known).expanduser().parent.parent.resolve() == run.expanduser().resolve():
+    if known := _known(run, branch):
         return known  # the trunk may have dropped it since; the branch goes on from its own
     held = _held(run)
     if at in held:
@@ -184,9 +188,15 @@ def _checkpoint(run: Path, at: int, branch: Path) -> str:
     )
 
 
+def _known(run: Path, branch: Path) -> str | None:
+    """The checkpoint of `run` that a branch which is there already came from."""
+    known = load_run_config(branch).run.trunk if (branch / "config.yaml").exists() else None
+    return known if known and Path(known).expanduser().parent.parent.resolve() == run.expanduser().resolve() else None
+
+
 def _newest(run: Path, last: int, branch: Path) -> int:
     """Tokens of the trunk's newest checkpoint up to `last` tokens."""
-    if (branch / "config.yaml").exists() and (known := load_run_config(branch).run.trunk):
+    if known := _known(run, branch):
         try:
             return Manifest.read(Path(known).expanduser()).progress.tokens
         except BrokenCheckpointError:
@@ -216,17 +226,7 @@ def _held(run: Path) -> dict[int, Path]:
 
 def main(arguments: list[str], start: Start | None = None) -> int:
     """Parse the command line and train. Returns the exit code."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(branch)
-    try:
-        app(args=arguments, prog_name="foretrain branch", standalone_mode=True, obj=start or _train)
-    except UserError as error:
-        if ProcessEnvironment.read().rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except SystemExit as ending:
-        return int(ending.code or 0)
-    return 0
+    return run_command(branch, arguments, start=start or _train)
 
 
 def _train(words: list[str]) -> int:

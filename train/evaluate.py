@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from parallel.environment import ProcessEnvironment, die_with_launcher, leave
+from parallel.environment import leave
+from train.command import process_of, run_command
 from train.config import Config, require_layout
-from train.errors import RunFailed, UserError
 from train.generate import generation_config
 from train.run_directory import load_run_config
 
@@ -32,21 +32,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Validation loss of a run's newest weights, as many tokens as the run evaluates on."""
-    environment = ProcessEnvironment.read()
-    if environment.launched:
-        die_with_launcher()
     config = evaluation_config(run, layout or [])
     if quantize is not None:
         check_rounding(config, quantize)
-    needed = config.parallel.layout.world_size
-    require_layout(config, world_size=needed)
-    if needed > 1 and not environment.launched and context.obj is not None:
-        raise typer.Exit(context.obj(needed))
-    if needed != environment.world_size:
-        raise UserError(
-            f"the layout {config.parallel.layout} needs {needed} processes, here are {environment.world_size}: use foretrain "
-            f"evaluate, which starts them, or torchrun --nproc-per-node {needed} -m train.evaluate"
-        )
+    environment = process_of(context, config)
     from parallel.mesh import connect
 
     with connect(environment) as world:
@@ -117,17 +106,7 @@ def main(arguments: list[str], start: Callable[[int], int] | None = None) -> int
 
     `start` runs this same command in so many processes, where the layout needs them, and returns its exit code.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(evaluate)
-    try:
-        app(args=arguments, prog_name="foretrain evaluate", standalone_mode=True, obj=start)
-    except (UserError, RunFailed) as error:
-        if ProcessEnvironment.read().rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except SystemExit as ending:
-        return int(ending.code or 0)
-    return 0
+    return run_command(evaluate, arguments, start=start)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel.environment import leave
+from train.command import run_command
 from train.errors import RunFailed, UserError
 from train.evaluate import check_rounding
 from train.generate import generation_config
@@ -258,19 +259,11 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 def main(arguments: list[str]) -> int:
     """Parse the command line and run. Returns the exit code."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(export)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a scheduler, it clears up as after Ctrl-C
     try:
-        app(args=arguments, prog_name="foretrain export", standalone_mode=True)
-    except (UserError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except SystemExit as ending:
-        return int(ending.code or 0)
+        return run_command(export, arguments)
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parallel.environment import ProcessEnvironment, die_with_launcher, leave
+from parallel.environment import leave
 from parallel.layout import Layout
-from train.config import Config, require_layout
+from train.command import process_of, run_command
+from train.config import Config
 from train.errors import UserError
 from train.run_directory import load_run_config
 
@@ -34,19 +35,8 @@ def generate(
     ] = None,
 ) -> None:
     """Continue a prompt. Prints prompt and continuation."""
-    environment = ProcessEnvironment.read()
-    if environment.launched:
-        die_with_launcher()
     config = generation_config(run, layout or [])
-    needed = config.parallel.layout.world_size
-    require_layout(config, world_size=needed)
-    if needed > 1 and not environment.launched and context.obj is not None:
-        raise typer.Exit(context.obj(needed))
-    if needed != environment.world_size:
-        raise UserError(
-            f"the layout {config.parallel.layout} needs {needed} processes, here are {environment.world_size}: use foretrain "
-            f"generate, which starts them, or torchrun --nproc-per-node {needed} -m train.generate"
-        )
+    environment = process_of(context, config)
     from parallel.mesh import connect
 
     with connect(environment) as world:
@@ -139,17 +129,7 @@ def main(arguments: list[str], start: Callable[[int], int] | None = None) -> int
 
     `start` runs this same command in so many processes, where the layout needs them, and returns its exit code.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(generate)
-    try:
-        app(args=arguments, prog_name="foretrain generate", standalone_mode=True, obj=start)
-    except UserError as error:
-        if ProcessEnvironment.read().rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except SystemExit as ending:
-        return int(ending.code or 0)
-    return 0
+    return run_command(generate, arguments, start=start)
 
 
 if __name__ == "__main__":

@@ -48,17 +48,20 @@ def log_to(run: Path | None) -> Iterator[None]:
             handler.close()
 
 
-def announce(config: Config, record: RunRecord, shards: Shards) -> None:
-    """Say what is about to run."""
+def announce(config: Config, record: RunRecord, shards: Shards, steps: int) -> None:
+    """Say what is about to run, up to the end at step `steps`."""
+    train, batches = config.train, config.batches
+    growing = f"{batches.batch_after(0):,} to " if len(batches.stages) > 1 else ""
     log.info(
-        "%s: %s parameters on %s tokens in %d steps of %s; %s, %s",
+        "%s: %s parameters on %s tokens in %s step%s of %s; %s, %s",
         config.run.name,
         f"{record.parameters:,}",
         f"{config.total_tokens:,}",
-        config.steps,
-        f"{config.train.batch_tokens:,}",
+        f"{steps:,}",
+        "" if steps == 1 else "s",
+        f"{growing}{train.batch_tokens:,}",
         config.parallel.layout,
-        config.train.precision,
+        train.precision,
     )
     if config.parallel.context > 1:
         log.info("each sequence on %d ranks by %s (%s)", config.parallel.context, *context_method(config))

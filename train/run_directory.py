@@ -3,7 +3,6 @@
 One process writes: rank 0, which holds an exclusive lock as long as it lives.
 """
 
-import dataclasses
 import errno
 import fcntl
 import json
@@ -21,7 +20,6 @@ from typing import IO, Any
 
 import yaml
 
-from parallel.shape import ModelShape
 from scaling.record import (
     EvaluationLine,
     RunRecord,
@@ -42,9 +40,10 @@ log = logging.getLogger("foretrain")
 
 LOCK_WAIT_SECONDS = 5.0
 _MAX_DIFFERENCES = 3  # a message is one to five lines
-# What decides the names and shapes of a model's tensors.
+# A run that goes on from another's weights must have the same tensors in the same function: what it may differ in, or may not.
 _SCALES = ("bits", "group", "embedding_bits")
-_TENSORS = (*(field.name for field in dataclasses.fields(ModelShape)),)
+_START = ("initial_weights", "init_std")
+_MUP = ("name", "mup", "mup_base_width")
 
 
 def now() -> str:
@@ -276,7 +275,8 @@ class RunDirectory:
             return
         config, folder = self.config, _named_checkpoint("run.trunk", str(self.trunk))
         before = load_run_config(folder.parent.parent)
-        for section, keys in (("model", _TENSORS), ("optimizer", ("name",)), ("tokenizer", ())):
+        function = tuple(key for key in config.as_dict()["model"] if key not in _START)
+        for section, keys in (("model", function), ("optimizer", _MUP), ("tokenizer", ())):
             old, new = (_section(of, section, keys) for of in (before, config))
             if lines := _differences(old, new, section):
                 raise UserError("\n  ".join([f"run.trunk={folder} is of a run that differs in", *lines[:_MAX_DIFFERENCES]]))
@@ -290,7 +290,7 @@ class RunDirectory:
                 f"run.trunk={folder} has {tokens} tokens, this run is to have {config.total_tokens}: raise train.tokens"
             )
         differences = _differences(before.identity(), config.identity())
-        self.changes = ["unlike its trunk: " + "; ".join(line for line in differences if not line.startswith("run.trunk"))]
+        self.changes = [f"unlike its trunk: {line}" for line in differences if not line.startswith("run.trunk")]
 
     def _check_identity(self, run: Path, before: Config) -> None:
         differences = _differences(before.identity(), self.config.identity())
@@ -302,7 +302,7 @@ class RunDirectory:
                 lines = [f"{run} holds another run: {advice}. It differs in", *shown]
             else:
                 lines = [f"{self.checkpoint} is of a run that differs (run.resume_force=true goes on all the same) in", *shown]
-            raise UserError("\n  ".join(lines) + (f" and {more} more" if more else ""))
+            raise UserError("\n  ".join([*lines, *([f"and {more} more keys"] if more else [])]))
         self._forced = bool(differences)
 
 
@@ -365,7 +365,9 @@ def load_run_config(run: Path) -> Config:
     """
     path = run / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{run} is not a run: there is no {path}")
+        above = run.absolute().parent.parent
+        hint = f"; it is a checkpoint of the run {run.parent.parent}" if (above / "config.yaml").is_file() else ""
+        raise UserError(f"{run} is not a run: there is no {path}{hint}")
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
         return parse_config(plain)

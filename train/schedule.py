@@ -10,9 +10,10 @@ import typer
 
 from parallel.environment import leave
 from schedulers.schedule import PowerLaw, Schedule
+from train.command import run_command
 from train.config import Config, load_config, require, schedule_of
 from train.config.quantization import qat_phase
-from train.errors import RunFailed, UserError
+from train.errors import UserError
 
 WIDTH, HEIGHT = 72, 10  # characters of the drawing in the terminal
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -27,11 +28,14 @@ def schedule(
     """Draw the learning-rate schedule of a run, as a picture and in the terminal, with its phases."""
     config = load_config(overrides or [])
     require(config, world_size=config.parallel.layout.world_size, overrides=overrides or [])
-    _show(config)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file in it, such as {out / 'schedule.png'}")
+    out = out if out.suffix else out.with_suffix(".png")  # as matplotlib names it
     try:
         _draw(config, out)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write --out {out}: {getattr(error, 'strerror', None) or error}") from None
+    _show(config)
     print(f"picture: {out}")
 
 
@@ -39,11 +43,8 @@ def phases(config: Config) -> list[tuple[str, int, int]]:
     """(name, first, last) of every phase, in tokens; the trunk of a power law in two, before and behind its bend."""
     found, total = schedule_of(config), config.total_tokens
     borders = {0, total, min(found.warmup_tokens, total), *(border for decay in found.decays for border in decay)}
-    if (
-        isinstance(found.trunk, PowerLaw)
-        and found.trunk.bend < total
-        and found.phase(bend := round(found.trunk.bend)) == "stable"
-    ):
+    trunk = found.trunk
+    if isinstance(trunk, PowerLaw) and trunk.bend < total and found.phase(bend := int(trunk.bend)) == "stable":
         borders.add(bend)
     start = total
     if (phase := qat_phase(config)) is not None:
@@ -71,9 +72,8 @@ def _show(config: Config) -> None:
     found, total, batches = schedule_of(config), config.total_tokens, config.batches
     print(_in_characters([found.learning_rate(round(total * (column + 1) / WIDTH)) for column in range(WIDTH)]))
     print(f"0{f'{total:,} tokens':>{WIDTH + 9}}")
-    table = Table(
-        "phase", *("from", "to", "tokens", "rate there", "and here"), title=f"{config.schedule.name}: {config.steps:,} steps"
-    )
+    title = f"{config.schedule.name}: {config.steps:,} step{'' if config.steps == 1 else 's'}"
+    table = Table("phase", *("from", "to", "tokens", "rate there", "and here"), title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for name, first, last in phases(config):
@@ -83,8 +83,12 @@ def _show(config: Config) -> None:
     if (phase := qat_phase(config)) is not None:
         print(f"quantized from {phase.start:,} tokens on ({phase.why})")
     if len(batches.stages) > 1:
-        sizes = batches.stages
-        print(f"batch: {sizes[0].batch_tokens:,} tokens, {sizes[-1].batch_tokens:,} from {sizes[-1].tokens:,} on")
+        full = batches.stages[-1]
+        reached = f"{full.batch_tokens:,} from {full.tokens:,} on"
+        if full.tokens >= total:
+            grown = batches.batch_before(total)
+            reached = f"{grown:,} at the end, not {full.batch_tokens:,}: train.batch_warmup_tokens is longer than the run"
+        print(f"batch: {batches.stages[0].batch_tokens:,} tokens, {reached}")
 
 
 def _rate_from(schedule: Schedule, first: int) -> float:
@@ -117,33 +121,27 @@ def _draw(config: Config, path: Path) -> None:
     places |= {border + side for _, first, last in phases(config) for border in (first, last) for side in (0, 1)}
     tokens = sorted(place for place in places if 0 <= place <= total)
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot(tokens, [found.learning_rate(place) for place in tokens], color="black", linewidth=1.5)
-    axes.set(xlabel="tokens", ylabel="learning rate", title=f"{config.schedule.name}, {config.run.name}", xlim=(0, total))
-    axes.set_ylim(bottom=0)
+    rates = [found.learning_rate(place) for place in tokens]
+    axes.plot(tokens, rates, color="black", linewidth=1.5)
+    title = f"{config.schedule.name}: {total:,} tokens in {config.steps:,} steps"
+    axes.set(xlabel="tokens", ylabel="learning rate", title=title, xlim=(0, total))
+    axes.set_ylim(0, 1.6 * max(rates))  # room above the curve for the names of the phases
     for number, (name, first, last) in enumerate(phases(config)):
         axes.axvspan(first, last, color="0.93" if number % 2 else "1.0", zorder=0)
         upright = 90 if (last - first) / total < 0.1 else 0
-        axes.text((first + last) / 2, 0.03, name, rotation=upright, ha="center", transform=axes.get_xaxis_transform())
+        middle, above = (first + last) / 2, axes.get_xaxis_transform()
+        axes.text(middle, 0.98, name, rotation=upright, ha="center", va="top", transform=above)
     if len(config.batches.stages) > 1:
         twin = axes.twinx()
         twin.step(tokens, [config.batches.batch_after(place) for place in tokens], where="post", color="0.4", linestyle="--")
-        twin.set(ylabel="tokens in a batch (dashed)", ylim=(0, None))
+        twin.set(ylabel="tokens in a batch (dashed)", ylim=(0, 1.8 * config.train.batch_tokens))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
 def main(arguments: list[str]) -> int:
     """Parse the command line and draw. Returns the exit code."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(schedule)
-    try:
-        app(args=arguments, prog_name="foretrain schedule", standalone_mode=True)
-    except (UserError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except SystemExit as ending:
-        return int(ending.code or 0)
-    return 0
+    return run_command(schedule, arguments)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class Trainer:
         try:
             with report.log_to(self.directory.path if self.directory else None), self.watchdog:
                 self._start()
-                report.announce(self.config, self.record, self.shards)
+                report.announce(self.config, self.record, self.shards, self._last_step)
                 self._loop()
                 return self._preempt() if self._stopped_by else self._finish()
         except BaseException as error:
@@ -197,7 +197,7 @@ class Trainer:
         trace = path_of(config) / "trace" if config.train.profile else None
         first = self.progress.step
         with (
-            report.progress(config.steps, first, shown=self.directory is not None) as advance,
+            report.progress(self._last_step, first, shown=self.directory is not None) as advance,
             traced(trace, self.world.rank) as traced_step,
         ):
             self._last_read = time.perf_counter()
@@ -263,6 +263,11 @@ class Trainer:
     @property
     def _at_end(self) -> bool:
         return self.progress.tokens >= self.config.total_tokens
+
+    @property
+    def _last_step(self) -> int:
+        """The number of the step at the end: those done may have had other batches, on a branch of another run."""
+        return self.progress.step + self.batches.steps(self.config.total_tokens, self.progress.tokens)
 
     def _evaluates(self) -> bool:
         return self.progress.step > 0 and (self._at_end or self._crosses(self.config.eval.every_tokens))

@@ -35,6 +35,14 @@ def test_every_step_has_its_size(batches, steps):
         assert batches.steps(tokens + 1) == number + 1
 
 
+@given(warmups, st.integers(0, 2000), st.integers(1, 3000))
+def test_steps_from_anywhere(batches, begin, more):
+    tokens, steps = begin, 0
+    while tokens < begin + more:
+        tokens, steps = tokens + batches.batch_after(tokens), steps + 1
+    assert batches.steps(begin + more, begin) == steps
+
+
 @given(warmups)
 def test_it_grows_to_its_full_size_and_no_further(batches):
     found = [stage.batch_tokens for stage in batches.stages]

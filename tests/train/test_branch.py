@@ -66,6 +66,14 @@ def test_a_branch_of_another_trunk_is_not_taken_for_this_one(trunk, tmp_path):
     console.warm("branch", str(copies[1]), *words).assert_refused("holds another run", "run.trunk")
 
 
+def test_a_branch_in_other_batches_says_its_own_steps(trunk):
+    words = ["--at", "1024", "--decay-tokens", "1024", "train.batch_tokens=256", "run.name=wide_batches"]
+    answer = console.warm("branch", str(trunk), *words)
+    assert answer.code == 0, answer.err
+    assert "2,048 tokens in 12 steps of 256" in answer.err.replace("\n", " ")
+    assert "unlike its trunk: train.batch_tokens: 128 there, 256 asked for\n" in answer.err
+
+
 def test_what_cannot_be_branched_is_refused(trunk, tmp_path):
     def refused(*words: str, says: str) -> None:
         console.warm("branch", *words).assert_refused(says)
@@ -73,15 +81,20 @@ def test_what_cannot_be_branched_is_refused(trunk, tmp_path):
     run, length = str(trunk), ["--decay-tokens", "512"]
     refused(run, "--at", "1000", *length, says="no checkpoint of")
     refused(run, "--at", "1000", *length, says="the nearest are at 512, 1024, 1536")
-    refused(run, "--at", "-5", *length, says="--at -5: a number of tokens is a whole number from 1 up")
+    refused(run, "--at", "-5", *length, says="--at -5: a number of tokens is a whole number from 1 to 1e+15")
     refused(run, "--at", "512", "--decay-tokens", "half", says="--decay-tokens half")
     refused(run, "--at", "512", *length, "schedule=cosine", says="a branch decays off its trunk's own schedule")
-    refused(run, "--at", "512", *length, "schedule.warmup_tokens=1000", says="do not fit into the run's 1024 tokens")
+    refused(run, "--at", "512", *length, "schedule.warmup_tokens=1000", says="lower schedule.warmup_tokens or --decay-tokens")
     refused(run, "--at", "512", *length, "model.hidden_size=32", "run.name=wide", says="is of a run that differs in")
     refused(run, "--at", "512", *length, "schedule.decay_shap=cosine", says="did you mean 'schedule.decay_shape'?")
     refused(run, "--at", "512", *length, "train.tokens=9999", says="train.tokens follows from --at and --decay-tokens")
     refused(run, "--at", "512", *length, "schedule.decay_fraction=0.1", says="schedule.decay_fraction follows from --at")
     refused(str(tmp_path), "--at", "512", *length, says="is not a run")
+    refused(run, "--at", "512", "--decay-tokens", "1e300", says="--decay-tokens 1e300: a number of tokens is a whole number")
+    refused(run, "--at", "512", *length, "optimizer.mup=true", "run.name=mup", says="optimizer.mup: false there, true")
+    refused(run, "--at", "512", *length, "model.logit_multiplier=0.5", "run.name=m", says="model.logit_multiplier")
+    checkpoint = str(trunk / "checkpoints" / "step_00000008")
+    refused(checkpoint, "--at", "512", *length, says=f"it is a checkpoint of the run {trunk}")
     assert not (trunk.parent / "wide").exists()
     at = trunk / "checkpoints" / "step_00000008"
     words = ["train", f"run.dir={tmp_path}", f"run.trunk={at}", "train.tokens=1024", *SMALL]

@@ -20,6 +20,8 @@ LENGTH = ["train.tokens=1e6", "train.batch_tokens=4000", "train.sequence=250", "
         (["schedule=cosine"], ["warmup", "decay"]),
         (["schedule=power", "schedule.a=9"], ["warmup", "stable", "power law", "decay"]),
         (["schedule=power", "schedule.a=1e3"], ["warmup", "stable", "decay"]),
+        (["schedule=power", "schedule.a=1e300"], ["warmup", "stable", "decay"]),
+        (["schedule=power", "schedule.b=-1e-6"], ["warmup", "stable", "decay"]),
         (["schedule=wsd_s"], ["warmup", "stable", "decay", "stable", "decay", "stable", "decay"]),
         (["schedule=wsd", "schedule.decay_fraction=0"], ["warmup", "stable"]),
         (["quant=qat", "quant.start=0.9"], ["warmup", "stable", "decay, quantized"]),
@@ -55,3 +57,13 @@ def test_bad_input_is_refused(tmp_path):
     nowhere = str(tmp_path / "no" / "folder.png")
     console.warm("schedule", *LENGTH, "--out", nowhere).assert_refused(f"cannot write --out {nowhere}")
     console.warm("schedule", *LENGTH, "--out", str(tmp_path / "x.txt")).assert_refused("cannot write --out")
+    console.warm("schedule", *LENGTH, "--out", str(tmp_path)).assert_refused(f"--out {tmp_path} is a folder")
+    console.warm("schedule", *LENGTH, "schedule=power", "schedule.b=-400").assert_refused("leave a learning rate of 0")
+
+
+def test_what_it_says_it_wrote_is_there_and_a_batch_that_never_gets_there_is_named(tmp_path):
+    growing = ["train.batch_warmup_start=1000", "train.batch_warmup_tokens=1e7", "train.microbatch=4"]
+    answer = console.warm("schedule", *LENGTH, *growing, "--out", str(tmp_path / "drawn"))
+    assert "batch: 1,000 tokens, 1,000 at the end, not 4,000: train.batch_warmup_tokens is longer than the run" in answer.out
+    assert answer.out.splitlines()[-1] == f"picture: {tmp_path / 'drawn.png'}"
+    assert (tmp_path / "drawn.png").exists()

@@ -184,9 +184,12 @@ def _length(config: Config) -> Iterator[str]:
         if tokens is not None and tokens % per_pass:
             below = tokens // per_pass * per_pass
             nearest = f"{below} or {below + per_pass}" if below else f"{per_pass}"
+            rows = math.gcd(tokens // (train.sequence * layout.data_parallel), train.microbatch)
+            fits = tokens % (train.sequence * layout.data_parallel) == 0
             yield (
                 f"train.{key}={tokens} is not a multiple of sequence x microbatch x data-parallel ranks = "
                 f"{train.sequence} x {train.microbatch} x {layout.data_parallel} = {per_pass}: the nearest is {nearest}"
+                + (f", or train.microbatch={rows}" if fits else "")
             )
     yield from _batch_warmup(config)
 
@@ -306,13 +309,16 @@ def _schedule(config: Config) -> Iterator[str]:
     if schedule.warmup_tokens > first[0]:
         fraction = not isinstance(schedule, ConstantScheduleConfig | CosineScheduleConfig)
         where = "first period's" if len(found.decays) > 1 else "run's"
+        shorter = "schedule.decay_fraction" if config.run.trunk is None else "--decay-tokens"
         yield (
             f"schedule.warmup_tokens={schedule.warmup_tokens} and the decay of {first[1] - first[0]} tokens do not fit into "
-            f"the {where} {first[1]} tokens: lower schedule.warmup_tokens{' or schedule.decay_fraction' if fraction else ''}"
+            f"the {where} {first[1]} tokens: lower schedule.warmup_tokens{f' or {shorter}' if fraction else ''}"
         )
     if isinstance(schedule, ConstantScheduleConfig):
         return
-    if schedule.floor > schedule.peak:
+    if found.decays and found.trunk(found.decays[-1][0]) == 0:  # too small for a float
+        yield "schedule.a and .b leave a learning rate of 0 where the decay begins: raise them (the paper has 4 and -0.51)"
+    elif schedule.floor > schedule.peak:
         yield f"schedule.floor={schedule.floor} is above schedule.peak={schedule.peak}"
     elif found.decays and schedule.floor > (lowest := found.trunk(found.decays[-1][0])):
         yield (
