@@ -1,8 +1,11 @@
 """What a rank does in a test of context parallelism."""
 
+from unittest import mock
+
 import torch
 import torch.distributed as dist
 
+from parallel.context.local import Transfers
 from parallel.context.protocol import ContextParallel
 from parallel.mesh import World
 
@@ -50,30 +53,44 @@ def _attend(world, method, partition, shape, documents, causal, dtype, seed) -> 
     return [float((a.double() - b).abs().max() / c.abs().max()) for a, b, c in zip(found, theirs, expected, strict=True)]
 
 
-def bytes_sent(world: World, runs: list[dict]) -> list[dict[int, int]]:
-    """For every run: rank of the group -> bytes this rank sends it in a forward pass."""
+def bytes_sent(world: World, runs: list[dict]) -> list[list[list[dict[int, int]]]]:
+    """For every run, forward and backward: step by step, rank of the group -> bytes this rank sends it."""
     return [_bytes_sent(world, **run) for run in runs]
 
 
-def _bytes_sent(world, method, shape) -> dict[int, int]:
-    from unittest import mock
+def _bytes_sent(world, method, shape, dtype="float32", causal=True) -> list[list[dict[int, int]]]:
+    steps: list[dict[int, int]] = []
+    posting: dict[int, int] = {}
+    add, post, exchange = Transfers.add, Transfers.post, dist.all_to_all_single
 
-    from parallel.context.local import Transfers
-
-    sent: dict[int, int] = {}
-    add = Transfers.add
-
-    def counted(self, tensors, to, received, source):
-        sent[to] = sent.get(to, 0) + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    def counted_add(self, tensors, to, received, source):
+        posting[to] = posting.get(to, 0) + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         add(self, tensors, to, received, source)
+
+    def counted_post(self):
+        steps.append({to: size for to, size in posting.items() if size})
+        posting.clear()
+        return post(self)
+
+    def counted_exchange(received, sent, group):
+        size = sent[0].numel() * sent.element_size()
+        steps.append({rank: size for rank in range(world.size) if rank != world.rank})
+        return exchange(received, sent, group=group)
 
     batch, _, _, sequence, head_dim = shape
     documents = torch.zeros(batch, sequence, dtype=torch.int64)
-    context = ContextParallel(dist.group.WORLD, method)
-    parts = context.partition(documents)
-    query, key, value, _ = (
-        parts.take(tensor.transpose(1, 2), world.rank).transpose(1, 2).float() for tensor in tensors(*shape, seed=1)
-    )
-    with mock.patch.object(Transfers, "add", counted):
-        context.attend(query, key, value, parts, head_dim**-0.5)
-    return sent
+    context = ContextParallel(dist.group.WORLD, method, "zigzag" if causal else "contiguous")
+    parts = context.partition(documents, causal=causal)
+    mine = [parts.take(tensor.transpose(1, 2), world.rank).transpose(1, 2) for tensor in tensors(*shape, seed=1)]
+    query, key, value, gradient = (tensor.to(getattr(torch, dtype)) for tensor in mine)
+    leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
+    with (
+        mock.patch.object(Transfers, "add", counted_add),
+        mock.patch.object(Transfers, "post", counted_post),
+        mock.patch.object(dist, "all_to_all_single", counted_exchange),
+    ):
+        output = context.attend(*leaves, parts, head_dim**-0.5)
+        forward = list(steps)
+        steps.clear()
+        output.backward(gradient)
+    return [forward, steps]
