@@ -61,7 +61,7 @@ def bytes_sent(world: World, runs: list[dict]) -> list[list[list[dict[int, int]]
 def _bytes_sent(world, method, shape, dtype="float32", causal=True) -> list[list[dict[int, int]]]:
     steps: list[dict[int, int]] = []
     posting: dict[int, int] = {}
-    add, post, exchange = Transfers.add, Transfers.post, dist.all_to_all_single
+    add, post = Transfers.add, Transfers.post
 
     def counted_add(self, tensors, to, received, source):
         posting[to] = posting.get(to, 0) + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -72,11 +72,6 @@ def _bytes_sent(world, method, shape, dtype="float32", causal=True) -> list[list
         posting.clear()
         return post(self)
 
-    def counted_exchange(received, sent, group):
-        size = sent[0].numel() * sent.element_size()
-        steps.append({rank: size for rank in range(world.size) if rank != world.rank})
-        return exchange(received, sent, group=group)
-
     batch, _, _, sequence, head_dim = shape
     documents = torch.zeros(batch, sequence, dtype=torch.int64)
     context = ContextParallel(dist.group.WORLD, method, "zigzag" if causal else "contiguous")
@@ -84,11 +79,7 @@ def _bytes_sent(world, method, shape, dtype="float32", causal=True) -> list[list
     mine = [parts.take(tensor.transpose(1, 2), world.rank).transpose(1, 2) for tensor in tensors(*shape, seed=1)]
     query, key, value, gradient = (tensor.to(getattr(torch, dtype)) for tensor in mine)
     leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
-    with (
-        mock.patch.object(Transfers, "add", counted_add),
-        mock.patch.object(Transfers, "post", counted_post),
-        mock.patch.object(dist, "all_to_all_single", counted_exchange),
-    ):
+    with mock.patch.object(Transfers, "add", counted_add), mock.patch.object(Transfers, "post", counted_post):
         output = context.attend(*leaves, parts, head_dim**-0.5)
         forward = list(steps)
         steps.clear()
