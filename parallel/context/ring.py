@@ -85,7 +85,8 @@ class _Ring(torch.autograd.Function):
             for way, (chunks, tensors) in zip(ways, held, strict=True):
                 incoming.append(_pass_on(way, local, rank, step, chunks, tensors, transfers))
             transfers.post()
-            _attend(total, query, mine, held, local)
+            # The rank's own keys in one call, whatever travels which way: the kernels know this mask.
+            _attend(total, query, mine, held if step else [(mine, [key, value])], local)
             transfers.wait()
             held = incoming
         output = total.output_BHsD.to(query.dtype)
@@ -111,7 +112,9 @@ class _Ring(torch.autograd.Function):
                 incoming.append(_pass_on(way, local, rank, step, chunks, tensors, transfers))
                 arriving.append(_carry(way, local, rank, step, used, sums, transfers, like=totals[1]))
             transfers.post()
-            for number, (chunks, (its_key, its_value)) in enumerate(held):
+            if step == 0:
+                local.backward(gradient, query, output, lse, mine, key, value, mine, *totals[1:], totals[0])
+            for number, (chunks, (its_key, its_value)) in enumerate(held if step else []):
                 found = [
                     torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
                     for tensor in (its_key, its_value)
@@ -120,10 +123,11 @@ class _Ring(torch.autograd.Function):
                     local.backward(gradient, query, output, lse, mine, its_key, its_value, chunks, *found, totals[0])
                 held[number] = (chunks, found)
             transfers.wait()
-            homeward = [
-                _add_up(way, local, rank, step, found, arrived, totals, mine)
-                for way, found, arrived in zip(ways, held, arriving, strict=True)
-            ]
+            if step:
+                homeward = [
+                    _add_up(way, local, rank, step, found, arrived, like=totals[1])
+                    for way, found, arrived in zip(ways, held, arriving, strict=True)
+                ]
             held = incoming
         transfers, arriving = Transfers(group), []
         for way, (used, sums) in zip(ways, homeward, strict=True):
@@ -187,20 +191,13 @@ def _carry(
     return received, buffers
 
 
-def _add_up(
-    way: Stream, local: LocalAttention, rank: int, step: int, found: Held, arrived: Held, totals: Sequence[Tensor], mine: Chunks
-) -> Held:
-    """This step's gradients of keys and values: the rank's own stay, others' join the sum on its way."""
-    chunks, parts = found
-    if step == 0:
-        for total, part in zip(totals[1:], parts, strict=True):
-            add_into(total, mine, part, chunks)
-        return (), []
+def _add_up(way: Stream, local: LocalAttention, rank: int, step: int, found: Held, arrived: Held, like: Tensor) -> Held:
+    """This step's gradients of others' keys and values join the sum on its way home."""
     used = way.used(local, way.origin(local, rank, step), step)
     if not used:
         return (), []
-    before, sums = arrived
-    carried = [torch.zeros_like(room(totals[1], used, local.partition)) for _ in range(2)]
+    (chunks, parts), (before, sums) = found, arrived
+    carried = [torch.zeros_like(room(like, used, local.partition)) for _ in range(2)]
     for number in range(2):
         if before:
             add_into(carried[number], used, sums[number], before)
