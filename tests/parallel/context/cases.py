@@ -1,5 +1,7 @@
 """What a rank does in a test of context parallelism."""
 
+import math
+import random
 from unittest import mock
 
 import torch
@@ -8,6 +10,7 @@ import torch.distributed as dist
 from parallel.context.local import Transfers
 from parallel.context.protocol import ContextParallel
 from parallel.mesh import World
+from tests.distributed.group import Group
 
 
 def tensors(batch, heads, kv_heads, sequence, head_dim, seed) -> list[torch.Tensor]:
@@ -30,12 +33,50 @@ def dense(query, key, value, gradient, documents, causal, scale) -> list[torch.T
     return [output.detach(), *(leaf.grad for leaf in leaves)]
 
 
+def packed(sequence: int, median: int, seed: int) -> torch.Tensor:
+    """Documents of log-normal lengths, a row (1, sequence) of their numbers."""
+    draw, ids = random.Random(seed), []
+    while len(ids) < sequence:
+        ids += [ids[-1] + 1 if ids else 0] * max(1, round(median * draw.lognormvariate(0, 1.2)))
+    return torch.tensor(ids[:sequence])[None]
+
+
 def attend(world: World, runs: list[dict]) -> list[list[float]]:
     """For every run the largest error of output and gradients on this rank's tokens, relative to the largest value."""
-    return [_attend(world, **run) for run in runs]
+    return [
+        [float((found - expected).abs().max() / largest) for found, expected, largest in _attend(world, **run)] for run in runs
+    ]
 
 
-def _attend(world, method, partition, shape, documents, causal, dtype, seed) -> list[float]:
+def mean_squares(world: World, runs: list[dict]) -> list[list[tuple[float, float]]]:
+    """For every run the mean squares of the error and of the value, of output and gradients on this rank's tokens."""
+    return [
+        [
+            (float((found - expected).square().mean()), float(expected.square().mean()))
+            for found, expected, _ in _attend(world, **run)
+        ]
+        for run in runs
+    ]
+
+
+def relative_errors(methods, sequence, ranks) -> dict[str, list[float]]:
+    """Method -> root mean square error over root mean square value of output and gradients, in bf16. Starts the ranks."""
+    what = {"partition": "zigzag", "shape": (1, 8, 2, sequence, 64), "documents": [0] * sequence, "causal": True}
+    runs = [{"method": method, "dtype": "bfloat16", "seed": 0} | what for method in methods]
+    by_rank = Group(ranks).run(mean_squares, runs)
+    found = {}
+    for method, of_ranks in zip(methods, zip(*by_rank, strict=True), strict=True):
+        found[method] = [
+            math.sqrt(sum(error for error, _ in quantity) / sum(value for _, value in quantity))
+            for quantity in zip(*of_ranks, strict=True)
+        ]
+    return found
+
+
+def _attend(
+    world, method, partition, shape, documents, causal, dtype, seed
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(found, expected, largest value anywhere) of output and gradients, on this rank's tokens."""
     batch, _, _, sequence, head_dim = shape
     whole = tensors(*shape, seed)
     documents = torch.tensor(documents).expand(batch, sequence)
@@ -48,9 +89,9 @@ def _attend(world, method, partition, shape, documents, causal, dtype, seed) -> 
     leaves = [tensor.clone().requires_grad_() for tensor in mine[:3]]
     output = context.attend(*leaves, parts, scale)
     output.backward(mine[3])
-    found = [output.detach(), *(leaf.grad for leaf in leaves)]
+    found = [output.detach().double(), *(leaf.grad.double() for leaf in leaves)]
     theirs = [parts.take(tensor.transpose(1, 2), world.rank).transpose(1, 2) for tensor in expected]
-    return [float((a.double() - b).abs().max() / c.abs().max()) for a, b, c in zip(found, theirs, expected, strict=True)]
+    return list(zip(found, theirs, [tensor.abs().max() for tensor in expected], strict=True))
 
 
 def bytes_sent(world: World, runs: list[dict]) -> list[list[list[dict[int, int]]]]:

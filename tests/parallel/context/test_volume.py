@@ -1,6 +1,5 @@
 """What travels, in bytes, and how evenly the work is spread."""
 
-import random
 from collections import Counter
 
 import pytest
@@ -81,28 +80,15 @@ def test_the_cost_model_has_the_messages_that_are_sent(group, ranks):
             assert [step for step in predicted if step] == [step for step in sent if step], (method, call, backward)
 
 
-def _packed(sequence: int, seed: int) -> torch.Tensor:
-    draw, ids = random.Random(seed), []
-    while len(ids) < sequence:
-        ids += [ids[-1] + 1 if ids else 0] * max(1, int(draw.lognormvariate(5, 1.2)))
-    return torch.tensor(ids[:sequence])[None]
-
-
-def imbalance(partition: Partition) -> float:
-    """The busiest rank's work over the mean."""
-    work = partition.work()
-    return max(work) / (sum(work) / len(work))
-
-
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_zigzag_is_balanced_without_documents_and_balanced_with_them(ranks):
     one = torch.zeros(1, 4096, dtype=torch.int64)
-    assert imbalance(Partition.of(one, ranks, "zigzag")) < 1.02
-    assert imbalance(Partition.of(one, ranks, "contiguous")) > 1.3
+    assert Partition.of(one, ranks, "zigzag").imbalance() < 1.02
+    assert Partition.of(one, ranks, "contiguous").imbalance() > 1.3
     found = {name: [] for name in ("contiguous", "zigzag", "balanced")}
     for seed in range(20):
         for name, values in found.items():
-            values.append(imbalance(Partition.of(_packed(4096, seed), ranks, name)))
+            values.append(Partition.of(cases.packed(4096, 150, seed), ranks, name).imbalance())
     means = {name: sum(values) / len(values) for name, values in found.items()}
     assert means["balanced"] < 1.06, means
     assert means["balanced"] < means["zigzag"] < means["contiguous"], means
@@ -110,7 +96,7 @@ def test_zigzag_is_balanced_without_documents_and_balanced_with_them(ranks):
 
 def test_work_counts_the_pairs_that_a_mask_allows():
     for causal in (True, False):
-        documents = _packed(240, 3)
+        documents = cases.packed(240, 150, 3)
         partition = Partition.of(documents, 3, "zigzag" if causal else "contiguous", causal=causal)
         everything = tuple(range(partition.num_chunks))
         seen = partition.seen(everything, everything)[0, 0]
@@ -121,7 +107,7 @@ def test_work_counts_the_pairs_that_a_mask_allows():
 def test_taking_apart_and_restoring():
     tokens = torch.arange(2 * 96).view(2, 96)
     for name in ("contiguous", "zigzag", "balanced"):
-        partition = Partition.of(_packed(96, 1).expand(2, 96), 2, name)
+        partition = Partition.of(cases.packed(96, 20, 1).expand(2, 96), 2, name)
         parts = [partition.take(tokens, rank) for rank in range(2)]
         assert all(part.shape == (2, 48) for part in parts)
         assert torch.equal(partition.restore(parts), tokens)
