@@ -7,8 +7,8 @@ every two ranks, and on a switch, a port for every rank, each limited in both di
 all methods have their turn; figures are medians over rounds of the slowest rank's time. Beside the methods: keys and values of
 all ranks gathered at once, straight from each rank to each, and kept for the backward pass, whose gradients go home in fp32.
 
-The cost model is given the rate at which one message crosses a link, and the rate of attention without limits; it sees no time
-of the limited runs. `transfers` is the part of a method's time that goes when the limits go.
+The cost model is given the rate at which one message crosses a link, and that of the attention kernel alone, on all ranks at
+once. The share of transfers is the part of a method's time that goes when the limits go.
 """
 
 import argparse
@@ -29,6 +29,7 @@ HEADS, HEAD_DIM = 8, 128
 RATIOS = (1, 4)  # query heads to a key/value head
 SEQUENCES = (512, 1024)
 GATHER = "all_gather"
+KERNEL = "kernel"  # a rank's share of the attention, and nothing else
 EVERY = (*METHODS, GATHER)
 PROBE_BYTES = 2**19
 NEAR = 1.1
@@ -94,6 +95,13 @@ def _measure(network: Network, rounds: int, bits: int) -> Iterator[Case]:
         network.ask({"store": os.path.join(folder, "store")})
         network.limit(None)
         free = medians(max(3, rounds // 2))
+        kernel = [
+            statistics.median(
+                max(network.ask({"method": KERNEL, "call": dataclasses.asdict(call), "backward": backward}))
+                for _ in range(rounds)
+            )
+            for call, backward in kinds
+        ]
         network.limit(bits)
         crossing = statistics.median(max(network.ask({"probe": PROBE_BYTES})) for _ in range(rounds))
         print(f"{network.topology}: {PROBE_BYTES / crossing / 1e6:.2f} MB/s of {bits / 8e6:.2f}; load {os.getloadavg()[0]:.1f}")
@@ -103,7 +111,7 @@ def _measure(network: Network, rounds: int, bits: int) -> Iterator[Case]:
         here = dict(zip(EVERY, limited[start : start + len(EVERY)], strict=True))
         freely = dict(zip(EVERY, free[start : start + len(EVERY)], strict=True))
         flops = RANKS * sum(call.flops(2, backward=which) for which in (False, True)[: 1 + backward])
-        machine = Machine(network.topology, PROBE_BYTES / crossing, flops / freely["ring"])
+        machine = Machine(network.topology, PROBE_BYTES / crossing, flops / kernel[number])
         predicted = {method: predict(method, call, machine, backward=backward) for method in EVERY}
         chosen, _ = choose(call, machine, backward=backward)
         yield Case(network.topology, call, backward, here, freely, predicted, chosen)
@@ -171,7 +179,8 @@ class Rank:
 
         assert dist.group.WORLD is not None
         shape = AttentionCall(**call)
-        context = ContextParallel(dist.group.WORLD, "ring" if method == GATHER else method)  # type: ignore[arg-type]
+        named = "ring" if method in (GATHER, KERNEL) else method
+        context = ContextParallel(dist.group.WORLD, named)  # type: ignore[arg-type]
         partition = context.partition(torch.zeros(1, shape.sequence, dtype=torch.int64))
         draw = torch.Generator().manual_seed(self.rank)
         query, key, value, gradient = (
@@ -181,14 +190,18 @@ class Rank:
         for tensor in (query, key, value):
             tensor.requires_grad_(backward)
         scale = shape.head_dim**-0.5
+        whole = (1, shape.heads // RANKS, shape.sequence, shape.head_dim)
+        share = query.detach().view(whole).requires_grad_(backward)
 
         def run() -> None:
             if method == GATHER:
                 output = gathered_attention(query, key, value, LocalAttention(partition, scale), context.group)
+            elif method == KERNEL:
+                output = torch.nn.functional.scaled_dot_product_attention(share, share, share, is_causal=True)
             else:
                 output = context.attend(query, key, value, partition, scale)
             if backward:
-                output.backward(gradient)
+                output.backward(gradient.view_as(output))
 
         return run
 

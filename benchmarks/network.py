@@ -82,15 +82,16 @@ class Network:
 
     def limit(self, bits: int | None) -> None:
         """Let every link or port carry so many bits/s in each direction, headers included; None: as many as it can."""
+        small = "u16 0x0000 0xff80 at 2"  # packets of less than 128 bytes: the upper bits of their length are zero
         if self.topology == "mesh":
-            self._run_everywhere(
-                [[c for other in self._others(rank) for c in _limited(f"to{other}", bits)] for rank in range(self.ranks)]
-            )
+            devices = [[f"to{other}" for other in self._others(rank)] for rank in range(self.ranks)]
+            turns = [small, "u32 0 0 at 0"]
+            self._run_everywhere([[line for device in some for line in _limited(device, bits, turns)] for some in devices])
             return
         peers = [_address(rank) for rank in range(self.ranks)]
         for rank in range(self.ranks):
-            _run(_limited(f"port{rank}", bits, [f"src {peer}" for peer in peers]))
-        self._run_everywhere([_limited(_INTERFACE, bits, [f"dst {peer}" for peer in peers])] * self.ranks)
+            _run(_limited(f"port{rank}", bits, [small, *(f"ip src {peer}/32" for peer in peers)]))
+        self._run_everywhere([_limited(_INTERFACE, bits, [small, *(f"ip dst {peer}/32" for peer in peers)])] * self.ranks)
 
     def close(self) -> None:
         """End the ranks, and with them their networks."""
@@ -186,20 +187,22 @@ def _run(commands: Sequence[Command]) -> None:
             raise UnavailableError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
-def _limited(device: str, bits: int | None, turns: Sequence[str] = ()) -> list[Command]:
-    """Limit what leaves by a device, and let packets of those kinds take turns.
+def _limited(device: str, bits: int | None, turns: Sequence[str]) -> list[Command]:
+    """Limit what leaves by a device, and let packets that match different filters take turns.
 
-    In one queue the acknowledgements of what comes in wait behind all that goes out, and two flows carry a third less than one.
+    In one queue the acknowledgements of what comes in would wait behind all that goes out, for longer the slower the link is:
+    both directions together would carry a fifth less than one, and two flows through a port a third less.
     """
     if bits is None:
         return [f"tc qdisc replace dev {device} root handle 9: pfifo".split()]
-    lines = [f"qdisc replace dev {device} root handle 1: tbf rate {bits} burst 8kb limit 4mb"]
-    if turns:
-        lines += [f"qdisc replace dev {device} parent 1:1 handle 2: htb"]
-    for number, kind in enumerate(turns, start=1):
+    lines = [
+        f"qdisc replace dev {device} root handle 1: tbf rate {bits} burst 8kb limit 4mb",
+        f"qdisc replace dev {device} parent 1:1 handle 2: htb",
+    ]
+    for number, match in enumerate(turns, start=1):
         lines += [
             f"class replace dev {device} parent 2: classid 2:{number} htb rate 10gbit quantum 1514",
-            f"filter add dev {device} parent 2: protocol ip u32 match ip {kind}/32 flowid 2:{number}",
+            f"filter add dev {device} parent 2: protocol ip prio {number} u32 match {match} flowid 2:{number}",
         ]
     return [["tc", *line.split()] for line in lines]
 
