@@ -171,3 +171,8 @@ class Partition:
         """Pairs of query and key that a rank's queries have, for every rank."""
         of_chunk = self.work_of_chunks()
         return [sum(of_chunk[chunk] for chunk in chunks) for chunks in self.owners]
+
+    def imbalance(self) -> float:
+        """The busiest rank's work over the mean."""
+        work = self.work()
+        return max(work) * len(work) / sum(work)

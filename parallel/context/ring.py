@@ -98,16 +98,19 @@ class _Ring(torch.autograd.Function):
                 incoming.append(_pass_on(way, local, rank, step, chunks, tensors, transfers))
                 arriving.append(_carry(way, local, rank, step, used, sums, transfers, like=totals[1]))
             transfers.post()
-            for number, (chunks, (its_key, its_value)) in enumerate(held):
+            if step == 0:
+                local.backward(gradient, query, output, lse, mine, key, value, mine, *totals[1:], totals[0])
+            for number, (chunks, (its_key, its_value)) in enumerate(held if step else []):
                 found = zeros_like(lse.dtype, its_key, its_value)
                 if local.rows(mine, chunks):
                     local.backward(gradient, query, output, lse, mine, its_key, its_value, chunks, *found, totals[0])
                 held[number] = (chunks, found)
             transfers.wait()
-            homeward = [
-                _add_up(way, local, rank, step, found, arrived, totals, mine)
-                for way, found, arrived in zip(ways, held, arriving, strict=True)
-            ]
+            if step:
+                homeward = [
+                    _add_up(way, local, rank, step, found, arrived, like=totals[1])
+                    for way, found, arrived in zip(ways, held, arriving, strict=True)
+                ]
             held = incoming
         transfers, arriving = Transfers(group), []
         for way, (used, sums) in zip(ways, homeward, strict=True):
@@ -140,7 +143,8 @@ def _attend(
         for way, (chunks, tensors) in zip(ways, held, strict=True):
             incoming.append(_pass_on(way, local, rank, step, chunks, tensors, transfers))
         transfers.post()
-        for chunks, (its_key, its_value) in held:
+        # The rank's own keys in one call, whatever travels which way: the kernels know this mask.
+        for chunks, (its_key, its_value) in held if step else [(mine, [key, value])]:
             if rows := local.rows(mine, chunks):
                 total.merge(rows, *local.forward(query, mine, its_key, its_value, chunks))
         transfers.wait()
@@ -185,20 +189,13 @@ def _carry(
     return received, buffers
 
 
-def _add_up(
-    way: Stream, local: LocalAttention, rank: int, step: int, found: Held, arrived: Held, totals: Sequence[Tensor], mine: Chunks
-) -> Held:
-    """This step's gradients of keys and values: the rank's own stay, others' join the sum on its way."""
-    chunks, parts = found
-    if step == 0:
-        for total, part in zip(totals[1:], parts, strict=True):
-            add_into(total, mine, part, chunks)
-        return (), []
+def _add_up(way: Stream, local: LocalAttention, rank: int, step: int, found: Held, arrived: Held, like: Tensor) -> Held:
+    """This step's gradients of others' keys and values join the sum on its way home."""
     used = way.used(local, way.origin(local, rank, step), step)
     if not used:
         return (), []
-    before, sums = arrived
-    carried = [torch.zeros_like(room(totals[1], used, local.partition)) for _ in range(2)]
+    (chunks, parts), (before, sums) = found, arrived
+    carried = [torch.zeros_like(room(like, used, local.partition)) for _ in range(2)]
     for number in range(2):
         if before:
             add_into(carried[number], used, sums[number], before)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.context.local import TOKENS, LocalAttention, zeros_like
+from parallel.context.local import TOKENS, LocalAttention, Transfers, zeros_like
 from parallel.context.partition import Partition
 from parallel.recompute import kept
 
@@ -79,15 +79,24 @@ class _Attention(torch.autograd.Function):
 
 
 class _AllToAll(torch.autograd.Function):
-    """Slice r of the first dimension goes to rank r; what comes from rank r is slice r. Its own inverse and transpose."""
+    """Slice r of the first dimension goes to rank r; what comes from rank r is slice r. Its own inverse and transpose.
+
+    Gloo's own all-to-all posts its sends first, and then a link carries one direction after the other: nearly twice the time.
+    """
 
     @staticmethod
     def forward(ctx: Any, by_rank: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
 
         def exchange() -> tuple[Tensor]:
+            rank, ranks = group.rank(), group.size()
             received = torch.empty_like(by_rank, memory_format=torch.contiguous_format)
-            dist.all_to_all_single(received, by_rank.contiguous(), group=group)
+            received[rank] = by_rank[rank]
+            transfers = Transfers(group)
+            for distance in range(1, ranks):
+                to, source = (rank + distance) % ranks, (rank - distance) % ranks
+                transfers.add([by_rank[to]], to, [received[source]], source)
+            transfers.post().wait()
             return (received,)
 
         (received,) = kept(exchange)

@@ -1,7 +1,12 @@
 """How ranks share a sequence, as a run's configuration has it. Imports no torch."""
 
+from pathlib import Path
+
+from parallel.context.choose import ASSUMED, AttentionCall, choose
 from parallel.context.names import Method
 from train.config.sections import Config
+
+_GPU_DRIVERS = ("/proc/driver/nvidia/version", "/dev/kfd")  # NVIDIA's and AMD's on Linux: torch is not asked here
 
 
 def context_method(config: Config) -> tuple[Method, str]:
@@ -11,7 +16,17 @@ def context_method(config: Config) -> tuple[Method, str]:
 
 
 def _choose(config: Config) -> tuple[Method, str]:
-    """What `auto` comes to, and why: queries and results must weigh less than keys and values, and need links of their own."""
-    heads, kv_heads, topology = config.model.num_heads, config.model.num_kv_heads, config.parallel.context_topology
-    method: Method = "token_ring" if heads <= 2 * kv_heads and topology == "mesh" else "ring"
-    return method, f"auto: {heads} query and {kv_heads} key/value heads on a {topology}"
+    """What `auto` comes to, and why: what the cost model expects of the heads that tensor parallelism leaves to a rank."""
+    model, tensor, train = config.model, config.parallel.tensor, config.train
+    call = AttentionCall(
+        ranks=config.parallel.context,
+        sequence=train.sequence,
+        heads=max(1, model.num_heads // tensor),
+        kv_heads=max(1, model.num_kv_heads // tensor),
+        head_dim=model.head_dim,
+        batch=train.microbatch,
+        element_bytes={"bf16": 2, "fp32": 4, "fp64": 8}[train.precision],
+    )
+    device = "cuda" if any(Path(driver).exists() for driver in _GPU_DRIVERS) else "cpu"
+    method, reason = choose(call, ASSUMED[device][config.parallel.context_topology])
+    return method, f"auto: {reason}"

@@ -1,11 +1,17 @@
 """What a rank does in a test of context parallelism."""
 
+import math
+import random
+from unittest import mock
+
 import torch
 import torch.distributed as dist
 
 from parallel.context import local
+from parallel.context.local import Transfers
 from parallel.context.protocol import ContextParallel
 from parallel.mesh import World
+from tests.distributed.group import Group
 
 
 def tensors(batch, heads, kv_heads, sequence, head_dim, seed) -> list[torch.Tensor]:
@@ -28,12 +34,50 @@ def dense(query, key, value, gradient, documents, causal, scale) -> list[torch.T
     return [output.detach(), *(leaf.grad for leaf in leaves)]
 
 
+def packed(sequence: int, median: int, seed: int) -> torch.Tensor:
+    """Documents of log-normal lengths, a row (1, sequence) of their numbers."""
+    draw, ids = random.Random(seed), []
+    while len(ids) < sequence:
+        ids += [ids[-1] + 1 if ids else 0] * max(1, round(median * draw.lognormvariate(0, 1.2)))
+    return torch.tensor(ids[:sequence])[None]
+
+
 def attend(world: World, runs: list[dict]) -> list[list[float]]:
     """For every run the largest error of output and gradients on this rank's tokens, relative to the largest value."""
-    return [_attend(world, **run) for run in runs]
+    return [
+        [float((found - expected).abs().max() / largest) for found, expected, largest in _attend(world, **run)] for run in runs
+    ]
 
 
-def _attend(world, method, partition, shape, documents, causal, dtype, seed, tile) -> list[float]:
+def mean_squares(world: World, runs: list[dict]) -> list[list[tuple[float, float]]]:
+    """For every run the mean squares of the error and of the value, of output and gradients on this rank's tokens."""
+    return [
+        [
+            (float((found - expected).square().mean()), float(expected.square().mean()))
+            for found, expected, _ in _attend(world, **run)
+        ]
+        for run in runs
+    ]
+
+
+def relative_errors(methods, sequence, ranks) -> dict[str, list[float]]:
+    """Method -> root mean square error over root mean square value of output and gradients, in bf16. Starts the ranks."""
+    what = {"partition": "zigzag", "shape": (1, 8, 2, sequence, 64), "documents": [0] * sequence, "causal": True}
+    runs = [{"method": method, "dtype": "bfloat16", "seed": 0} | what for method in methods]
+    by_rank = Group(ranks).run(mean_squares, runs)
+    found = {}
+    for method, of_ranks in zip(methods, zip(*by_rank, strict=True), strict=True):
+        found[method] = [
+            math.sqrt(sum(error for error, _ in quantity) / sum(value for _, value in quantity))
+            for quantity in zip(*of_ranks, strict=True)
+        ]
+    return found
+
+
+def _attend(
+    world, method, partition, shape, documents, causal, dtype, seed, tile=local.TILE
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(found, expected, largest value anywhere) of output and gradients, on this rank's tokens."""
     local.TILE = tile
     batch, _, _, sequence, head_dim = shape
     whole = tensors(*shape, seed)
@@ -47,35 +91,40 @@ def _attend(world, method, partition, shape, documents, causal, dtype, seed, til
     leaves = [tensor.clone().requires_grad_() for tensor in mine[:3]]
     output = context.attend(*leaves, parts, scale)
     output.backward(mine[3])
-    found = [output.detach(), *(leaf.grad for leaf in leaves)]
+    found = [output.detach().double(), *(leaf.grad.double() for leaf in leaves)]
     theirs = [parts.take(tensor.transpose(1, 2), world.rank).transpose(1, 2) for tensor in expected]
-    return [float((a.double() - b).abs().max() / c.abs().max()) for a, b, c in zip(found, theirs, expected, strict=True)]
+    return list(zip(found, theirs, [tensor.abs().max() for tensor in expected], strict=True))
 
 
-def bytes_sent(world: World, runs: list[dict]) -> list[dict[int, int]]:
-    """For every run: rank of the group -> bytes this rank sends it in a forward pass."""
+def bytes_sent(world: World, runs: list[dict]) -> list[list[list[dict[int, int]]]]:
+    """For every run, forward and backward: step by step, rank of the group -> bytes this rank sends it."""
     return [_bytes_sent(world, **run) for run in runs]
 
 
-def _bytes_sent(world, method, shape) -> dict[int, int]:
-    from unittest import mock
+def _bytes_sent(world, method, shape, dtype="float32", causal=True) -> list[list[dict[int, int]]]:
+    steps: list[dict[int, int]] = []
+    posting: dict[int, int] = {}
+    add, post = Transfers.add, Transfers.post
 
-    from parallel.context.local import Transfers
-
-    sent: dict[int, int] = {}
-    add = Transfers.add
-
-    def counted(self, tensors, to, received, source):
-        sent[to] = sent.get(to, 0) + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    def counted_add(self, tensors, to, received, source):
+        posting[to] = posting.get(to, 0) + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         add(self, tensors, to, received, source)
+
+    def counted_post(self):
+        steps.append({to: size for to, size in posting.items() if size})
+        posting.clear()
+        return post(self)
 
     batch, _, _, sequence, head_dim = shape
     documents = torch.zeros(batch, sequence, dtype=torch.int64)
-    context = ContextParallel(dist.group.WORLD, method)
-    parts = context.partition(documents)
-    query, key, value, _ = (
-        parts.take(tensor.transpose(1, 2), world.rank).transpose(1, 2).float() for tensor in tensors(*shape, seed=1)
-    )
-    with mock.patch.object(Transfers, "add", counted):
-        context.attend(query, key, value, parts, head_dim**-0.5)
-    return sent
+    context = ContextParallel(dist.group.WORLD, method, "zigzag" if causal else "contiguous")
+    parts = context.partition(documents, causal=causal)
+    mine = [parts.take(tensor.transpose(1, 2), world.rank).transpose(1, 2) for tensor in tensors(*shape, seed=1)]
+    query, key, value, gradient = (tensor.to(getattr(torch, dtype)) for tensor in mine)
+    leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
+    with mock.patch.object(Transfers, "add", counted_add), mock.patch.object(Transfers, "post", counted_post):
+        output = context.attend(*leaves, parts, head_dim**-0.5)
+        forward = list(steps)
+        steps.clear()
+        output.backward(gradient)
+    return [forward, steps]

@@ -1,10 +1,11 @@
 """What travels, in bytes, and how evenly the work is spread."""
 
-import random
+from collections import Counter
 
 import pytest
 import torch
 
+from parallel.context.choose import METHODS, AttentionCall, obstacle, steps
 from parallel.context.partition import Partition
 from tests.parallel.context import cases
 
@@ -23,15 +24,15 @@ def test_bytes_are_those_of_the_formulas(group, ranks):
     by_rank = group(ranks).run(cases.bytes_sent, runs)
     local = SEQUENCE // ranks
     for number, (method, kv_heads) in enumerate(methods):
-        sent = [found[number] for found in by_rank]
-        total = sum(sum(to.values()) for to in sent) / ranks
+        sent = [total(found[number][0]) for found in by_rank]
+        mean = sum(sum(to.values()) for to in sent) / ranks
         keys = (ranks - 1) * 2 * local * kv_heads * HEAD_DIM * BYTES
         queries = 0.75 * (ranks - 1) * local * HEADS * HEAD_DIM * BYTES
         if method == "token_ring":
-            assert total == queries + queries + 0.75 * (ranks - 1) * local * HEADS * 4
+            assert mean == queries + queries + 0.75 * (ranks - 1) * local * HEADS * 4
             continue
         # What nobody behind needs stays: under a causal mask the last rank's late chunk, for one.
-        assert keys * 0.5 <= total <= keys
+        assert keys * 0.5 <= mean <= keys
         for rank, to in enumerate(sent):
             towards = {(rank + 1) % ranks, (rank - 1) % ranks} if method == "ring_bidirectional" else {(rank + 1) % ranks}
             assert set(to) <= towards
@@ -39,28 +40,55 @@ def test_bytes_are_those_of_the_formulas(group, ranks):
                 assert max(to.values()) <= keys / 2
 
 
-def _packed(sequence: int, seed: int) -> torch.Tensor:
-    draw, ids = random.Random(seed), []
-    while len(ids) < sequence:
-        ids += [ids[-1] + 1 if ids else 0] * max(1, int(draw.lognormvariate(5, 1.2)))
-    return torch.tensor(ids[:sequence])[None]
+def total(steps: list[dict[int, int]]) -> dict[int, int]:
+    """Rank -> bytes, of all steps together."""
+    return dict(sum((Counter(step) for step in steps), Counter()))
 
 
-def imbalance(partition: Partition) -> float:
-    """The busiest rank's work over the mean."""
-    work = partition.work()
-    return max(work) / (sum(work) / len(work))
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+def test_the_cost_model_has_the_messages_that_are_sent(group, ranks):
+    """Step by step, from rank to rank, forward and backward, grouped heads, both kinds of mask and two dtypes."""
+    calls = [
+        AttentionCall(ranks, SEQUENCE, heads, kv_heads, HEAD_DIM, batch=2, element_bytes=element_bytes, causal=causal)
+        for heads, kv_heads, element_bytes, causal in ((24, 24, 4, True), (24, 6, 2, True), (24, 1, 2, False))
+    ]
+    runs = [(method, call) for method in METHODS for call in calls if not obstacle(method, call)]
+    by_rank = group(ranks).run(
+        cases.bytes_sent,
+        [
+            {
+                "method": method,
+                "shape": (call.batch, call.heads, call.kv_heads, SEQUENCE, HEAD_DIM),
+                "dtype": "bfloat16" if call.element_bytes == 2 else "float32",
+                "causal": call.causal,
+            }
+            for method, call in runs
+        ],
+    )
+    for number, (method, call) in enumerate(runs):
+        for which, backward in enumerate((False, True)):
+            sent = [
+                {(rank, to): size for rank, found in enumerate(by_rank) for to, size in found[number][which][step].items()}
+                for step in range(len(by_rank[0][number][which]))
+            ]
+            predicted = []
+            for step in steps(method, call, backward=backward):
+                messages = Counter()
+                for source, target, size in step.messages:
+                    messages[source, target] += size
+                predicted.append({ends: size for ends, size in messages.items() if size})
+            assert [step for step in predicted if step] == [step for step in sent if step], (method, call, backward)
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_zigzag_is_balanced_without_documents_and_balanced_with_them(ranks):
     one = torch.zeros(1, 4096, dtype=torch.int64)
-    assert imbalance(Partition.of(one, ranks, "zigzag")) < 1.02
-    assert imbalance(Partition.of(one, ranks, "contiguous")) > 1.3
+    assert Partition.of(one, ranks, "zigzag").imbalance() < 1.02
+    assert Partition.of(one, ranks, "contiguous").imbalance() > 1.3
     found = {name: [] for name in ("contiguous", "zigzag", "balanced")}
     for seed in range(20):
         for name, values in found.items():
-            values.append(imbalance(Partition.of(_packed(4096, seed), ranks, name)))
+            values.append(Partition.of(cases.packed(4096, 150, seed), ranks, name).imbalance())
     means = {name: sum(values) / len(values) for name, values in found.items()}
     assert means["balanced"] < 1.06, means
     assert means["balanced"] < means["zigzag"] < means["contiguous"], means
@@ -68,7 +96,7 @@ def test_zigzag_is_balanced_without_documents_and_balanced_with_them(ranks):
 
 def test_work_counts_the_pairs_that_a_mask_allows():
     for causal in (True, False):
-        documents = _packed(240, 3)
+        documents = cases.packed(240, 150, 3)
         partition = Partition.of(documents, 3, "zigzag" if causal else "contiguous", causal=causal)
         everything = tuple(range(partition.num_chunks))
         seen = partition.seen(everything, everything)[0, 0]
@@ -79,7 +107,7 @@ def test_work_counts_the_pairs_that_a_mask_allows():
 def test_taking_apart_and_restoring():
     tokens = torch.arange(2 * 96).view(2, 96)
     for name in ("contiguous", "zigzag", "balanced"):
-        partition = Partition.of(_packed(96, 1).expand(2, 96), 2, name)
+        partition = Partition.of(cases.packed(96, 20, 1).expand(2, 96), 2, name)
         parts = [partition.take(tokens, rank) for rank in range(2)]
         assert all(part.shape == (2, 48) for part in parts)
         assert torch.equal(partition.restore(parts), tokens)
