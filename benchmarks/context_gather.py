@@ -50,7 +50,10 @@ class _Gathered(torch.autograd.Function):
 def _exchange(to: list[list[Tensor]], group: dist.ProcessGroup) -> list[list[Tensor]]:
     """What every rank has sent to this one, by rank; `to` has what goes to every rank."""
     rank, ranks = group.rank(), group.size()
-    found = [to[rank] if source == rank else [torch.empty_like(tensor) for tensor in to[source]] for source in range(ranks)]
+    found = [
+        to[rank] if source == rank else [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in to[source]]
+        for source in range(ranks)
+    ]
     transfers = Transfers(group)
     for distance in range(1, ranks):
         target, source = (rank + distance) % ranks, (rank - distance) % ranks

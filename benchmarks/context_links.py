@@ -1,11 +1,12 @@
 """The methods of context parallelism where links are the bottleneck, and what the cost model says of them.
 
-    .venv/bin/python -m benchmarks.context_links [--rounds 9] [--megabits 50] [--figure FILE.png]
+    .venv/bin/python -m benchmarks.context_links [--rounds 7] [--megabits 25] [--figure FILE.png]
 
 Four ranks in network namespaces (Linux, root, iproute2; elsewhere it says why not, and exits with 2), on a mesh, a link for
 every two ranks, and on a switch, a port for every rank, each limited in both directions. Bf16, causal, zigzag. In every round
 all methods have their turn; figures are medians over rounds of the slowest rank's time. Beside the methods: keys and values of
 all ranks gathered at once, straight from each rank to each, and kept for the backward pass, whose gradients go home in fp32.
+Seven rounds take about twelve minutes.
 
 The cost model is given the rate at which one message crosses a link, and that of the attention kernel alone, on all ranks at
 once. The share of transfers is the part of a method's time that goes when the limits go.
@@ -59,8 +60,8 @@ def main() -> None:
         serve(Rank(int(sys.argv[2])))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--megabits", type=float, default=50.0, help="of every link or port, each way")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--megabits", type=float, default=25.0, help="of every link or port, each way")
     parser.add_argument("--figure", help="where to draw it")
     arguments = parser.parse_args()
     cases: list[Case] = []
@@ -242,7 +243,7 @@ def _draw(cases: Sequence[Case], path: str) -> None:
     import matplotlib.pyplot as plt
 
     longest = [case for case in cases if case.call.sequence == max(SEQUENCES)]
-    figure, axes = plt.subplots(2, len(longest) // 2, figsize=(12, 6), layout="constrained")
+    figure, axes = plt.subplots(2, len(longest) // 2, figsize=(12, 6.2), layout="constrained")
     for axis, case in zip(axes.flat, longest, strict=True):
         places = range(len(EVERY))
         axis.barh(places, [case.measured[method] * 1e3 for method in EVERY], color="tab:blue", alpha=0.5, label="measured")
@@ -253,7 +254,7 @@ def _draw(cases: Sequence[Case], path: str) -> None:
         axis.invert_yaxis()
         axis.set_title(f"{case.topology}, heads {case.call.heads}:{case.call.kv_heads}\n{_passes(case)}", fontsize=9)
         axis.set_xlabel("ms")
-    axes.flat[0].legend(fontsize=8)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     figure.savefig(path, dpi=120)
 
 
