@@ -21,7 +21,7 @@ from torch import Tensor
 
 from quant.linear import Precision
 from quant.packing import pack, packed_bytes, unpack
-from quant.quantizer import floored, integers, values
+from quant.quantizer import LEVELS, floored, integers, values
 
 HEADER, WEIGHTS = "int_packed.json", "weights.safetensors"
 FORMAT = "foretrain int-packed 1"
@@ -63,7 +63,13 @@ def unpack_matrix(packed: Tensor, scale_OG: Tensor, entry: dict[str, Any]) -> Te
 
 def header_text(matrices: dict[str, dict[str, Any]], model: dict[str, Any]) -> str:
     """The header of a folder. `model` describes the decoder, for people and loaders."""
-    return json.dumps({"format": FORMAT, "model": model, "matrices": matrices}, indent=2) + "\n"
+    used = sorted({float(entry["bits"]) for entry in matrices.values()})
+    levels = {
+        f"{bits:g}": {"lowest": LEVELS[bits].lowest, "shift": LEVELS[bits].shift, "slope": LEVELS[bits].slope} for bits in used
+    }
+    how = "weight = (lowest + number + shift) / slope x scale, computed in the dtype of the scale, then cast to the matrix's"
+    plain = {"format": FORMAT, "values": how, "levels": levels, "model": model, "matrices": matrices}
+    return json.dumps(plain, indent=2) + "\n"
 
 
 def read(folder: Path) -> dict[str, Tensor]:
@@ -72,6 +78,7 @@ def read(folder: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the folder is not one, or its files do not belong together.
     """
+    folder = Path(folder)
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         stored = load_file(folder / WEIGHTS)

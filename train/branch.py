@@ -54,6 +54,8 @@ def branch(
         words = branch_words(run, begin, length, overrides or [])
     else:
         missing = [option for option, given in (("--at", begin), ("--decay-tokens", length)) if not given]
+        if any(word.lstrip("+").startswith("quant.") for word in overrides or []):
+            raise UserError(f"{' and '.join(missing)} must be given, or quant=qat before the keys of quant")
         raise UserError(f"{' and '.join(missing)} must be given: only a branch with quant=qat has defaults for them")
     raise typer.Exit(context.obj(words))
 
@@ -72,6 +74,8 @@ def branch_words(run: Path, at: int, decay_tokens: int, overrides: list[str]) ->
     total = trunk.batches.tokens(trunk.batches.steps(at + decay_tokens))
     plain = _planned(trunk, f"{trunk.run.name}-at{at}-decay{total - at}", total, overrides)
     plain["schedule"]["decay_fraction"] = (total - at) / total
+    if (phase := qat_phase(trunk)) is not None and phase.holds(at):
+        plain["quant"]["start"] = phase.start / total  # where the trunk's weights were quantized, of another whole
     words = words_of(plain, overrides)
     folder = path_of(load_config([*words, *overrides]))
     return [*words, f"run.trunk={_word(_checkpoint(run, at, folder))}", *overrides]
@@ -101,12 +105,15 @@ def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: li
     assert phase is not None
     decays = [decay for config in (trunk, branch) for decay in schedule_of(config).decays]
     theirs = qat_phase(trunk)
-    last = min([phase.start, *([theirs.start] if theirs is not None else []), *(begin for begin, _ in decays)])
+    ends = {phase.start: phase.why, **{begin: "a decay begins" for begin, _ in decays}}
+    if theirs is not None:
+        ends |= {theirs.start: f"the trunk is quantized then: {theirs.why}"}
+    last = min(ends)
     if at is None:
         at = _newest(run, last, path_of(branch))
     elif at > last:
         raise UserError(
-            f"--at {at}: the trunk and this branch are one run up to {last} tokens only ({phase.why}): leave --at out"
+            f"--at {at}: the trunk and this branch are one run up to {last} tokens only ({ends[last]}): leave --at out"
         )
     return [*words, f"run.trunk={_word(_checkpoint(run, at, path_of(branch)))}", *overrides]
 

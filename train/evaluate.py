@@ -69,7 +69,8 @@ def check_rounding(config: Config, text: str) -> None:
 
 
 def evaluate_run(run: Path, config: Config, world: "World", quantize: str | None = None) -> dict[str, Any]:
-    """Losses of a run's newest weights: {"loss":, "bits_per_byte":, "losses": {set:}, "errors": {task:}}. A collective.
+    """Losses of a run's newest weights: {"loss":, "bits_per_byte":, "losses": {set:}, "errors": {task:}}, and
+    what was evaluated: {"bits":, "weights": in words}. A collective.
 
     `config` is the run's on the layout at hand (see `evaluation_config`). The validation set is the run's own,
     tokenised again where its shards are gone.
@@ -94,11 +95,20 @@ def evaluate_run(run: Path, config: Config, world: "World", quantize: str | None
     starts = range(0, validation.num_samples, rows * ranks)
     loss = engine.evaluate(validation.batch(range(start + rank * rows, start + (rank + 1) * rows)) for start in starts)
     bits_per_byte = loss / math.log(2) * shards.validation.tokens / shards.validation.bytes
-    return {"loss": loss, "bits_per_byte": bits_per_byte, "losses": {"validation": loss}, "errors": {}}
+    return {
+        "loss": loss,
+        "bits_per_byte": bits_per_byte,
+        "losses": {"validation": loss},
+        "errors": {},
+        "bits": weights.quant.bits if weights.quant is not None else None,
+        "weights": str(weights),
+    }
 
 
 def _words(found: dict[str, Any]) -> str:
-    return f"validation loss {found['loss']:.4f} nats per token, {found['bits_per_byte']:.4f} bits per byte"
+    return (
+        f"validation loss {found['loss']:.4f} nats per token, {found['bits_per_byte']:.4f} bits per byte ({found['weights']})"
+    )
 
 
 def main(arguments: list[str], start: Callable[[int], int] | None = None) -> int:

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from parallel.compose import Fill
+    from train.use import Weights
 
 FORMATS = ("huggingface", "int-packed")
 SHARD_BYTES = 5_000_000_000  # what transformers' own save_pretrained cut at for years
@@ -111,8 +113,8 @@ def export_huggingface(run: Path, out: Path, *, shard_bytes: int = SHARD_BYTES, 
         _write_weights(folder, tensors, stored_dtype, fill, shard_bytes)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     count = sum(tensor.parameters for tensor in tensors)
-    width = f", in values of {weights.quant.bits:g} bits" if weights.quant is not None else ""
-    _show(out, f"{description['architectures'][0]}, {count:,} parameters in {torch_dtype}{width}", sizes)
+    _show(out, f"{description['architectures'][0]}, {count:,} parameters in {torch_dtype}; {weights}", sizes)
+    _say_what_is_left_out(weights)
 
 
 def export_int_packed(run: Path, out: Path, *, quantize: str | None = None) -> None:
@@ -136,7 +138,8 @@ def export_int_packed(run: Path, out: Path, *, quantize: str | None = None) -> N
     weights = weights_to_use(run, config, quantize)
     if weights.quant is None:
         raise UserError(
-            f"the weights of {run} are in full precision: --quantize bits=4 rounds them, --format huggingface does not"
+            f"{run} has {weights}: type --quantize bits=4 to round them to nearest, or --format huggingface to have them as "
+            f"they are"
         )
     tensors, matrices = {}, {}
     for name, parameter in build_model(config.model, torch.float32, torch.device("meta")).named_parameters():
@@ -146,19 +149,28 @@ def export_int_packed(run: Path, out: Path, *, quantize: str | None = None) -> N
             continue
         packed = pack_matrix(*weights.matrix(name, shape, precision), precision)
         tensors[f"{name}.packed"], tensors[f"{name}.scale"], matrices[name] = packed.packed, packed.scale_OG, packed.entry
-    model = {**dataclasses.asdict(config.model), "sequence": config.train.sequence, "end_of_text": end_of_text}
+    model = {
+        **dataclasses.asdict(config.model),
+        "sequence": config.train.sequence,
+        "end_of_text": end_of_text,
+        "activation_bits": weights.quant.activation_bits,
+    }
     with _folder(out) as folder:
         _write(folder / HEADER, [header_text(matrices, model).encode()])
         _write(folder / WEIGHTS, [save(tensors)])
         _write(folder / "tokenizer.json", [_json(tokenizer)])
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    count = sum(math.prod(entry["shape"]) for entry in matrices.values())
-    _show(
-        out,
-        f"{len(matrices)} matrices, {count:,} parameters of {weights.quant.bits:g} bits (embedding and head at least "
-        f"{weights.quant.embedding_bits:g})",
-        sizes,
-    )
+    counts: Counter[float] = Counter()
+    for entry in matrices.values():
+        counts[entry["bits"]] += math.prod(entry["shape"])
+    parameters = ", ".join(f"{count:,} parameters of {bits:g} bits" for bits, count in sorted(counts.items()))
+    _show(out, f"{len(matrices)} matrices, {parameters}", sizes)
+    _say_what_is_left_out(weights)
+
+
+def _say_what_is_left_out(weights: "Weights") -> None:
+    if weights.quant is not None and weights.quant.activation_bits:
+        print(f"  not in these files: the inputs of linears were rounded to {weights.quant.activation_bits} bits per token")
 
 
 def _show(out: Path, what: str, sizes: Mapping[str, int]) -> None:

@@ -78,13 +78,18 @@ class PeakMemory:
     def __init__(self, device: torch.device, parameters: Iterable[Tensor], *, watch: bool) -> None:
         """`watch` False leaves a CPU unmeasured: compiled code does not run under a dispatch mode."""
         self.device = device
+        self._first = 0
         self._live = LiveBytes(parameters) if device.type == "cpu" and watch else None
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
     def watching(self, step: int) -> AbstractContextManager[Any] | None:
         """What to run step number `step` (from 0) under; None where there is nothing to watch with."""
-        return self._live if self._live is not None and step < self.WATCHED_STEPS else None
+        return self._live if self._live is not None and 0 <= step - self._first < self.WATCHED_STEPS else None
+
+    def watch_from(self, step: int) -> None:
+        """Watch again from step number `step` on: what a step keeps has changed."""
+        self._first = step
 
     def peak_bytes(self) -> int | None:
         """The peak so far, in bytes; None where it is not measured."""

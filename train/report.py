@@ -14,6 +14,7 @@ from scaling.record import EvaluationLine, RunRecord, StepLine, read_metrics
 from train.config import Config
 from train.config.context import context_method
 from train.config.quantization import qat_phase
+from train.config.schedules import warnings_of
 from train.data.shards import Shards
 
 log = logging.getLogger("foretrain")
@@ -68,6 +69,8 @@ def announce(config: Config, record: RunRecord, shards: Shards, steps: int) -> N
     if (phase := qat_phase(config)) is not None:
         share = 1.0 - phase.start / config.total_tokens
         log.info("quantized from %s tokens on, %.1f %% of the run (%s)", f"{phase.start:,}", 100 * share, phase.why)
+    for warning in warnings_of(config):
+        log.warning("%s", warning)
     epochs = config.total_tokens / shards.train.tokens
     log.info("data: %s (%s training tokens, %.2f epochs)", shards.folder, f"{shards.train.tokens:,}", epochs)
 
@@ -105,6 +108,7 @@ def show_table(run: Path, record: RunRecord) -> None:
         "validation loss": _number(record.loss, ".4f", " nats/token"),
         "counted bigram": _number(_bigram_loss(run), ".4f", " nats/token"),
         "bits per byte": _number(record.bits_per_byte, ".4f"),
+        **({"weights": f"{record.bits:g} bits over the last {record.qat_tokens:,} tokens"} if record.bits else {}),
         "speed": _number(record.tokens_per_second, ",.0f", " tokens/s"),
         "MFU": _number(record.mfu and 100 * record.mfu, ".1f", " %")
         + _number(record.mfu_causal and 100 * record.mfu_causal, ".1f", " % causal", before=", "),

@@ -41,7 +41,7 @@ log = logging.getLogger("foretrain")
 LOCK_WAIT_SECONDS = 5.0
 _MAX_DIFFERENCES = 3  # a message is one to five lines
 # A run that goes on from another's weights must have the same tensors in the same function: what it may differ in, or may not.
-_SCALES = ("bits", "group", "embedding_bits")
+_QUANTIZER = ("bits", "group", "embedding_bits", "activation_bits", "scale_floor")
 _START = ("initial_weights", "init_std")
 _MUP = ("name", "mup", "mup_base_width")
 
@@ -266,8 +266,12 @@ class RunDirectory:
 
     def _check_named_checkpoint(self) -> None:
         if self.checkpoint is not None:
-            run = self.checkpoint.parent.parent
-            self._check_identity(run, load_run_config(run))
+            before = load_run_config(self.checkpoint.parent.parent)
+            self._check_identity(self.checkpoint.parent.parent, before)
+            if self._forced:
+                _require_same_precision("run.resume", self.checkpoint, before, self.config)
+                differences = _differences(before.identity(), self.config.identity(), common=True)
+                self.changes = [f"unlike {self.checkpoint}: {line}" for line in differences]
 
     def _check_trunk(self) -> None:
         """The trunk may differ in much, but its tensors and its tokens must be usable."""
@@ -280,16 +284,12 @@ class RunDirectory:
             old, new = (_section(of, section, keys) for of in (before, config))
             if lines := _differences(old, new, section):
                 raise UserError("\n  ".join([f"run.trunk={folder} is of a run that differs in", *lines[:_MAX_DIFFERENCES]]))
-        try:
-            tokens = Manifest.read(folder).progress.tokens
-        except BrokenCheckpointError as error:
-            raise UserError(f"run.trunk={folder} is not what was saved: {error}") from None
-        _require_same_precision(folder, before, config, tokens)
+        tokens = _require_same_precision("run.trunk", folder, before, config)
         if tokens >= config.total_tokens:
             raise UserError(
                 f"run.trunk={folder} has {tokens} tokens, this run is to have {config.total_tokens}: raise train.tokens"
             )
-        differences = _differences(before.identity(), config.identity())
+        differences = _differences(before.identity(), config.identity(), common=True)
         self.changes = [f"unlike its trunk: {line}" for line in differences if not line.startswith("run.trunk")]
 
     def _check_identity(self, run: Path, before: Config) -> None:
@@ -306,25 +306,34 @@ class RunDirectory:
         self._forced = bool(differences)
 
 
-def _require_same_precision(folder: Path, before: Config, config: Config, tokens: int) -> None:
-    """Refuse a trunk whose checkpoint holds scales where this run has none yet, or the other way round, or others.
+def _require_same_precision(key: str, folder: Path, before: Config, config: Config) -> int:
+    """Refuse a checkpoint that holds scales where this run has none yet, or the other way round, or others. Returns its tokens.
 
     Raises:
         UserError: that is so.
     """
+    try:
+        tokens = Manifest.read(folder).progress.tokens
+    except BrokenCheckpointError as error:
+        raise UserError(f"{key}={folder} is not what was saved: {error}") from None
     theirs, ours = qat_phase(before), qat_phase(config)
     quantized = theirs is not None and theirs.holds(tokens)
     if quantized != (ours is not None and ours.holds(tokens)):
         there, here = ("is quantized", "is not") if quantized else ("is not quantized", "is")
         begin = f", which begins at {ours.start} tokens ({ours.why})" if ours is not None else ""
         raise UserError(
-            f"run.trunk={folder} {there} at its {tokens} tokens, this run {here} by then{begin}: choose a checkpoint before "
+            f"{key}={folder} {there} at its {tokens} tokens, this run {here} by then{begin}: choose a checkpoint before "
             f"both quantized phases, or another quant.start"
         )
-    if quantized and (lines := _differences(_section(before, "quant", _SCALES), _section(config, "quant", _SCALES), "quant")):
+    old, new = (_section(of, "quant", _QUANTIZER) for of in (before, config))
+    if quantized and (lines := _differences(old, new, "quant")):
+        raise UserError("\n  ".join([f"{key}={folder} is quantized in another way: it differs in", *lines[:_MAX_DIFFERENCES]]))
+    if quantized and theirs is not None and ours is not None and theirs.start != ours.start:
         raise UserError(
-            "\n  ".join([f"run.trunk={folder} is quantized in another way: it differs in", *lines[:_MAX_DIFFERENCES]])
+            f"{key}={folder} is quantized from {theirs.start} tokens on, this run would be from {ours.start} ({ours.why}): "
+            f"type quant.start={theirs.start / config.total_tokens!r}"
         )
+    return tokens
 
 
 def path_of(config: Config) -> Path:
@@ -376,11 +385,14 @@ def load_run_config(run: Path) -> Config:
         raise UserError(f"{path} is not a configuration of this version: {first}") from None
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+def _differences(old: Any, new: Any, key: str = "", *, common: bool = False) -> list[str]:
+    """A line for every key that differs; with `common` only for those that both have: another option has other keys."""
     if isinstance(old, dict) and isinstance(new, dict):
-        names = [*old, *(name for name in new if name not in old)]
+        names = [name for name in {**old, **new} if not common or (name in old and name in new)]
         return [
-            line for name in names for line in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+            line
+            for name in names
+            for line in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name), common=common)
         ]
     return [] if old == new else [f"{key}: {_word(old)} there, {_word(new)} asked for"]
 

@@ -13,6 +13,7 @@ from schedulers.schedule import PowerLaw, Schedule
 from train.command import run_command
 from train.config import Config, load_config, require, schedule_of
 from train.config.quantization import qat_phase
+from train.config.schedules import warnings_of
 from train.errors import UserError
 
 WIDTH, HEIGHT = 72, 10  # characters of the drawing in the terminal
@@ -82,6 +83,8 @@ def _show(config: Config) -> None:
     Console(width=100).print(table)
     if (phase := qat_phase(config)) is not None:
         print(f"quantized from {phase.start:,} tokens on ({phase.why})")
+    for warning in warnings_of(config):
+        print(f"warning: {warning}")
     if len(batches.stages) > 1:
         full = batches.stages[-1]
         reached = f"{full.batch_tokens:,} from {full.tokens:,} on"

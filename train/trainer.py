@@ -231,6 +231,7 @@ class Trainer:
         if self.quantization.begins(self.progress.tokens):
             self.quantization.begin()
             self.health.restart([])
+            self.memory.watch_from(number)
             log.info("step %d: the weights are quantized from here on", self.progress.step + 1)
         batch_tokens = self.batches.batch_after(self.progress.tokens)
         samples = batch_tokens // self.config.train.sequence

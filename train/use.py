@@ -41,6 +41,14 @@ class Weights:
         """How the matrices are quantized; None: not at all."""
         return self.config.quant if isinstance(self.config.quant, QatConfig) else None
 
+    def __str__(self) -> str:
+        if self.quant is None:
+            phase, tokens = qat_phase(load_run_config(self.folder.parent.parent)), Manifest.read(self.folder).progress.tokens
+            later = f", quantized from {phase.start:,} tokens on, this is at {tokens:,}" if phase is not None else ""
+            return f"weights in full precision{later}"
+        activations = f", inputs rounded to {self.quant.activation_bits} bits" if self.quant.activation_bits else ""
+        return f"weights of {self.quant.bits:g} bits{'' if self.learned else ', rounded to nearest'}{activations}"
+
     @property
     def compute_dtype(self) -> torch.dtype:
         """What a weight is cast to before it is used."""
@@ -103,9 +111,12 @@ def rounding_of(text: str) -> QatConfig:
     """
     words = [word.strip() for word in text.split(",")]
     keys = [word.partition("=")[0] for word in words]
-    if "bits" not in keys or any(key not in _ROUNDING_KEYS or "=" not in word for key, word in zip(keys, words, strict=True)):
+    wrong = [word for key, word in zip(keys, words, strict=True) if key not in _ROUNDING_KEYS or not word.partition("=")[2]]
+    twice = [key for key in _ROUNDING_KEYS if keys.count(key) > 1]
+    if "bits" not in keys or wrong or twice:
+        what = f"'{wrong[0]}' is not understood; " if wrong else f"{twice[0]} is given twice; " if twice else ""
         raise UserError(
-            f"--quantize {text}: type bits=4, and behind commas {', '.join(f'{key}=...' for key in _ROUNDING_KEYS[1:])}"
+            f"--quantize {text}: {what}type bits=4, and behind commas {', '.join(f'{key}=...' for key in _ROUNDING_KEYS[1:])}"
         )
     try:
         quant = load_config(["quant=qat", *(f"quant.{word}" for word in words)]).quant

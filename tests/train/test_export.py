@@ -176,7 +176,10 @@ def test_the_command_says_what_it_wrote(run, tmp_path):
     assert (answer.code, answer.err) == (0, "")
     first, *files = answer.out.splitlines()
     parameters = load_run_config(run).model.shape.parameters
-    assert first == f"{tmp_path / 'deep' / 'out'}: Qwen3ForCausalLM, {parameters:,} parameters in float32"
+    assert (
+        first
+        == f"{tmp_path / 'deep' / 'out'}: Qwen3ForCausalLM, {parameters:,} parameters in float32; weights in full precision"
+    )
     sizes = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in files}
     assert sizes == {path.name: path.stat().st_size for path in (tmp_path / "deep" / "out").iterdir()}
     assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"} == set(

@@ -100,6 +100,8 @@ def test_evaluation_gives_the_loss_of_the_record_on_any_layout(branches, bits):
         "bits_per_byte": record.bits_per_byte,
         "losses": {"validation": record.loss},
         "errors": {},
+        "bits": float(bits),
+        "weights": f"weights of {bits} bits",
     }
 
 
@@ -161,6 +163,9 @@ def test_what_cannot_be_used_is_refused(tmp_path, trunk, branches):
         ("branch", str(trunk), "quant=qat", "--at", "3584", "quant.start=0.5"): ("--at 3584", "2048"),
         ("branch", str(trunk), "quant=qat", "quant.start=0.01", "run.name=early"): ("no checkpoint up to 0 tokens", "512"),
         ("branch", str(trunk), "schedule.decay_shape=cosine"): ("--at and --decay-tokens must be given",),
+        ("branch", str(trunk), "quant.bits=4"): ("quant=qat before the keys of quant",),
+        ("evaluate", str(trunk), "--quantize", "bits=4,bits=2"): ("bits is given twice",),
+        ("evaluate", str(trunk), "--quantize", "bits=4,start=0.5"): ("'start=0.5' is not understood",),
         ("branch", str(trunk), "quant=qat", "--decay-tokens", "512"): ("counts from --at",),
     }
     for words, said in refused.items():
@@ -173,9 +178,25 @@ def test_a_trunk_must_be_in_the_phase_that_the_run_is_in(place, trunk, branches)
     console.warm(*base).assert_refused("is quantized at its 4096 tokens", "is not")
     other = ["quant=qat", "quant.bits=4", "quant.start=0.1", "quant.group=8"]
     console.warm(*base, *other).assert_refused("quantized in another way", "quant.bits: 2.0 there, 4.0 asked for")
+    same = ["quant=qat", "quant.bits=2", "quant.start=0.1", "quant.group=8"]
+    console.warm(*base, *same).assert_refused("quantized from 2048 tokens on, this run would be from 512", "quant.start=0.4")
+    console.warm(*base, *same, "quant.activation_bits=8").assert_refused("quant.activation_bits: null there, 8 asked for")
     full = newest_checkpoint(trunk)
     early = [word for word in base if not word.startswith("run.trunk")] + [f"run.trunk={full}", *other]
     console.warm(*early).assert_refused("is not quantized at its 4096 tokens", "begins at 512 tokens")
+
+
+def test_a_decay_off_a_quantized_trunk_knows_since_when_it_is_quantized(place):
+    quant = ["quant=qat", "quant.bits=4", "quant.start=0.5", "quant.group=8"]
+    whole = hub.train(place, "quantized", *LENGTH, "schedule=constant", *quant)
+    answer = console.warm("branch", str(whole), "--at", "4096", "--decay-tokens", "1024", "run.name=decayed")
+    assert answer.code == 0, answer.err
+    record = read_record(place / "runs" / "decayed")
+    assert (record.fp_tokens, record.qat_tokens) == (2048, 3072)
+    assert "4 bits over the last 3,072 tokens" in answer.out
+    # The kept copies of the quantized phase count, though it begins after the first steps.
+    full = hub.train(place, "full", *LENGTH, "schedule=constant")
+    assert read_record(whole).peak_memory_bytes > read_record(full).peak_memory_bytes
 
 
 def problems(*words: str) -> str:
@@ -229,6 +250,7 @@ def test_noise_is_no_option_beside_it(words):
         (["schedule=wsd_s"], "take schedule=wsd, power or constant"),
         (["quant.fuse_decay=false", "quant.start=0"], "needs tokens in full precision"),
         (["quant.fuse_decay=false", "schedule.floor=1e-3", "quant.rewarm_peak=1e-4"], "above quant.rewarm_peak=0.0001"),
+        (["quant.start=0.5", "quant.rewarm_peak=1e-4"], "quant.rewarm_peak=0.0001 needs quant.fuse_decay=false"),
     ],
 )
 def test_what_contradicts_is_refused_before_anything_starts(words, said):
@@ -241,9 +263,12 @@ def test_auto_is_the_law_in_whole_steps(bits, tokens):
     config = load_config(["quant=qat", f"quant.bits={bits}", f"train.tokens={tokens}"])
     phase, total = qat_phase(config), config.total_tokens
     fraction = math.exp(-6.7297 / math.log(total / (config.model.shape.parameters * bits / 8)))
+    assert f"f* = exp(-6.7297 / ln S) = {fraction:.3g}" in phase.why
+    if fraction * total < 4096:
+        assert phase.start == total
+        return
     assert 0 <= (total - phase.start) / total - fraction < 4096 / total
     assert phase.start % 4096 == 0
-    assert f"f* = exp(-6.7297 / ln S) = {fraction:.3f}" in phase.why
     assert not phase.holds(phase.start)
     assert phase.holds(phase.start + 4096)
 

@@ -51,6 +51,14 @@ def test_it_writes_a_picture_and_the_numbers(tmp_path):
     assert "█" in answer.out
 
 
+def test_a_decay_that_quantization_cuts_short_is_said(tmp_path):
+    words = ["schedule", *LENGTH, "quant=qat", "quant.start=0.95", "--out", str(tmp_path / "x.png")]
+    assert (
+        "warning: the learning rate decays over the 52,000 quantized tokens alone, not over the 200,000"
+        in console.warm(*words).out
+    )
+
+
 def test_bad_input_is_refused(tmp_path):
     console.warm("schedule", *LENGTH, "schedule.decay_fraction=0.95").assert_refused("do not fit into the run's 1000000 tokens")
     console.warm("schedule", "schedule.peek=1").assert_refused("did you mean 'schedule.peak'?")

@@ -23,7 +23,7 @@ def qat_phase(config: Config) -> QatPhase | None:
     """The quantized phase of a run; None where it has none. Its length may come out as no step at all: see the rules.
 
     The share of `start=auto` counts all parameters, the planned tokens in whole steps, and `bits`, whatever width the embedding
-    has. The start is rounded down to a whole step.
+    has. The start is rounded down to a whole step, and less than a step is none.
     """
     quant, total = config.quant, config.total_tokens
     if not isinstance(quant, QatConfig):
@@ -36,8 +36,9 @@ def qat_phase(config: Config) -> QatPhase | None:
         parameters = config.model.shape.parameters
         fraction = optimal_fraction(total, parameters, quant.bits)
         ratio = total / (parameters * quant.bits / 8)
-        law = f"f* = exp(-{PAPER_A} / ln S) = {fraction:.3f}" if ratio > 1 else "f* = 0 where S is at most 1"
+        law = f"f* = exp(-{PAPER_A} / ln S) = {fraction:.3g}" if ratio > 1 else "f* = 0 where S is at most 1"
         before, why = 1.0 - fraction, f"quant.start=auto: S = {ratio:.4g} tokens per byte of parameters, {law}"
-    tokens = min(total, round(before * total))
-    start = config.batches.tokens(config.batches.steps(tokens + 1) - 1) if tokens < total else total
-    return QatPhase(start, why)
+    tokens = round(before * total)
+    if total - tokens < config.batches.batch_before(total):
+        return QatPhase(total, why)
+    return QatPhase(config.batches.tokens(config.batches.steps(tokens + 1) - 1), why)

@@ -285,6 +285,8 @@ def _quantization(config: Config) -> Iterator[str]:
         )
     if not quant.fuse_decay and (rewarm := quant.rewarm_peak) is not None and getattr(schedule, "floor", 0.0) > rewarm:
         yield f"schedule.floor={getattr(schedule, 'floor', 0.0)} is above quant.rewarm_peak={rewarm}"
+    if quant.fuse_decay and quant.rewarm_peak is not None:
+        yield f"quant.rewarm_peak={quant.rewarm_peak} needs quant.fuse_decay=false: with true there is no second rise"
     if not quant.fuse_decay and phase.start == 0 and schedule.name != "constant":
         yield "quant.fuse_decay=false needs tokens in full precision to decay in: raise quant.start, or set it to true"
 

@@ -39,6 +39,21 @@ def schedule_of(config: Config) -> Schedule:
     return replace(first, then=(phase.start, second))
 
 
+def warnings_of(config: Config) -> list[str]:
+    """What a user may not have wanted, a line each."""
+    phase, schedule = qat_phase(config), config.schedule
+    fraction = getattr(schedule, "decay_fraction", 0.0)
+    if phase is None or not isinstance(config.quant, QatConfig) or not config.quant.fuse_decay:
+        return []
+    quantized, wanted = config.total_tokens - phase.start, round(fraction * config.total_tokens)
+    if quantized >= wanted - config.train.batch_tokens:
+        return []
+    return [
+        f"the learning rate decays over the {quantized:,} quantized tokens alone, not over the {wanted:,} of "
+        f"schedule.decay_fraction: quant.start={1 - fraction:g} or less, or quant.fuse_decay=false, leaves it its length"
+    ]
+
+
 def _schedule_over(config: Config, total: int, longest_decay: int) -> Schedule:
     """The schedule of so many tokens, with no decay longer than `longest_decay`."""
     schedule = config.schedule
