@@ -1,5 +1,6 @@
 """What a rank does in the tests of meshes and sharding."""
 
+import time
 from typing import Any
 
 import torch
@@ -52,4 +53,7 @@ def fsdp_memory(world: World) -> tuple[int, int, int]:
         with live:
             model(torch.ones(1, width)).sum().backward()
     assert torch.UntypedStorage.resize_ is original
+    deadline = time.monotonic() + 5
+    while live.current > 2 * shards and time.monotonic() < deadline:
+        time.sleep(0.01)  # gloo's threads may hold what they have sent a moment longer
     return live.peak, live.current, shards
