@@ -26,6 +26,7 @@ _CHUNK = 40_000  # (problems x runs) worked on at once: what stays in a core's c
 _MAX_ITERATIONS = 300
 _RELATIVE_DECREASE = 1e-11
 _LAMBDA_START, _LAMBDA_MAX, _LAMBDA_MIN = 1e-2, 1e9, 1e-9
+_UNSEEN = 1e-13  # of a prediction: what is smaller is rounding
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class _Chunk:
         self.target, self.weights = target, weights
         bounds = np.array([parameter.solver_bounds for parameter in law.parameters.values()])[list(free)]
         self.low, self.high = bounds[:, 0], bounds[:, 1]
+        self.logarithmic = np.array([parameter.log for parameter in law.parameters.values()])[list(free)]
 
     def run(self, starts: Array) -> tuple[Array, Array, Array]:
         theta_out, value_out, converged_out = starts.copy(), np.full(len(starts), np.inf), np.zeros(len(starts), dtype=bool)
@@ -181,6 +183,10 @@ class _Chunk:
         # A parameter at a bound that wants to go beyond stays there for this step.
         at = theta[:, self.free]
         held = ((at <= self.low) & (gradient > 0)) | ((at >= self.high) & (gradient < 0))
+        # So does a coefficient whose term is lost in rounding: the slope of a logarithm there asks for steps without end.
+        unit = 1.0 if self.objective.log else residuals + self.target
+        total = np.sum(self.weights * reweighted * unit**2, axis=1, keepdims=True)
+        held |= self.logarithmic & (diagonal < _UNSEEN**2 * total)
         scale = 1.0 / np.sqrt(np.maximum(diagonal, 1e-300))
         scale = np.where((diagonal > 0) & np.isfinite(diagonal), scale, 0.0) * ~held
         both = scale[:, :, None] * scale[:, None, :]

@@ -37,7 +37,7 @@ def test_every_law_has_its_page_and_pictures(tmp_path, name):
 
 def test_several_fits_make_one_page_and_a_place_that_cannot_be_written_is_refused(tmp_path):
     for name in ("isoflop", "learning-rate"):
-        scaling("fit", name, written(tmp_path, simulated(name)), "--out", tmp_path / name, "--bootstrap", 20)
+        scaling("fit", name, written(tmp_path, simulated(name)), "--out", tmp_path / name, "--bootstrap", 40)
     assert scaling("report", tmp_path / "isoflop", tmp_path / "learning-rate", "--out", tmp_path / "r.html").code == 0
     page = (tmp_path / "r.html").read_text()
     assert page.count("<h2>") == 2
