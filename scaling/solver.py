@@ -179,13 +179,13 @@ class _Chunk:
         # Hessian plus damping times the reweighted matrix: one product, with the sum of their weights.
         bent = self.weights * (curvature + damping[:, None] * reweighted)
         matrix = np.matmul(jacobian * bent[:, None, :], jacobian.transpose(0, 2, 1))
-        diagonal = np.matmul(jacobian * jacobian, (self.weights * reweighted)[:, :, None])[:, :, 0]
+        counted = self.weights * reweighted
+        diagonal = np.matmul(jacobian * jacobian, counted[:, :, None])[:, :, 0]
         # A parameter at a bound that wants to go beyond stays there for this step.
         at = theta[:, self.free]
         held = ((at <= self.low) & (gradient > 0)) | ((at >= self.high) & (gradient < 0))
         # So does a coefficient whose term is lost in rounding: the slope of a logarithm there asks for steps without end.
-        unit = 1.0 if self.objective.log else residuals + self.target
-        total = np.sum(self.weights * reweighted * unit**2, axis=1, keepdims=True)
+        total = np.sum(counted if self.objective.log else counted * (residuals + self.target) ** 2, axis=1, keepdims=True)
         held |= self.logarithmic & (diagonal < _UNSEEN**2 * total)
         scale = 1.0 / np.sqrt(np.maximum(diagonal, 1e-300))
         scale = np.where((diagonal > 0) & np.isfinite(diagonal), scale, 0.0) * ~held
