@@ -81,7 +81,8 @@ def _finish(axes: Any, xlabel: str, ylabel: str, title: str, legend: str | None 
         if limits[1] > 100 * limits[0]:  # the decades are enough
             axis.set_minor_formatter(NullFormatter())
         else:
-            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            few = limits[1] > 10 * limits[0]
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}"))
             axis.set_minor_formatter(NullFormatter())
     if axes.get_legend_handles_labels()[1]:

@@ -127,6 +127,9 @@ def test_a_law_of_ones_own_is_a_formula_and_little_else(folder, tmp_path):
     plain = scaling("fit", "power", folder / "over-training.csv", *words, "--out", tmp_path / "fit", "--json").json
     assert list(plain["parameters"]) == ["E", "A", "alpha"]
     assert plain["metrics"]["r2"] > 0.8
+    shown = scaling("fit", "power", folder / "over-training.csv", *words, "--bootstrap", 40).out
+    assert "()" not in shown  # it has no source
+    assert "nats per token" in shown
     assert scaling("predict", tmp_path / "fit", "--flops", 1e20, "--json").json["predictions"][0]["law"] == "power"
     assert scaling("report", tmp_path / "fit", "--out", tmp_path / "r.html").code == 0
     scaling("fit", "power", folder / "over-training.csv").assert_refused("no law 'power'", "--law-file")

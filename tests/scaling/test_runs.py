@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from scaling.expression import evaluate
 from scaling.record import write_record
 from scaling.runs import derive, read_runs, select
 from scaling.usable import remarks_on_numbers, usable_rows
+from scaling.wandb_runs import wandb_row
 from tests.scaling.commands import scaling, written
 from tests.scaling.test_record import RECORD
 
@@ -61,29 +63,56 @@ def test_a_broken_record_is_named(tmp_path):
     scaling("table", tmp_path / "run").assert_refused("run.json", "not JSON")
 
 
-def test_offline_wandb_directories(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb", reason="wandb is not installed (it is an extra)")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    for name, loss in (("small", 4.0), ("large", 3.0)):
-        run = wandb.init(
-            mode="offline", dir=tmp_path, project="p", name=name, config={"model": {"parameters": 1e7 / loss}, "tokens": 10**9},
-            settings=wandb.Settings(x_disable_stats=True, console="off"),
-        )  # fmt: skip
-        for step in range(3):
-            run.log({"val/loss": loss + 2 - step})
-        run.finish()
-    wandb.teardown()  # its service writes a little after a run has finished
-    frame = read_runs([tmp_path], ["loss=val_loss", "parameters=model_parameters"]).sort_values("loss")
+OFFLINE = Path(__file__).parent / "offline_wandb"
+"""Two runs as wandb 0.31 wrote them: {"model": {"parameters": 1e7 / loss}, "tokens": 1e9}, and three values of val/loss."""
+
+
+def test_offline_wandb_directories():
+    frame = read_runs([OFFLINE], ["loss=val_loss", "parameters=model_parameters"]).sort_values("loss")
     assert frame["name"].tolist() == ["large", "small"]
     assert frame["loss"].tolist() == [3.0, 4.0]
     assert frame["status"].tolist() == ["finished", "finished"]
+    np.testing.assert_allclose(frame["parameters"], [1e7 / 3, 1e7 / 4])
     np.testing.assert_allclose(frame["flops"], 6 * frame["parameters"] * 1e9)
 
 
-def test_a_file_that_only_looks_like_wandbs(tmp_path):
-    pytest.importorskip("wandb", reason="wandb is not installed (it is an extra)")
-    (tmp_path / "run-x.wandb").write_bytes(b"hello")
-    with pytest.raises(UserError, match=r"run-x\.wandb is not a file of wandb's"):
+def test_a_wandb_file_that_a_crash_cut_off_is_a_run_that_goes_on(tmp_path):
+    whole = next(OFFLINE.rglob("*.wandb")).read_bytes()
+    for kept in range(7, len(whole), 50):
+        (tmp_path / "run-x.wandb").write_bytes(whole[:kept])
+        row = wandb_row(tmp_path / "run-x.wandb")
+        assert row["status"] in ("running", "finished")
+
+
+def test_a_wandb_record_may_go_over_several_blocks(tmp_path):
+    """LevelDB's log: a block of 32,768 bytes ends within a record of 100,000."""
+    value = json.dumps("x" * 100_000).encode()
+    item = b"\x0a\x04text" + b"\x82\x01" + varint(len(value)) + value
+    config = b"\x0a" + varint(len(item)) + item
+    record = b"\x2a" + varint(len(config)) + config
+    log, kinds = b":W&B\x00\x00\x00", []
+    while record:
+        room = 32_768 - len(log) % 32_768 - 7
+        piece, record = record[:room], record[room:]
+        kinds.append(2 if not kinds else 3 if record else 4)
+        log += bytes(4) + len(piece).to_bytes(2, "little") + bytes([kinds[-1]]) + piece
+    (tmp_path / "run-x.wandb").write_bytes(log)
+    assert kinds == [2, 3, 3, 4]
+    assert wandb_row(tmp_path / "run-x.wandb")["text"] == "x" * 100_000
+
+
+def varint(number):
+    low, rest = number & 127, number >> 7
+    return bytes([low | 128]) + varint(rest) if rest else bytes([low])
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [(b"hello", "is not a file of wandb's"), (b":W&B\x00\x00\x00" + bytes(4) + b"\x02\x00\x01\x0b\x00", "is damaged")],
+)
+def test_a_file_that_only_looks_like_wandbs(tmp_path, content, said):
+    (tmp_path / "run-x.wandb").write_bytes(content)
+    with pytest.raises(UserError, match=said):
         read_runs([tmp_path])
 
 
@@ -251,6 +280,11 @@ def test_files_that_hold_no_runs(tmp_path, name, content, said):
 def test_tables_in_every_format(tmp_path):
     path = written(tmp_path, PLAIN)
     assert "1e7" in scaling("table", path).out
+    plain = scaling("table", written(tmp_path, PLAIN.assign(qat_tokens=0, tokens=[9_000, 10_000, 2e9]), "fp.csv")).out
+    assert "qat fraction" not in plain  # no run has one
+    assert "9,000" in plain
+    assert "10,000" not in plain
+    assert "1e4" in plain
     assert scaling("table", path, "--format", "csv", "--columns", "name,loss").out == "name,loss\na,4.0\nb,3.8\nc,3.5\n"
     assert scaling("table", path, "--format", "markdown", "--columns", "name,loss").out.splitlines()[:3] == [
         "| name | loss |",
