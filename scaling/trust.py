@@ -7,13 +7,13 @@ import pandas as pd
 
 from scaling.fit import Fit
 from scaling.interval import BOOTSTRAP, NONE, STUDENT, leverage, visible
-from scaling.laws.base import VANISHED
 from scaling.laws.dual import Array
 from scaling.solver import solve
 
 CORRELATION = 0.99
 REACH = {"flops": 10.0, "parameters": 10.0, "tokens": 10.0, "tokens_per_parameter": 2.0, "batch_tokens": 10.0, "bits": 1.0}
 """How many times beyond the largest and below the smallest fitted run a forecast is still called near."""
+_VANISHED = 1e-10  # of a prediction: a term so small is none
 _OUTLIER = 5.0  # robust standard deviations
 _INFLUENCE = 1.0  # standard errors that one run may move a parameter (Belsley, Kuh and Welsch, 1980, for small samples)
 
@@ -79,11 +79,10 @@ def unknown_parameters(fit: Fit) -> list[str]:
 
 def _bounds(fit: Fit) -> list[str]:
     remarks = []
-    for name, value in zip(fit.law.names, fit.theta, strict=True):
-        parameter = fit.law.parameters[name]
-        if name in fit.fixed:
-            continue
-        if parameter.log and value < 1e3 * VANISHED:
+    felt = np.abs(fit.gradient(fit.columns)).max(axis=0) / (1.0 if fit.objective.log else np.abs(fit.target).max())
+    for name, share in zip(_free(fit), felt, strict=True):
+        parameter, value = fit.law.parameters[name], float(fit.theta[fit.law.names.index(name)])
+        if parameter.log and share < _VANISHED:
             remarks.append(f"{name} vanished: the runs do not need its term, or cannot tell it from another")
         for bound in (parameter.low, parameter.high):
             if np.isfinite(bound) and abs(value - bound) <= 1e-6 * max(1.0, abs(bound)) and not (parameter.log and bound == 0):

@@ -2,11 +2,8 @@
 
 import copy
 import json
-import shlex
-import signal
 import subprocess
 import sys
-import time
 import warnings
 
 import pandas as pd
@@ -227,6 +224,12 @@ def test_work_that_fails_ends_with_one(folder, monkeypatch):
 
 
 @pytest.fixture(scope="module")
+def chinchilla(folder):
+    assert scaling("fit", "chinchilla", folder / "chinchilla.csv", "--out", folder / "c", "--bootstrap", 40).code == 0
+    return folder / "c"
+
+
+@pytest.fixture(scope="module")
 def rate_fit(folder):
     return json.loads(scaling("fit", "learning-rate", folder / "learning-rate.csv", "--json", "--bootstrap", 40).out)
 
@@ -287,18 +290,17 @@ def test_a_fit_is_not_written_over_another_laws(folder, tmp_path):
     assert (tmp_path / "fit.json").read_bytes() != before
 
 
-def test_predict_asks_for_what_a_law_needs_and_for_nothing_else(folder):
-    scaling("fit", "chinchilla", folder / "chinchilla.csv", "--out", folder / "c", "--bootstrap", 40)
+def test_predict_asks_for_what_a_law_needs_and_for_nothing_else(folder, chinchilla):
     scaling("fit", "isoflop", folder / "isoflop.csv", "--out", folder / "i", "--bootstrap", 40)
-    scaling("predict", folder / "c", "--parameters", 1e9).assert_refused("type --tokens")
+    scaling("predict", chinchilla, "--parameters", 1e9).assert_refused("type --tokens")
     scaling("predict", folder / "i", "--parameters", 1e9).assert_refused("type --flops")
-    scaling("predict", folder / "c", "--parameters", -1, "--tokens", 1e9).assert_refused("--parameters -1 must be above 0")
+    scaling("predict", chinchilla, "--parameters", -1, "--tokens", 1e9).assert_refused("--parameters -1 must be above 0")
     run = ["--parameters", 1e9, "--tokens", 1e10]
-    scaling("predict", folder / "c", *run, "--flops", 1e15).assert_refused("not all three")
-    scaling("predict", folder / "c", *run, "--bits", 4).assert_refused("--bits: chinchilla knows nothing of it")
+    scaling("predict", chinchilla, *run, "--flops", 1e15).assert_refused("not all three")
+    scaling("predict", chinchilla, *run, "--bits", 4).assert_refused("--bits: chinchilla knows nothing of it")
     scaling("predict", folder / "i", "--flops", 1e20, "--parameters", 1e9).assert_refused("--parameters: isoflop knows nothing")
-    by_flops = scaling("predict", folder / "c", "--parameters", 1e9, "--flops", 6e19, "--json").json
-    assert by_flops["predictions"] == scaling("predict", folder / "c", *run, "--json").json["predictions"]
+    by_flops = scaling("predict", chinchilla, "--parameters", 1e9, "--flops", 6e19, "--json").json
+    assert by_flops["predictions"] == scaling("predict", chinchilla, *run, "--json").json["predictions"]
 
 
 @pytest.mark.parametrize(
@@ -312,12 +314,11 @@ def test_predict_asks_for_what_a_law_needs_and_for_nothing_else(folder):
         (1e9, 2e12, "tokens_per_parameter 2e+03 is"),
     ],
 )
-def test_predictions_far_from_the_runs_say_so_to_both_sides(folder, parameters, tokens, said):
-    scaling("fit", "chinchilla", folder / "chinchilla.csv", "--out", folder / "far", "--bootstrap", 40)
-    answer = scaling("predict", folder / "far", "--parameters", parameters, "--tokens", tokens)
+def test_predictions_far_from_the_runs_say_so_to_both_sides(chinchilla, parameters, tokens, said):
+    answer = scaling("predict", chinchilla, "--parameters", parameters, "--tokens", tokens)
     assert said in answer.err
     assert "1 warning on standard error" in answer.out  # for whoever keeps the table alone
-    assert "warning" not in scaling("predict", folder / "far", "--parameters", 1e9, "--tokens", 2e10).err
+    assert "warning" not in scaling("predict", chinchilla, "--parameters", 1e9, "--tokens", 2e10).err
 
 
 def test_an_error_rate_is_never_below_zero(folder):
@@ -327,12 +328,11 @@ def test_an_error_rate_is_never_below_zero(folder):
     assert row["low"] == row["law_low"] == 0
 
 
-def test_numpy_has_nothing_to_say(folder):
-    scaling("fit", "chinchilla", folder / "chinchilla.csv", "--out", folder / "c", "--bootstrap", 40)
+def test_numpy_has_nothing_to_say(chinchilla):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert scaling("predict", folder / "c", "--parameters", 1e40, "--tokens", 1e40).code == 0
-        assert scaling("plan", folder / "c", "--flops", 1e40).code == 0
+        assert scaling("predict", chinchilla, "--parameters", 1e40, "--tokens", 1e40).code == 0
+        assert scaling("plan", chinchilla, "--flops", 1e40).code == 0
 
 
 def test_expressions_run_no_code(folder, tmp_path):
@@ -360,18 +360,13 @@ def test_expressions_run_no_code(folder, tmp_path):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("entry", ["-m scaling", "-c 'from launch.cli import command; command()' scaling"])
-def test_an_interrupt_ends_with_130_and_one_line(entry):
-    words = [sys.executable, *shlex.split(entry), "simulate", "chinchilla", "--sets", "10000"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_listen) as process:
-        time.sleep(1.5)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+def test_an_interrupt_ends_with_130_and_one_line(monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
 
-
-def _listen():
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
+    monkeypatch.setattr("scaling.simulate.simulate", interrupted)
+    answer = scaling("simulate", "chinchilla")
+    assert (answer.code, answer.out, answer.err.strip()) == (130, "", "interrupted")
 
 
 def test_output_that_nobody_takes(folder):
