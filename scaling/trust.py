@@ -13,6 +13,7 @@ from scaling.solver import solve
 CORRELATION = 0.99
 REACH = {"flops": 10.0, "parameters": 10.0, "tokens": 10.0, "tokens_per_parameter": 2.0, "batch_tokens": 10.0, "bits": 1.0}
 """How many times beyond the largest and below the smallest fitted run a forecast is still called near."""
+FEW_DRAWS = 100
 _VANISHED = 1e-10  # of a prediction: a term so small is none
 _OUTLIER = 5.0  # robust standard deviations
 _INFLUENCE = 1.0  # standard errors that one run may move a parameter (Belsley, Kuh and Welsch, 1980, for small samples)
@@ -186,6 +187,10 @@ def _intervals(fit: Fit) -> list[str]:
     if draws.lost:
         kind = "resamples" if draws.method == BOOTSTRAP else "draws"
         remarks.append(f"{draws.lost} of {draws.wanted} {kind} did not identify the law and were left out of the intervals")
+    if 0 < draws.wanted < FEW_DRAWS:
+        remarks.append(
+            f"{draws.wanted} draws are few for a 95 % interval: its ends are themselves uncertain (--bootstrap 1000)"
+        )
     if draws.method == NONE and degrees > 0:
         remarks.append("no intervals were asked for (--bootstrap 0)")
     return remarks

@@ -46,7 +46,9 @@ def test_a_new_run_lies_wider_than_the_law():
 
 def test_the_method_follows_from_the_number_of_runs():
     law, frame = LAWS["chinchilla"], simulated("chinchilla")
-    assert fit(law, frame, bootstrap=50).draws.method == BOOTSTRAP
+    few = fit(law, frame, bootstrap=50)
+    assert few.draws.method == BOOTSTRAP
+    assert any("50 draws are few" in text for text in few.warnings)
     assert fit(law, frame.iloc[::2], bootstrap=50).draws.method == STUDENT
     assert fit(law, frame.iloc[::2], bootstrap=50, fixed={"E": 1.8, "alpha": 0.35}).draws.method == STUDENT
     with_none = fit(law, frame, bootstrap=0)
