@@ -130,6 +130,12 @@ def coverage(names: list[str], sets: int) -> None:
         size = np.array([10_569_312, 78_914_048, 153_677_376, 411_616_256, 10_569_312], dtype=float)
         columns = from_size_and_tokens(size, size * np.array([20, 20, 20, 20, 320]))
         simulation(simulate(LAWS["over-training"], columns=columns, sets=sets))
+        print("over-training, runs at 20 tokens per parameter alone: a and b are not determined, the rest is")
+        size = np.array([10_569_312, 78_914_048, 153_677_376, 411_616_256, 1_439_795_200, 6_889_410_560], dtype=float)
+        beyond = from_size_and_tokens(2e10, 4e11)
+        for runs in (6, 4):
+            columns = from_size_and_tokens(size[:runs], 20.0 * size[:runs])
+            simulation(simulate(LAWS["over-training"], columns=columns, beyond=beyond, sets=sets))
 
 
 def qat() -> None:

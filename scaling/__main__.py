@@ -2,7 +2,12 @@
 
 import sys
 
-from scaling.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        from scaling.cli import main
+
+        code = main(sys.argv[1:])
+    except KeyboardInterrupt:  # while Python still imports
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -1,11 +1,13 @@
 """`python -m scaling`: the commands. Everything heavy is imported when a command runs, so that `--help` answers at once."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scaling import arguments
 from scaling.errors import UserError, WorkFailed
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ _Rename = Annotated[
 ]
 _Where = Annotated[
     str | None,
-    typer.Option(metavar="EXPR", help="which rows: a pandas query, such as 'tokens_per_parameter == 20 and parameters < 1e9'"),
+    typer.Option(metavar="EXPR", help="which rows, as in a pandas query: 'tokens_per_parameter == 20 and parameters < 1e9'"),
 ]
 _LawFile = Annotated[
     Path | None, typer.Option(metavar="FILE.py", help="a Python file that defines laws of your own (docs/laws.md)")
@@ -51,15 +53,16 @@ def table(
     columns: Annotated[str | None, typer.Option(metavar="A,B,...", help="columns to show; the usual ones unless given")] = None,
     sort: Annotated[str, typer.Option(metavar="COLUMN", help="order of the rows")] = "flops",
     format: Annotated[str, typer.Option(help="terminal, csv, markdown or json")] = "terminal",
-    out: Annotated[Path | None, typer.Option(help="write to this file instead (.csv or .md says the format)")] = None,
+    out: Annotated[Path | None, typer.Option(help="write to this file instead; .csv, .md or .json says the format")] = None,
     json: _Json = False,
 ) -> None:
     """Show runs as a table: terminal, CSV or Markdown."""
     from scaling import show
     from scaling.runs import read_runs, select
 
-    if out is not None and out.suffix in (".csv", ".md"):
-        format = {".csv": "csv", ".md": "markdown"}[out.suffix]
+    kinds = {".csv": "csv", ".md": "markdown", ".json": "json"}
+    if arguments.file_of_kind(out, *kinds) is not None and out is not None:
+        format = kinds[out.suffix.lower()]
     format = "json" if json else format
     if format not in ("terminal", "csv", "markdown", "json"):
         raise UserError(f"--format {format}: there are terminal, csv, markdown and json")
@@ -90,7 +93,7 @@ def fit(
         Path | None,
         typer.Option(metavar="FIT.json", help="downstream: forecasts take the loss that this fit predicts, not a measured one"),
     ] = None,
-    bootstrap: Annotated[int, typer.Option(metavar="N", help="draws for the intervals", min=0, max=100_000)] = 1000,
+    bootstrap: Annotated[int, typer.Option(metavar="N", help="draws for the intervals; 0: none", min=0, max=100_000)] = 1000,
     seed: _Seed = 0,
     law_file: _LawFile = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="write DIR/fit.json (for predict, plan, report)")] = None,
@@ -98,23 +101,24 @@ def fit(
 ) -> None:
     """Fit a law to runs, with intervals, held-out forecasts, and warnings about what the runs cannot tell."""
     from scaling import show
-    from scaling.fit_file import as_plain, to_json
+    from scaling.fit_file import as_plain, name_of_law, to_json
     from scaling.record import write_atomically
 
+    file = None if out is None else out / "fit.json"
+    if file is not None and name_of_law(file) not in (None, law):
+        raise UserError(f"--out {out} holds a fit of {name_of_law(file)}: give another --out, or remove {file}")
+    arguments.draws(bootstrap, none_allowed=True)
     found = _fit(law, data, where, holdout, loss, error, rename, objective, fix, weights, loss_fit, bootstrap, seed, law_file)
     plain = as_plain(found)
-    if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            write_atomically(out / "fit.json", to_json(plain) + "\n")
-        except OSError as problem:
-            raise UserError(f"--out {out}: {problem.strerror}") from None
+    if file is not None:
+        with arguments.writing(file):
+            write_atomically(file, to_json(plain) + "\n")
     if json:
         print(to_json(plain))
     else:
         show.fit_table(found, plain)
-    if out is not None:
-        print(f"written: {out / 'fit.json'}", file=sys.stderr)
+    if file is not None:
+        print(f"written: {file}", file=sys.stderr)
 
 
 def _fit(
@@ -141,33 +145,30 @@ def _fit(
     from scaling.runs import SOURCE, missing_columns, read_runs, select
 
     law = find_law(name, law_file)
-    if objective not in (None, "huber-log", "least-squares"):
-        raise UserError(f"--objective {objective}: there are huber-log and least-squares")
     chain = read_fit(loss_fit) if loss_fit is not None else None
     if chain is not None and (law.name != "downstream" or chain.law.target != "loss"):
         raise UserError(
             "--loss-fit chains a loss law into downstream; it goes with `scaling fit downstream` and a fit of a loss law"
         )
-    words = [*(rename or []), *([f"loss={loss}"] if loss else []), *([f"error={error}"] if error else [])]
-    frame = read_runs(data, words)
-    missing_columns(frame, [*needed_columns(law, frame), *([weights] if weights else [])], law.name, data)
+    frame = read_runs(data, rename or [], {"loss": loss, "error": error})
+    missing_columns(frame, needed_columns(law, frame), law.name, data)
+    if weights is not None and weights not in frame.columns:
+        raise UserError(f"--weights {weights}: there is no such column; there are {', '.join(map(str, frame.columns))}")
     if chain is not None and holdout is not None:
         missing_columns(frame, chain.law.columns, f"{chain.law.name} (--loss-fit)", data)
     chosen, held = select(frame, where, "--where"), None
     if holdout is not None:
         held = select(frame, holdout, "--holdout")
-        if not held.any():
-            raise UserError(f"--holdout {holdout!r} chooses none of {len(frame)} runs")
-    if not (chosen & ~held if held is not None else chosen).any():
-        raise UserError(f"--where {where!r} chooses none of {len(frame)} runs" + (" that --holdout leaves" if holdout else ""))
+        if not (chosen & ~held).any():
+            raise UserError(f"--holdout {holdout!r} leaves no run to fit")
     rows = frame[chosen & ~held] if held is not None else frame[chosen]
     return fit_law(
         law,
         frame,
         chosen=chosen,
         held_out=held,
-        objective=objective,  # type: ignore[arg-type]  # checked above
-        fixed=_numbers(fix, "--fix"),
+        objective=arguments.objective(objective),
+        fixed=arguments.named_numbers(fix, "--fix"),
         weights=weights,
         bootstrap=bootstrap,
         seed=seed,
@@ -175,18 +176,6 @@ def _fit(
         chain=chain,
         context=common_context(rows[SOURCE].astype(str)),
     )
-
-
-def _numbers(words: list[str] | None, option: str) -> dict[str, float]:
-    """NAME=VALUE words as numbers."""
-    numbers = {}
-    for word in words or []:
-        name, _, value = word.partition("=")
-        try:
-            numbers[name.strip()] = float(value)
-        except ValueError:
-            raise UserError(f"{option} {word!r} is not NAME=VALUE with a number, such as {option} E=1.7") from None
-    return numbers
 
 
 @app.command()
@@ -197,7 +186,7 @@ def predict(
     flops: Annotated[float | None, typer.Option(help="in place of --tokens (6 parameters tokens), or for isoflop")] = None,
     bits: Annotated[float | None, typer.Option(help="width of a weight")] = None,
     qat_fraction: Annotated[
-        float | None, typer.Option(help="share of the tokens that is quantization-aware, between 0 and 1")
+        float | None, typer.Option(help="share of the tokens that is quantization-aware, above 0 and below 1")
     ] = None,
     batch_tokens: Annotated[float | None, typer.Option(help="tokens of an optimizer step (learning-rate)")] = None,
     loss: Annotated[float | None, typer.Option(help="a known loss (downstream)")] = None,
@@ -208,11 +197,12 @@ def predict(
     from scaling.fit_file import read_fit, to_json
     from scaling.predict import predict_run
 
-    given = {
-        "parameters": parameters, "tokens": tokens, "flops": flops, "bits": bits, "qat_fraction": qat_fraction,
-        "batch_tokens": batch_tokens, "loss": loss,
-    }  # fmt: skip
-    answer = predict_run([read_fit(path) for path in fits], {name: value for name, value in given.items() if value is not None})
+    given = arguments.numbers({
+        "--parameters": parameters, "--tokens": tokens, "--flops": flops, "--bits": bits, "--qat-fraction": qat_fraction,
+        "--batch-tokens": batch_tokens, "--loss": loss,
+    })  # fmt: skip
+    columns = {option.removeprefix("--").replace("-", "_"): value for option, value in given.items()}
+    answer = predict_run([read_fit(path) for path in fits], columns)
     if json:
         print(to_json(answer))
     else:
@@ -228,7 +218,9 @@ def plan(
         float | None, typer.Option(help="what one GPU really does: peak times MFU, such as 4e14")
     ] = None,
     memory_gib: Annotated[float | None, typer.Option(help="the weights must fit in so much")] = None,
-    bits: Annotated[str | None, typer.Option(metavar="2,4,6", help="widths of weights to compare")] = None,
+    bits: Annotated[
+        str | None, typer.Option(metavar="2,4,6", help="widths of weights to compare; a single one: what the run is to have")
+    ] = None,
     inference_tokens: Annotated[
         float | None, typer.Option(help="tokens served in the model's life: the budget then pays for them too")
     ] = None,
@@ -241,20 +233,12 @@ def plan(
     from scaling.fit_file import read_fit, to_json
     from scaling.plan import plan as plan_run
 
-    budget = _budget(flops, gpu_hours, flops_per_gpu_second)
-    for option, value in (
-        ("--memory-gib", memory_gib),
-        ("--inference-tokens", inference_tokens),
-        ("--ladder-share", ladder_share),
-    ):
-        if value is not None and not value > 0:
-            raise UserError(f"{option} {value:g} must be above 0")
-    try:
-        widths = [float(word) for word in bits.split(",")] if bits else []
-    except ValueError:
-        raise UserError(f"--bits {bits!r} is no list of numbers, such as 2,4,6") from None
-    if any(width <= 0 for width in widths):
-        raise UserError(f"--bits {bits}: a width must be above 0")
+    budget = arguments.budget(flops, gpu_hours, flops_per_gpu_second)
+    arguments.numbers({
+        "--memory-gib": memory_gib, "--inference-tokens": inference_tokens, "--ladder-share": ladder_share,
+        "--batch-tokens": batch_tokens,
+    })  # fmt: skip
+    widths = arguments.widths(bits)
     answer = plan_run(
         [read_fit(path) for path in fits],
         budget,
@@ -270,18 +254,6 @@ def plan(
         show.plan_table(answer)
 
 
-def _budget(flops: float | None, gpu_hours: float | None, per_second: float | None) -> float:
-    if (flops is None) == (gpu_hours is None):
-        raise UserError("give the budget as --flops C, or as --gpu-hours H --flops-per-gpu-second F")
-    if gpu_hours is not None:
-        if per_second is None:
-            raise UserError("--gpu-hours needs --flops-per-gpu-second: peak FLOP/s times the MFU you reach, such as 4e14")
-        flops = gpu_hours * 3600.0 * per_second
-    if flops is None or not flops > 0:
-        raise UserError("the budget must be above 0")
-    return flops
-
-
 @app.command()
 def report(
     fits: _Fits,
@@ -293,6 +265,7 @@ def report(
     from scaling.fit_file import read_fit
     from scaling.report import write_report
 
+    arguments.file_of_kind(out, ".html")
     for path in write_report([read_fit(path) for path in fits], out):
         print(path)
 
@@ -313,7 +286,7 @@ def simulate(
     objective: Annotated[
         str | None, typer.Option(metavar="NAME", help="huber-log or least-squares; the law's own unless given")
     ] = None,
-    bootstrap: Annotated[int, typer.Option(metavar="N", help="draws of each fit", min=10)] = 400,
+    bootstrap: Annotated[int, typer.Option(metavar="N", help="draws of each fit")] = 400,
     seed: _Seed = 0,
     law_file: _LawFile = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="write one simulated study, fit nothing")] = None,
@@ -323,6 +296,7 @@ def simulate(
     import numpy as np
 
     from scaling import show
+    from scaling.fit import check_values
     from scaling.fit_file import to_json
     from scaling.laws import find_law
     from scaling.runs import read_runs, select
@@ -330,25 +304,27 @@ def simulate(
     from scaling.simulate import simulate as simulate_law
 
     chosen = find_law(law, law_file)
-    values = _numbers(truth, "--truth")
+    values = arguments.named_numbers(truth, "--truth")
+    arguments.file_of_kind(out, ".csv")
+    arguments.draws(bootstrap, none_allowed=False)
     columns = None
     if design:
         frame = read_runs(design, rename or [])
         columns = design_from(frame[select(frame, where, "--where")], chosen)
-    if objective not in (None, "huber-log", "least-squares"):
-        raise UserError(f"--objective {objective}: there are huber-log and least-squares")
     if out is not None:
+        check_values(chosen, values, "--truth")
         runs = columns or (chosen.design() if chosen.design else {})
         drawn = study(
             chosen, {**chosen.truth, **values}, runs, chosen.noise if noise is None else noise, np.random.default_rng(seed)
         )
-        drawn.to_csv(out, index=False)
+        with arguments.writing(out):
+            drawn.to_csv(out, index=False)
         print(f"written: {out} ({len(drawn)} runs)", file=sys.stderr)
         return
     with show.progress(sets) as advance:
         found = simulate_law(
             chosen, truth=values, columns=columns, noise=noise, sets=sets, bootstrap=bootstrap, seed=seed,
-            objective=objective, progress=advance,  # type: ignore[arg-type]  # checked above
+            objective=arguments.objective(objective), progress=advance,
         )  # fmt: skip
     if json:
         print(to_json(show.simulation_plain(found)))
@@ -356,18 +332,33 @@ def simulate(
         show.simulation(found)
 
 
-def main(arguments: list[str]) -> int:
-    """Parse the command line and run. Returns the exit code: 0 done, 1 the work failed, 2 the request is wrong."""
+def main(words: list[str]) -> int:
+    """Run a command line. Returns the exit code: 0 done, 1 the work failed, 2 the request is wrong, 130 interrupted."""
     try:
-        app(args=arguments or ["--help"], prog_name="scaling", standalone_mode=False)
+        # What typer returns is the code of an ending it has caught itself: --help's 0, or 130 for an interrupt.
+        code = app(args=words or ["--help"], prog_name="scaling", standalone_mode=False)
+        sys.stdout.flush()
     except (UserError, WorkFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _said(str(error), error.exit_code)
+    except BrokenPipeError:  # whoever reads has enough; Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _said(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
     except Exception as error:
         # typer's own complaints about words; its class has another home in every version of typer.
         if not hasattr(error, "format_message"):
             raise
-        command = " ".join(["scaling", *arguments[:1]] if arguments and arguments[0] in _COMMANDS else ["scaling"])
-        print(f"error: {error.format_message()}\n`{command} --help` says what can be typed", file=sys.stderr)
-        return 2
-    return 0 if arguments else 2
+        command = " ".join(["scaling", *words[:1]] if words and words[0] in _COMMANDS else ["scaling"])
+        return _said(f"{error.format_message()}\n`{command} --help` says what can be typed", 2)
+    if code == 130:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0 if words else 2
+
+
+def _said(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

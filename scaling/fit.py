@@ -114,9 +114,16 @@ class Fit:
         middle = [float(np.median(parameter.starts)) for parameter in self.law.parameters.values()]
         return np.array([self.fixed.get(name, value) for name, value in zip(self.law.names, middle, strict=True)])
 
+    @property
+    def rank(self) -> int:
+        """How many numbers the runs determine: the free parameters less the directions along which they say nothing."""
+        return len(self.law.names) - len(self.fixed) - len(self.unknown_directions(self.theta))
+
     def unknown_directions(self, theta: Array) -> Array:
         """Directions in the free parameters (solver units) along which the runs say nothing, at a `theta`: (n, free)."""
         jacobian = self.gradient(self.columns, theta)
+        if not jacobian.shape[1]:
+            return np.empty((0, 0))
         scale = np.linalg.norm(jacobian, axis=0)
         scaled = jacobian / np.where(scale > 0, scale, 1.0)
         if len(scaled) < scaled.shape[1]:
@@ -154,8 +161,8 @@ class Fit:
             else:
                 drawn, base = (self.law.value(theta, {**columns, "loss": loss[:count]}) for loss in losses)
             noisy = base * np.exp(noise) if self.objective.log else base + noise
-        if self.law.target in ("error", "qat_fraction"):
-            noisy = np.clip(noisy, 0.0, 1.0)
+        if self.law.target in ("error", "qat_fraction"):  # a law may leave the shares; what it says then is its nearest share
+            drawn, noisy = np.clip(drawn, 0.0, 1.0), np.clip(noisy, 0.0, 1.0)
         return value, drawn, noisy
 
     def _unknown(self, columns: Columns) -> npt.NDArray[np.bool_]:
@@ -178,10 +185,8 @@ def columns_of(frame: pd.DataFrame, names: tuple[str, ...]) -> dict[str, Array]:
 def needed_columns(law: Law, frame: pd.DataFrame) -> list[str]:
     """What a law takes from runs: its columns and target, and the loss where optima are to be found."""
     needed = list(dict.fromkeys([*law.columns, law.target]))
-    if law.optimum_of is not None:
-        keys = [key for key in law.group_by if key in frame.columns]
-        if "loss" in frame.columns and frame.duplicated(keys).any():
-            needed.append("loss")
+    if law.optimum_of is not None and "loss" in frame.columns:
+        needed.append("loss")
     return needed
 
 
@@ -250,9 +255,9 @@ def fit(
         WorkFailed: no start led anywhere.
     """
     fixed = dict(fixed or {})
-    check_fixed(law, fixed)
+    check_values(law, fixed, "--fix")
     needed = needed_columns(law, frame) + ([weights] if weights else [])
-    fitted, kept_out, left_out, remarks = _sort_out(law, frame, needed, chosen, held_out)
+    fitted, kept_out, left_out, remarks = _sort_out(law, frame, needed, fixed, chosen, held_out)
     columns, target = columns_of(fitted, law.columns), fitted[law.target].to_numpy(dtype=float)
     weight = fitted[weights].to_numpy(dtype=float) if weights else np.ones(len(fitted))
     weight = weight / weight.mean()
@@ -264,7 +269,7 @@ def fit(
         objective=chosen_objective,
         runs=fitted.reset_index(drop=True),
         weights=weight,
-        theta=law.from_solver(optimum),
+        theta=np.array([fixed.get(name, number) for name, number in zip(law.names, law.from_solver(optimum), strict=True)]),
         fixed=fixed,
         objective_value=value,
         draws=Draws("none", np.empty((0, len(law.names))), np.empty(0), 0),
@@ -281,6 +286,7 @@ def fit(
         target,
         optimum,
         result.jacobian(),
+        rank=result.rank,
         weights=weight,
         fixed=frozenset(fixed),
         count=bootstrap,
@@ -294,7 +300,12 @@ def fit(
 
 
 def _sort_out(
-    law: Law, frame: pd.DataFrame, needed: list[str], chosen: "pd.Series | None", held_out: "pd.Series | None"
+    law: Law,
+    frame: pd.DataFrame,
+    needed: list[str],
+    fixed: Mapping[str, float],
+    chosen: "pd.Series | None",
+    held_out: "pd.Series | None",
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[LeftOut], list[str]]:
     """Rows (for a law of optima, optima) to fit and to predict, what is left out, and remarks on the numbers."""
     usable, left_out = usable_rows(frame, needed)
@@ -308,19 +319,21 @@ def _sort_out(
         if len(kept_out):
             kept_out, more, _ = optima(law, kept_out)
             left_out = left_out + more
-    if len(fitted) < 2:
+    # A law of optima through as many as it has numbers would hide that most of the table could not be used.
+    free = sum(name not in fixed for name in law.names)
+    if len(fitted) < (max(2, free + 1) if law.optimum_of is not None else 2):
         _refuse(law, len(fitted), left_out)
     return fitted, kept_out, left_out, remarks
 
 
-def check_fixed(law: Law, fixed: Mapping[str, float]) -> None:
+def check_values(law: Law, values: Mapping[str, float], option: str) -> None:
     """Refuse values of parameters that a law does not have, or that lie outside their bounds."""
-    for name, value in fixed.items():
+    for name, value in values.items():
         if name not in law.parameters:
-            raise UserError(f"--fix {name}={value:g}: {law.name} has no such parameter; it has {', '.join(law.names)}")
+            raise UserError(f"{option} {name}={value:g}: {law.name} has no such parameter; it has {', '.join(law.names)}")
         parameter = law.parameters[name]
         if not parameter.low <= value <= parameter.high or (parameter.log and value <= 0):
-            raise UserError(f"--fix {name}={value:g}: {name} must lie between {parameter.low:g} and {parameter.high:g}")
+            raise UserError(f"{option} {name}={value:g}: {name} must lie between {parameter.low:g} and {parameter.high:g}")
 
 
 def _refuse(law: Law, count: int, left_out: list[LeftOut]) -> None:
@@ -329,6 +342,8 @@ def _refuse(law: Law, count: int, left_out: list[LeftOut]) -> None:
     if len(left_out) > 3:
         reasons[2] = f"  and {len(left_out) - 2} more were left out"
     found = f"{count} {what[count != 1]}"
+    if law.optimum_of and left_out:
+        reasons.append("  (rows that are optima already have no losses beside them: drop the column loss)")
     raise UserError("\n".join([f"{law.name} cannot be fitted to {found}; it needs {law.needs or 'more'}", *reasons]))
 
 

@@ -19,6 +19,8 @@ from scaling.solver import Objective, solve
 
 LEVEL = 0.95
 QUANTILES = (0.025, 0.975)
+FEWEST_DRAWS = 39
+"""With fewer, the smallest draw already lies above the 2.5 % quantile: the k-th of n estimates the quantile k / (n + 1)."""
 ENOUGH_RUNS, ENOUGH_EACH = 40, 8
 """Runs in all, and for each free parameter, from which the bootstrap over runs is used: with fewer it was measured to cover
 too little (24 runs, 2 parameters: 91.5 %) or too much (24 runs, 5 parameters: 98.5 %)."""
@@ -54,6 +56,20 @@ class Draws:
         return low, high
 
 
+def visible(law: Law, optimum: Array, jacobian: Array, fixed: frozenset[str], size: float) -> Array:
+    """The optimum (solver units) to start refits from: coefficients whose terms vanished are raised to terms of `size`.
+
+    A vanished coefficient has no slope by which a refit that needs its term could find back to it. `jacobian` is that of the
+    free parameters, (runs, free); `size` is in the units of its rows.
+    """
+    start = optimum.copy()
+    free = [index for index, name in enumerate(law.names) if name not in fixed]
+    for index, column in zip(free, np.abs(jacobian).max(axis=0, initial=0.0), strict=True):
+        if list(law.parameters.values())[index].log and 0 < column < size:
+            start[index] += np.log(size / column)
+    return start
+
+
 def leverage(jacobian: Array) -> Array:
     """The diagonal of the hat matrix, for a Jacobian (runs, parameters): how much each run decides its own fitted value."""
     scale = np.linalg.norm(jacobian, axis=0)
@@ -69,6 +85,7 @@ def draw(
     optimum: Array,
     jacobian: Array,
     *,
+    rank: int,
     weights: Array,
     fixed: frozenset[str],
     count: int,
@@ -80,24 +97,25 @@ def draw(
         law, objective, columns, target, fixed: the fit.
         optimum: its parameters.
         jacobian: derivatives of its residuals, (runs, free parameters).
+        rank: how many numbers the runs determine, all free parameters or fewer.
         weights: of the runs.
         count: refits.
         seed: of the draws.
     """
-    runs, free = len(target), len(law.names) - len(fixed)
-    degrees = runs - free
+    runs, degrees = len(target), len(target) - rank
     random = np.random.default_rng(seed)
     theta = law.from_solver(optimum[None])
     fitted = law.value(theta, columns)[0]
     residuals = objective.residuals(fitted, target)
     if degrees <= 0 or count <= 0:
         return Draws(NONE, np.empty((0, len(law.names))), np.empty(0), 0)
-    starts = np.repeat(optimum[None], count, axis=0)
+    start = visible(law, optimum, jacobian, fixed, float(np.sqrt(np.mean(residuals**2))))
+    starts = np.repeat(start[None], count, axis=0)
     identified = np.ones(count, dtype=bool)
-    if runs >= max(ENOUGH_RUNS, ENOUGH_EACH * free):
+    if runs >= max(ENOUGH_RUNS, ENOUGH_EACH * rank):
         method = BOOTSTRAP
         times = random.multinomial(runs, np.full(runs, 1.0 / runs), size=count).astype(np.float64)
-        identified = np.sum(times > 0, axis=1) >= free
+        identified = _ranks(jacobian, times) >= rank
         found = solve(law, objective, columns, target, starts, weights=times * weights, fixed=fixed)
         corrected = residuals / np.sqrt(np.maximum(1.0 - leverage(jacobian), 0.05))
         noise = random.choice(corrected - corrected.mean(), size=count)
@@ -113,3 +131,11 @@ def draw(
     values = law.from_solver(found.solver)
     good = identified & found.converged & np.isfinite(values).all(axis=1)
     return Draws(method, values[good], noise[good], count)
+
+
+def _ranks(jacobian: Array, times: Array) -> Array:
+    """How many numbers each resample determines: the rank of the Jacobian whose rows are taken so many `times`."""
+    scaled = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
+    products = np.matmul(times, (scaled[:, :, None] * scaled[:, None, :]).reshape(len(scaled), -1))
+    values = np.linalg.eigvalsh(products.reshape(len(times), scaled.shape[1], -1))
+    return np.asarray(np.sum(values > 1e-12 * values.max(axis=1, initial=0.0, keepdims=True), axis=1))

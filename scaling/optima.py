@@ -11,25 +11,29 @@ from scaling.laws.base import Law
 from scaling.laws.dual import Array
 from scaling.usable import LeftOut
 
+SETTINGS = 3
+"""A parabola needs as many."""
+
 
 def optima(law: Law, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut], list[str]]:
     """One row per group of otherwise equal runs, with the group's best setting in the law's target column.
 
-    A group of one run is an optimum as it stands. Groups without an optimum between their settings are left out, with a reason.
+    Groups without an optimum between their settings are left out, with a reason; a run that stands alone is no optimum.
+    Where the table has no losses, its rows are optima as they stand.
     """
     assert law.optimum_of is not None
+    if "loss" not in frame.columns:
+        return frame, [], ["there is no column loss: every row is taken as an optimum already found"]
     keys = [key for key in law.group_by if key in frame.columns and key != law.optimum_of]
     labels = [_equal_within(frame[key].to_numpy(dtype=float), law.group_tolerance) for key in keys]
-    rows, left_out, single = [], [], 0
-    for _, group in frame.groupby(labels):
+    rows, left_out, alone = [], [], 0
+    groups = list(frame.groupby(labels))
+    for _, group in groups:
         name = ", ".join(f"{key}={group[key].mean():.4g}" for key in keys)
-        if len(group) == 1:
-            single += 1
-            rows.append(group.iloc[0])
-            continue
         best, problem = _best(law, group)
         if best is None:
-            left_out.append(LeftOut(f"{len(group)} runs at {name}", problem))
+            left_out.append(LeftOut(f"{len(group)} run{'s' * (len(group) > 1)} at {name}", problem))
+            alone += group[law.optimum_of].nunique() < SETTINGS
             continue
         row = group.sort_values("loss").iloc[0].copy()
         for key in keys:
@@ -38,10 +42,11 @@ def optima(law: Law, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut], 
         rows.append(row)
     found = pd.DataFrame(rows).reset_index(drop=True) if rows else frame.iloc[:0]
     remarks = []
-    if single == len(rows) and rows:
-        remarks.append(f"no two runs share {' and '.join(keys)}: every row is taken as an optimum already found")
-    elif single:
-        remarks.append(f"{single} of {len(rows)} optima are single runs, taken as they stand")
+    if alone:
+        remarks.append(
+            f"{alone} of {len(groups)} groups of equal {' and '.join(keys)} have fewer than {SETTINGS} settings of "
+            f"{law.optimum_of} and were left out: an optimum lies between settings"
+        )
     return found, left_out, remarks
 
 
@@ -57,19 +62,20 @@ def _equal_within(values: Array, tolerance: float) -> Array:
 def _best(law: Law, group: pd.DataFrame) -> tuple[float | None, str]:
     assert law.optimum_of is not None
     setting = group[law.optimum_of].to_numpy(dtype=float)
-    loss = group["loss"].to_numpy(dtype=float) if "loss" in group.columns else np.full(len(group), np.nan)
+    loss = group["loss"].to_numpy(dtype=float)
     share = law.optimum_of == "qat_fraction"
     inside = np.isfinite(loss) & ((setting > 0) & (setting < 1) if share else True)
     setting, loss = setting[inside], loss[inside]
-    if len(np.unique(setting)) < 3:
-        return None, f"{len(np.unique(setting))} settings of {law.optimum_of} with a loss; a parabola needs three"
+    count = len(np.unique(setting))
+    if count < SETTINGS:
+        return None, f"{count} setting{'s' * (count != 1)} of {law.optimum_of}; a parabola needs three"
     axis = np.log(setting / (1.0 - setting)) if share else np.log(setting)
     order = np.argsort(axis)
     axis, loss = axis[order], loss[order]
     lowest = int(np.argmin(loss))
     reach = len(axis) if law.window is None else law.window // 2
     near = slice(max(0, lowest - reach), lowest + reach + 1)
-    if len(np.unique(axis[near])) < 3:
+    if len(np.unique(axis[near])) < SETTINGS:
         near = slice(max(0, lowest - 2), lowest + 3)
     middle = axis[near].mean()
     curvature, slope, _ = np.polyfit(axis[near] - middle, loss[near], 2)

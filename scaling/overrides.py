@@ -6,6 +6,7 @@ included, are as many as planned.
 """
 
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -15,11 +16,15 @@ from typing import Any
 
 import yaml
 
+from scaling.errors import UserError
+
 # Not copied: chosen by the plan, or no part of what a run computes.
 _CHOSEN = ("model.num_layers", "model.hidden_size", "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.ffn_size")
 _SKIPPED = ("run.name", "run.resume", "run.resume_force", "train.tokens", "train.steps", "train.profile", "train.dry_run")
 _GROUPS = ("data", "tokenizer", "optimizer", "schedule", "quant", "logger")
 DEFAULT_VOCABULARY = 32_768
+NO_FRACTION = 1e-3
+"""A QAT fraction below this is no phase."""
 _DEFAULT_ASPECT, _DEFAULT_FFN_RATIO = 64.0, 8.0 / 3.0
 
 
@@ -52,29 +57,32 @@ def words_for(
     tokens: float,
     *,
     name: str,
+    most: float | None = None,
+    batch_tokens: float | None = None,
     learning_rate: float | None = None,
     bits: float | None = None,
     qat_fraction: float | None = None,
 ) -> list[str]:
-    """Overrides of a run of about `parameters` (all of them) on `tokens` tokens."""
+    """Overrides of a run of about `parameters` (all of them; not above `most`) on `tokens` tokens.
+
+    `bits` quantizes it, for `qat_fraction` of the tokens (None: as the trainer chooses; none where the fraction is nothing).
+    """
     config = context.get("config", {})
-    shape = shape_for(parameters, context)
-    words = [f"run.name={name}", *_shared_words(config)]
-    if "model.vocab_size" not in config:
-        words.append(f"model.vocab_size={DEFAULT_VOCABULARY}")
-    words += [f"model.{key}={value}" for key, value in shape.items()]
-    words.append(f"train.tokens={round(tokens)}")
+    words = {"run.name": name, **_shared_words(config)}
+    words.setdefault("model.vocab_size", str(DEFAULT_VOCABULARY))
+    words |= {f"model.{key}": str(value) for key, value in shape_for(parameters, context, most).items()}
+    words["train.tokens"] = str(round(tokens))
+    if batch_tokens is not None:
+        words["train.batch_tokens"] = str(round(batch_tokens))
     warmup = config.get("schedule.warmup_tokens", _default_of("schedule.warmup_tokens", config))
     if isinstance(warmup, int) and warmup > 0.1 * tokens:
-        words = [word for word in words if not word.startswith("schedule.warmup_tokens=")]
-        words.append(f"schedule.warmup_tokens={round(0.1 * tokens)}")
+        words["schedule.warmup_tokens"] = str(round(0.1 * tokens))
     if learning_rate is not None:
-        words = [word for word in words if not word.startswith("schedule.peak=")]
-        words.append(f"schedule.peak={learning_rate:.4g}")
-    if bits is not None:
-        words += ["quant=qat", f"quant.bits={bits:g}"]
-        words += [f"quant.start={1.0 - qat_fraction:.4g}"] if qat_fraction is not None else []
-    return words
+        words["schedule.peak"] = f"{learning_rate:.4g}"
+    if bits is not None and (qat_fraction is None or qat_fraction >= NO_FRACTION):
+        words |= {"quant": "qat", "quant.bits": f"{bits:g}"}
+        words |= {"quant.start": f"{1.0 - qat_fraction:.4g}"} if qat_fraction is not None else {}
+    return [f"{key}={value}" for key, value in words.items()]
 
 
 def command(words: list[str]) -> str:
@@ -82,48 +90,95 @@ def command(words: list[str]) -> str:
     return shlex.join(["python", "-m", "train", *words])
 
 
-def shape_for(parameters: float, context: Mapping[str, Any]) -> dict[str, int]:
-    """The decoder whose parameters, embeddings included, come nearest, shaped like the fitted runs (or d = 64 layers)."""
+def shape_for(parameters: float, context: Mapping[str, Any], most: float | None = None) -> dict[str, int]:
+    """The decoder whose parameters, embeddings included, come nearest, shaped like the fitted runs (or d = 64 layers).
+
+    Heads are as wide as the fitted runs' (or 64, 128 from a width of 2,048 on) where a multiple of 8 divides the width so, and
+    their number is one that splits over devices. It has no more than `most` parameters.
+
+    Raises:
+        UserError: no decoder is so small.
+    """
     config = context.get("config", {})
     aspect, ratio = context.get("aspect", _DEFAULT_ASPECT), context.get("ffn_ratio", _DEFAULT_FFN_RATIO)
     vocabulary = config.get("model.vocab_size", DEFAULT_VOCABULARY)
-    tables = 1 if config.get("model.tie_embeddings", False) else 2
-    matrices = 3 if config.get("model.ffn", "swiglu") == "swiglu" else 2
+    rest: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "tie_embeddings": config.get("model.tie_embeddings", False),
+        "ffn": config.get("model.ffn", "swiglu"),
+        "qk_norm": config.get("model.qk_norm", True),
+    }
     step = 8 if parameters < 1e7 else 64
     best: tuple[float, dict[str, int]] | None = None
-    for width in range(step, 32_768 + 1, step):
-        if tables * vocabulary * width > 1.2 * parameters and best is not None:
-            break
+    for width in range(step, 65_536 + 1, step):
+        heads = _heads(width, context.get("head_dim"))
         ffn = max(step, step * round(ratio * width / step))
-        head_dim = _head_dim(width, context.get("head_dim"))
-        block = (
-            4 * width * width + matrices * width * ffn + 2 * width + (2 * head_dim if config.get("model.qk_norm", True) else 0)
-        )
-        layers = max(1, round((parameters - tables * vocabulary * width - width) / block))
-        count = tables * vocabulary * width + layers * block + width
+        shape = {"hidden_size": width, "num_heads": heads, "num_kv_heads": heads, "ffn_size": ffn}
+        empty, one = (decoder_parameters(**shape | rest, num_layers=layers, head_dim=width // heads) for layers in (0, 1))
+        if empty > 1.2 * parameters and best is not None:
+            break
+        layers = max(1, round((parameters - empty) / (one - empty)))
+        if most is not None and empty + layers * (one - empty) > most:
+            layers -= 1
+        if layers < 1:
+            continue
+        count = empty + layers * (one - empty)
         score = abs(math.log(count / parameters)) + 0.05 * abs(math.log(width / layers / aspect))
+        score += 0.02 * _oddness(width, heads, context.get("head_dim"))
         if best is None or score < best[0]:
-            heads = width // head_dim
-            best = (
-                score,
-                {"num_layers": layers, "hidden_size": width, "num_heads": heads, "num_kv_heads": heads, "ffn_size": ffn},
-            )
-    assert best is not None
+            best = score, {"num_layers": layers, **shape}
+    if best is None or best[0] > math.log(1000.0):
+        raise UserError(f"no decoder with a vocabulary of {vocabulary} is as small as {parameters:.3g} parameters")
     return best[1]
 
 
-def _head_dim(width: int, wanted: int | None) -> int:
-    """An even divisor of the width near the wanted one (128 for wide models, 64 for narrow ones)."""
-    goal = wanted or (128 if width >= 2048 else 64)
-    return min((size for size in range(2, width + 1, 2) if width % size == 0), key=lambda size: abs(math.log(size / goal)))
+def decoder_parameters(
+    *,
+    num_layers: int,
+    hidden_size: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    ffn_size: int,
+    vocab_size: int,
+    ffn: str,
+    tie_embeddings: bool,
+    qk_norm: bool,
+) -> int:
+    """All parameters of the trainer's decoder, as its own shape record counts them (a test compares both)."""
+    attention = 2 * hidden_size * head_dim * (num_heads + num_kv_heads)
+    norms = 2 * hidden_size + (2 * head_dim if qk_norm else 0)
+    block = attention + (3 if ffn == "swiglu" else 2) * hidden_size * ffn_size + norms
+    return (1 if tie_embeddings else 2) * vocab_size * hidden_size + num_layers * block + hidden_size
 
 
-def _shared_words(config: Mapping[str, Any]) -> list[str]:
-    words = []
+def _wanted_head(width: int, fitted: int | None) -> int:
+    return fitted or (128 if width >= 2048 else 64 if width >= 256 else 16)
+
+
+def _heads(width: int, fitted: int | None) -> int:
+    """The number of heads: as wide as wanted where the width, a multiple of 8, allows it."""
+    goal = _wanted_head(width, fitted)
+    if width % goal == 0:
+        return width // goal
+    sizes = (size for size in range(8, width + 1, 8) if width % size == 0)
+    return width // min(sizes, key=lambda size: abs(math.log(size / goal)))
+
+
+def _oddness(width: int, heads: int, fitted: int | None) -> float:
+    """How far heads are from what people build: of another width than wanted, or so many that few device counts divide them."""
+    unequal = abs(math.log(width / heads / _wanted_head(width, fitted)))
+    divisor = 1 if heads <= 4 else 2 if heads <= 16 else 4 if heads <= 64 else 8
+    narrow = fitted is None and width < 256  # nobody minds there
+    return (0.0 if narrow else 10.0 * unequal) + 2.0 * (heads % divisor != 0)
+
+
+def _shared_words(config: Mapping[str, Any]) -> dict[str, str]:
+    words = {}
     for group in _GROUPS:
         chosen = config.get(f"{group}.name")
         if isinstance(chosen, str) and chosen != _default_groups().get(group):
-            words.append(f"{group}={chosen}")
+            words[group] = chosen
     for key, value in config.items():
         if key in _CHOSEN + _SKIPPED or key.startswith(("parallel.", "checkpoint.", "health.")) or key.endswith(".name"):
             continue
@@ -131,12 +186,12 @@ def _shared_words(config: Mapping[str, Any]) -> list[str]:
         if isinstance(default, str) and default.startswith("${"):
             default = config.get(default[2:-1])
         if value != default:
-            words.append(f"{key}={_word(value)}")
+            words[key] = _word(value)
     return words
 
 
 def _word(value: Any) -> str:
-    """A value in Hydra's syntax."""
+    """A value in Hydra's syntax. The trainer has such a function too; nothing that this room may import has one."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -144,9 +199,12 @@ def _word(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(_word(item) for item in value)}]"
     text = str(value)
-    if isinstance(value, str) and not all(letter.isalnum() or letter in "/._*-+:%@" for letter in text):
+    if isinstance(value, str) and (not _PLAIN.fullmatch(text) or text.lower() in ("null", "true", "false", "inf", "nan")):
         return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return text
+
+
+_PLAIN = re.compile(r"[A-Za-z_/][\w/.*+:%@-]*", re.ASCII)  # what Hydra takes for text without quotes
 
 
 @cache

@@ -1,6 +1,6 @@
 """One run, forecast from one or more fits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,9 @@ import pandas as pd
 from scaling.errors import UserError
 from scaling.fit import Fit
 from scaling.runs import FOLLOWS_FROM, derive
-from scaling.trust import far_away
+from scaling.trust import extrapolation
+
+_SIZE = ("parameters", "tokens", "flops")
 
 
 def predict_run(fits: Sequence[Fit], given: Mapping[str, float]) -> dict[str, Any]:
@@ -19,49 +21,75 @@ def predict_run(fits: Sequence[Fit], given: Mapping[str, float]) -> dict[str, An
     A downstream fit without a chain of its own takes its loss from a loss fit before it.
 
     Raises:
-        UserError: a number that a law needs is not given, or not above zero.
+        UserError: a number that a law needs is not given, or one is given that no law here takes, or that follows from others.
     """
-    for name, value in given.items():
-        if not value > 0 or (name == "qat_fraction" and value > 1):
-            raise UserError(
-                f"--{name.replace('_', '-')} {value:g} must be above 0" + (" and at most 1" if name == "qat_fraction" else "")
-            )
-    frame = derive(pd.DataFrame([given]).astype(float))
-    predictions, warnings = [], []
+    if all(name in given for name in _SIZE):
+        raise UserError("--flops are 6 parameters tokens: give two of --parameters, --tokens and --flops, not all three")
+    frame = _frame(given)
     losses = next((fit for fit in fits if fit.law.target == "loss"), None)
-    for fit in fits:
-        if "loss" in fit.law.columns and "loss" not in given and fit.chain is None and losses is not None:
-            fit = replace(fit, chain=losses)
-        chained = fit.chain is not None and "loss" not in given
-        if not chained:
-            fit = replace(fit, chain=None)
-        needed = [name for name in fit.law.columns if not (chained and name == "loss")]
-        needed += list(fit.chain.law.columns) if chained and fit.chain is not None else []
-        missing = [name for name in needed if name not in frame.columns]
+    chosen = [_chained(fit, losses, given) for fit in fits]
+    needed = {id(fit): _needed(fit) for fit in chosen}
+    for fit in chosen:
+        missing = [name for name in needed[id(fit)] if name not in frame.columns]
         if missing:
-            words = " ".join(f"--{name.replace('_', '-')}" for name in _ask_for(missing, given))
+            words = " ".join(_option(name) for name in _ask_for(fit, missing, given))
             chain = ", or give a loss fit before it" if "loss" in missing else ""
-            raise UserError(f"{fit.law.name} needs {', '.join(needed)} of a run; type {words}{chain}")
-        forecast = fit.predict({name: frame[name].to_numpy() for name in needed})
-        low, high = float(forecast.low[0]), float(forecast.high[0])
+            raise UserError(f"{fit.law.name} needs {', '.join(needed[id(fit)])} of a run; type {words}{chain}")
+    if unused := _unused(given, {name for names in needed.values() for name in names}):
+        laws = " and ".join(fit.law.name for fit in fits)
+        raise UserError(f"{' '.join(map(_option, unused))}: {laws} knows nothing of it; leave it out")
+    predictions, warnings = [], []
+    for fit in chosen:
+        forecast = fit.predict({name: frame[name].to_numpy() for name in needed[id(fit)]})
         predictions.append(
             {
                 "law": fit.law.name,
                 "target": fit.law.target,
                 "value": float(forecast.value[0]),
-                "low": low,
-                "high": high,
+                "low": float(forecast.low[0]),
+                "high": float(forecast.high[0]),
                 "law_low": float(forecast.law_low[0]),
                 "law_high": float(forecast.law_high[0]),
             }
         )
-        if not np.isfinite(low):
+        if not np.isfinite(forecast.low[0]):
             warnings.append(f"{fit.law.name}: no interval, because its runs do not identify the law where this run lies")
-        warnings += [f"{fit.law.name}: {text}" for text in far_away(fit, frame)]
+        warnings += [f"{fit.law.name}: {text}" for text in extrapolation(fit, frame)]
     return {"given": dict(given), "predictions": predictions, "warnings": warnings}
 
 
-def _ask_for(missing: list[str], given: Mapping[str, float]) -> list[str]:
-    """What to type for columns that are missing, most of which follow from size and tokens."""
-    words = [word for name in missing for word in FOLLOWS_FROM.get(name, (name,)) if word not in given]
-    return list(dict.fromkeys(words)) or missing
+def _chained(fit: Fit, losses: Fit | None, given: Mapping[str, float]) -> Fit:
+    """The fit as it is asked: a known loss takes the place of a chain."""
+    if "loss" not in fit.law.columns or "loss" in given:
+        return replace(fit, chain=None)
+    return replace(fit, chain=fit.chain or losses)
+
+
+def _needed(fit: Fit) -> list[str]:
+    if fit.chain is None:
+        return list(fit.law.columns)
+    return list(dict.fromkeys([name for name in fit.law.columns if name != "loss"] + list(fit.chain.law.columns)))
+
+
+def _unused(given: Mapping[str, float], needed: set[str]) -> list[str]:
+    """What could be left out without any column missing."""
+    return [name for name in given if needed <= set(_frame({key: given[key] for key in given if key != name}).columns)]
+
+
+def _frame(given: Mapping[str, float]) -> pd.DataFrame:
+    return derive(pd.DataFrame([given]).astype(float))
+
+
+def _ask_for(fit: Fit, missing: Iterable[str], given: Mapping[str, float]) -> list[str]:
+    """What to type for columns that are missing, most of which follow from size and tokens; a law is not asked its answer."""
+    words = [
+        word
+        for name in missing
+        for word in (FOLLOWS_FROM.get(name, (name,)) if fit.law.target not in FOLLOWS_FROM.get(name, ()) else (name,))
+        if word not in given
+    ]
+    return list(dict.fromkeys(words)) or list(missing)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -7,7 +7,8 @@ its losses and errors. Columns that follow from others are added where they are 
 import difflib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from scaling.errors import UserError
+from scaling.expression import ExpressionError, evaluate
 from scaling.record import STATUSES, read_record
 
 SOURCE = "source"
@@ -78,12 +80,15 @@ OTHER_NAMES = {
 }
 
 
-def read_runs(places: Sequence[str | Path], rename: Sequence[str] = ()) -> pd.DataFrame:
+def read_runs(
+    places: Sequence[str | Path], rename: Sequence[str] = (), roles: Mapping[str, str | None] | None = None
+) -> pd.DataFrame:
     """All runs found in files and directories, with renamed and derived columns.
 
     Args:
         places: run directories or folders of them, .csv, .tsv, .parquet, .jsonl files, offline wandb directories.
         rename: NEW=OLD; OLD is a column or an expression over columns, such as `tokens=tokens_billions*1e9`.
+        roles: which column is the loss, the error, ..., as --loss, --error, ... say it; None: the one of that name.
 
     Raises:
         UserError: a place that is not there, holds no runs or cannot be read; a column to rename that is not there.
@@ -93,24 +98,32 @@ def read_runs(places: Sequence[str | Path], rename: Sequence[str] = ()) -> pd.Da
     if frame.empty:
         raise UserError(f"{', '.join(map(str, places))}: no runs in it")
     frame.columns = [str(column).strip() for column in frame.columns]
+    renamed: set[str] = set()
     for word in rename:
-        _rename(frame, word)
+        renamed.add(_rename(frame, word, renamed))
+    for role, column in (roles or {}).items():
+        if column is not None:
+            _assign(frame, role, column, f"--{role} {column}")
     if "name" not in frame.columns:
         frame["name"] = [f"row {number}" for number in range(1, len(frame) + 1)]
     frame["name"] = frame["name"].astype(str)
     return derive(make_numeric(frame))
 
 
+_NUMBERS = {word for column, sources, _ in DERIVED for word in (column, *sources)} | set(OTHER_NAMES)
+"""Columns that can only be numbers."""
+
+
 def make_numeric(frame: pd.DataFrame) -> pd.DataFrame:
-    """Text columns mostly of numbers become numbers; what was none is kept in `frame.attrs["not_numbers"]`."""
-    odd: dict[str, dict[Any, str]] = {}
+    """Columns of numbers, or mostly of numbers, become numeric; what was none is kept in `frame.attrs["not_numbers"]`."""
+    odd: dict[str, dict[Any, str]] = dict(frame.attrs.get("not_numbers", {}))
     for column in frame.columns:
         values = frame[column]
         if column in ("name", SOURCE) or pd.api.types.is_numeric_dtype(values):
             continue
         numbers = pd.to_numeric(values, errors="coerce")
         wrong = numbers.isna() & values.notna() & (values.astype(str).str.strip() != "")
-        if numbers.notna().sum() >= max(1, wrong.sum()):
+        if column in _NUMBERS or numbers.notna().sum() >= max(1, wrong.sum()):
             odd[str(column)] = {index: str(values[index]) for index in frame.index[wrong]}
             frame[column] = numbers
     frame.attrs["not_numbers"] = odd
@@ -123,7 +136,7 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
         errors = [column for column in frame.columns if str(column).startswith("error_") and SOURCE_ERRORS in frame.columns]
         if errors:
             frame["error"] = frame[errors].mean(axis=1)
-    for (column, sources, how), _ in itertools.product(DERIVED, range(2)):
+    for _, (column, sources, how) in itertools.product(range(2), DERIVED):
         if not all(source in frame.columns and pd.api.types.is_numeric_dtype(frame[source]) for source in sources):
             continue
         with np.errstate(all="ignore"):
@@ -141,21 +154,22 @@ SOURCE_ERRORS = "config_hash"
 
 
 def select(frame: pd.DataFrame, expression: str | None, option: str) -> pd.Series:
-    """Which rows a pandas query chooses; all where there is none.
+    """Which rows an expression (`scaling.expression`) chooses; all where there is none.
 
     Raises:
-        UserError: the query cannot be evaluated.
+        UserError: the expression cannot be evaluated, is neither true nor false of a row, or chooses none.
     """
     if expression is None:
         return pd.Series(True, index=frame.index)
     try:
-        chosen = frame.query(expression, engine="python")
-    except Exception as error:  # pandas raises whatever Python does
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{option} {expression!r} is no query over these runs: {said}\ncolumns: {_listed(frame.columns)}"
-        ) from None
-    return pd.Series(frame.index.isin(chosen.index), index=frame.index)
+        chosen = evaluate(expression, frame)
+        if not isinstance(chosen, pd.Series) or chosen.dtype != bool:
+            raise ExpressionError("it is neither true nor false of a run; compare something, such as parameters < 1e9")
+    except ExpressionError as problem:
+        raise UserError(f"{option} {expression!r}: {problem}\ncolumns: {_listed(frame.columns)}") from None
+    if not chosen.any():
+        raise UserError(f"{option} {expression!r} chooses none of {len(frame)} runs")
+    return chosen
 
 
 def missing_columns(frame: pd.DataFrame, needed: Iterable[str], who: str, places: Sequence[str | Path]) -> None:
@@ -167,24 +181,45 @@ def missing_columns(frame: pd.DataFrame, needed: Iterable[str], who: str, places
     missing = [column for column in needed if column not in frame.columns]
     if not missing:
         return
-    wanted = [word for column in missing for word in FOLLOWS_FROM.get(column, (column,)) if word not in frame.columns]
-    hints = [f"--rename {column}={guess}" for column in dict.fromkeys(wanted) if (guess := _guess(column, frame.columns))]
+    wanted = dict.fromkeys(
+        word for column in missing for word in FOLLOWS_FROM.get(column, (column,)) if word not in frame.columns
+    )
+    hints = [f"--rename {column}={guess[0]}" for column in wanted if len(guess := _guesses(column, frame.columns)) == 1]
+    several = [
+        f"{column} may be one of {', '.join(guess[:8])}: --rename {column}=..."
+        for column in wanted
+        if len(guess := _guesses(column, frame.columns)) > 1
+    ]
     names = " and ".join(repr(column) for column in missing)
     plural = "s" * (len(missing) > 1)
+    if not hints and not several:
+        hints = [f"--rename {column}=COLUMN" for column in wanted]
+    typed = f"type {' '.join(hints)} (OLD may be an expression: tokens=billions*1e9)" if hints else ""
     raise UserError(
-        f"{', '.join(map(str, places))}: no column{plural} {names}, which {who} needs\n"
-        f"columns there: {_listed(frame.columns)}\n"
-        f"type {' '.join(hints) if hints else f'--rename {missing[0]}=COLUMN'} (OLD may be an expression: tokens=billions*1e9)"
+        "\n".join(
+            line
+            for line in (
+                f"{', '.join(map(str, places))}: no column{plural} {names}, which {who} needs",
+                f"columns there: {_listed(frame.columns)}",
+                "; ".join(several),
+                typed,
+            )
+            if line
+        )
     )
 
 
-def _guess(column: str, there: Iterable[str]) -> str | None:
-    known = {str(name).lower(): str(name) for name in there if name != SOURCE}
-    for other in OTHER_NAMES.get(column, ()):
+def _guesses(column: str, there: Iterable[str]) -> list[str]:
+    """What may be meant by a column that is missing: another name for it, one that has its name as a word, one like it."""
+    known = {str(name).lower(): str(name) for name in there if name != SOURCE and name not in _NUMBERS}
+    others = OTHER_NAMES.get(column, ())
+    for other in others:
         if other in known:
-            return known[other]
+            return [known[other]]
+    wanted = {column, *(other for other in others if len(other) > 2)}
+    parts = [known[name] for name in known if wanted & set(re.split(r"\W|_", name))]
     near = difflib.get_close_matches(column, list(known), n=1, cutoff=0.6)
-    return known[near[0]] if near else None
+    return parts or [known[name] for name in near]
 
 
 def _listed(columns: Iterable[str], limit: int = 24) -> str:
@@ -192,20 +227,27 @@ def _listed(columns: Iterable[str], limit: int = 24) -> str:
     return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
 
 
-def _rename(frame: pd.DataFrame, word: str) -> None:
-    new, equals, old = word.partition("=")
-    new, old = new.strip(), old.strip()
-    if not equals or not new or not old:
-        raise UserError(f"--rename {word!r} is not NEW=OLD, such as --rename loss=val_loss")
+def _rename(frame: pd.DataFrame, word: str, before: set[str]) -> str:
+    new, equals, old = (part.strip() for part in word.partition("="))
+    if not equals or not new.isidentifier() or not old:
+        raise UserError(f"--rename {word!r} is not NEW=OLD with a word for NEW, such as --rename loss=val_loss")
+    if new in before:
+        raise UserError(f"--rename {word}: {new} has been renamed already; leave one out")
+    _assign(frame, new, old, f"--rename {word}")
+    return new
+
+
+def _assign(frame: pd.DataFrame, new: str, old: str, said: str) -> None:
+    """Make a column from another, or from an expression."""
     if old in frame.columns:
         frame[new] = frame[old]
+        odd = frame.attrs.get("not_numbers", {})
+        frame.attrs["not_numbers"] = odd | ({new: odd[old]} if old in odd else {})
         return
     try:
-        frame[new] = frame.eval(old, engine="python")
-    except Exception:  # pandas raises whatever Python does
-        near = difflib.get_close_matches(old, [str(column) for column in frame.columns], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"--rename {word}: no column {old!r}{hint}\ncolumns there: {_listed(frame.columns)}") from None
+        frame[new] = evaluate(old, make_numeric(frame))
+    except ExpressionError as problem:
+        raise UserError(f"{said}: {problem}\ncolumns there: {_listed(frame.columns)}") from None
 
 
 def _read(place: Path) -> pd.DataFrame:
@@ -220,7 +262,10 @@ def _read_file(path: Path) -> pd.DataFrame:
     kind = path.suffix.lower()
     try:
         if kind in (".csv", ".tsv"):
-            return pd.read_csv(path, sep="\t" if kind == ".tsv" else ",", skipinitialspace=True)
+            frame = pd.read_csv(path, sep="\t" if kind == ".tsv" else ",", skipinitialspace=True)
+            if frame.shape[1] == 1 and (sign := next((sign for sign in ";\t|," if sign in str(frame.columns[0])), None)):
+                raise ValueError(f"its columns are separated by {sign!r}; a .csv has commas, a .tsv tabs")
+            return frame
         if kind == ".parquet":
             return pd.read_parquet(path)
         if kind in (".jsonl", ".ndjson"):

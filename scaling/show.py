@@ -5,6 +5,7 @@ Results go to standard output, remarks to standard error.
 
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from scaling.arguments import writing
 from scaling.errors import UserError
 from scaling.overrides import command, words_for
-from scaling.plan import Choice, Plan
+from scaling.plan import FULL_BITS, GIB, Choice, Plan
 from scaling.simulate import Report
 from scaling.usable import LeftOut, usable_rows
 
@@ -28,26 +30,27 @@ _USUAL = (
     "name", "status", "parameters", "tokens", "tokens_per_parameter", "flops", "loss", "bits_per_byte", "error", "bits",
     "qat_fraction", "peak_learning_rate", "wall_seconds",
 )  # fmt: skip
+_UNITS = {"loss": " nats per token", "parameters": " parameters"}
 _PIPED_WIDTH = 150
 _LISTED = 8
 
 
 def _console(*, errors: bool = False) -> Console:
     console = Console(stderr=errors, highlight=False, soft_wrap=False)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:  # which says how wide what reads a pipe is
         console.width = _PIPED_WIDTH
     return console
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number for people: 4 significant digits, thousands and more with a power of ten from 100,000 on."""
+    """A number for people: 4 significant digits, with a power of ten from 10,000 on."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, str):
         return value
     if value == 0:
         return "0"
-    if 1e5 <= abs(value) < math.inf or abs(value) < 1e-4:
+    if 9999.5 <= abs(value) < math.inf or abs(value) < 1e-4:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:.{digits}g}" if abs(value) < 10 ** (digits - 1) else f"{value:,.0f}"
@@ -67,7 +70,7 @@ def runs_table(frame: pd.DataFrame, columns: str | None, sort: str, format: str,
     shown = (
         [word.strip() for word in columns.split(",")]
         if columns
-        else [c for c in _USUAL if c in frame and frame[c].notna().any()]
+        else [c for c in _USUAL if c in frame and frame[c].notna().any() and not (c == "qat_fraction" and frame[c].max() == 0)]
     )
     for column in [*shown, *([sort] if sort != "flops" else [])]:
         if column not in frame.columns:
@@ -104,10 +107,8 @@ def _write(text: str, out: Path | None) -> None:
     if out is None:
         sys.stdout.write(text)
         return
-    try:
+    with writing(out):
         out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from None
     print(f"written: {out}", file=sys.stderr)
 
 
@@ -128,7 +129,9 @@ def fit_table(fit: "Fit", plain: Mapping[str, Any]) -> None:
     console = _console()
     what = "optima" if fit.law.optimum_of else "runs"
     console.print(f"[bold]{fit.law.name}[/bold], {plain['n']} {what}", highlight=False)
-    console.print(f"{fit.law.text}   ({fit.law.source})", markup=False)
+    said = [fit.law.text, f"({fit.law.source})" if fit.law.source else ""]
+    if any(said):
+        console.print("   ".join(word for word in said if word), markup=False)
     rows = [
         [name, number(entry["value"]), number(entry["low"]), number(entry["high"]) + (" fixed" if name in fit.fixed else "")]
         for name, entry in plain["parameters"].items()
@@ -137,7 +140,8 @@ def fit_table(fit: "Fit", plain: Mapping[str, Any]) -> None:
     metrics, intervals = plain["metrics"], plain["intervals"]
     share = metrics["relative_error"]
     console.print(
-        f"{plain['objective']['name']} {fit.objective_value:.6g}; mean absolute error {number(metrics['mae'])}"
+        f"{plain['objective']['name']} {fit.objective_value:.6g}; "
+        f"mean absolute error {number(metrics['mae'])}{_UNITS.get(fit.law.target, '')}"
         f"{'' if math.isnan(share) else f' ({100 * share:.2g} %)'}, R2 {metrics['r2']:.5f}; "
         f"{fit.starts_reached} of {fit.starts_tried} starts reached this optimum; "
         f"intervals: {intervals['method']}, {intervals['draws']} draws",
@@ -165,7 +169,9 @@ def fit_table(fit: "Fit", plain: Mapping[str, Any]) -> None:
 
 
 def warnings(texts: Sequence[str]) -> None:
-    """Warnings, on standard error."""
+    """Warnings, on standard error. A table that goes into a file says that there are some."""
+    if texts and not _console().is_terminal:
+        print(f"{len(texts)} warning{'s' * (len(texts) > 1)} on standard error")
     console = _console(errors=True)
     for text in texts:
         console.print(f"warning: {text}", markup=False, soft_wrap=True)
@@ -184,30 +190,25 @@ def prediction(answer: Mapping[str, Any]) -> None:
 
 def plan_plain(plan: Plan) -> dict[str, Any]:
     """A plan as plain data, with overrides for every run it proposes."""
-    ladder = plan.ladder
+    low, high = plan.parameters_range or (None, None)
     return {
-        "flops": plan.flops,
-        "optimum": _choice_plain(plan.optimum, plan, "planned")
-        | {
-            "parameters_low": (plan.parameters_range or (None, None))[0],
-            "parameters_high": (plan.parameters_range or (None, None))[1],
-        },
+        "flops": plan.budget.flops,
+        "inference_tokens": plan.budget.served,
+        "optimum": _choice_plain(plan.optimum, plan, "planned") | {"parameters_low": low, "parameters_high": high},
         "alternatives": [_choice_plain(choice, plan, _word(choice)) for choice in plan.alternatives],
-        "inference": [_choice_plain(choice, plan, "planned-lifetime") for choice in plan.inference],
         "bits": [_choice_plain(choice, plan, f"planned-{choice.bits:g}-bit") for choice in plan.widths],
-        "ladder": None
-        if ladder is None
-        else {
-            "runs": [_choice_plain(run, plan, run.name) for run in ladder.runs],
-            "before": ladder.before,
-            "after": ladder.after,
+        "ladder": {
+            "runs": [_choice_plain(run, plan, run.name) for run in plan.ladder],
+            "before": plan.ladder_before,
+            "after": plan.ladder_after,
+            "none": plan.no_ladder,
         },
         "warnings": list(plan.warnings),
     }
 
 
 def _word(choice: Choice) -> str:
-    return f"planned-{choice.name.split()[0].replace('.', '_')}-tokens-per-parameter"
+    return "planned-" + choice.name.replace(" ", "-").replace(".", "_")
 
 
 def _choice_plain(choice: Choice, plan: Plan, name: str) -> dict[str, Any]:
@@ -216,6 +217,8 @@ def _choice_plain(choice: Choice, plan: Plan, name: str) -> dict[str, Any]:
         choice.parameters,
         choice.tokens,
         name=name,
+        most=None if plan.memory_gib is None else plan.memory_gib * GIB * 8.0 / (choice.bits or FULL_BITS),
+        batch_tokens=plan.batch_tokens,
         learning_rate=choice.learning_rate,
         bits=choice.bits,
         qat_fraction=choice.qat_fraction,
@@ -226,45 +229,50 @@ def _choice_plain(choice: Choice, plan: Plan, name: str) -> dict[str, Any]:
 
 def plan_table(plan: Plan) -> None:
     """A plan, as tables and as commands to type."""
-    console = _console()
-    best = plan.optimum
+    console, best, plain = _console(), plan.optimum, plan_plain(plan)
     size = number(best.parameters)
     if plan.parameters_range:
         size += f" ({number(plan.parameters_range[0])} to {number(plan.parameters_range[1])})"
+    width = "" if best.bits is None else f" of {best.bits:g} bits"
+    serving = f" for training and serving {plan.budget.served:.4g} tokens" if plan.budget.served else ""
     console.print(
-        f"[bold]{plan.flops:.4g} FLOPs[/bold]: best {size} parameters on {number(best.tokens)} tokens", highlight=False
+        f"[bold]{plan.budget.flops:.4g} FLOPs[/bold]{serving}: best {size} parameters{width} on {number(best.tokens)} tokens",
+        highlight=False,
     )
     if best.loss is not None:
         console.print(f"loss {number(best.loss)} ({number(best.low)} to {number(best.high)}, 95 %)", markup=False)
     if best.error is not None:
         console.print(f"error on tasks {number(best.error)}", markup=False)
     if best.learning_rate is not None:
-        console.print(f"peak learning rate {number(best.learning_rate)}", markup=False)
+        low, high = number(best.learning_rate_low), number(best.learning_rate_high)
+        console.print(f"peak learning rate {number(best.learning_rate)} ({low} to {high}, 95 %)", markup=False)
     if plan.alternatives:
-        console.print(_choices("the same compute at other ratios", plan.alternatives))
-    if plan.inference:
-        console.print(_choices("training and serving within the budget", plan.inference))
+        console.print(_choices("the same compute otherwise", plan.alternatives))
     if plan.widths:
         console.print(_choices("bit widths", plan.widths))
-    if plan.ladder is not None and plan.ladder.runs:
-        console.print(_choices("a ladder of cheap runs", plan.ladder.runs))
-        cost = sum(run.flops for run in plan.ladder.runs)
+    if plan.ladder:
+        console.print(_choices("a ladder of cheap runs", plan.ladder))
+        cost = sum(run.flops for run in plan.ladder)
         console.print(
-            f"together {cost:.3g} FLOPs ({100 * cost / plan.flops:.2g} % of the budget); they would narrow the law "
-            f"at the optimum from +-{number(plan.ladder.before, 3)} to about +-{number(plan.ladder.after, 3)}",
+            f"together {cost:.3g} FLOPs ({100 * cost / plan.budget.flops:.2g} % of the budget); they would narrow the law "
+            f"at the optimum from +-{number(plan.ladder_before, 3)} to about +-{number(plan.ladder_after, 3)}",
             markup=False,
         )
-    plain = plan_plain(plan)
+    else:
+        console.print(plan.no_ladder, markup=False)
     console.print("\nto type:", markup=False)
-    proposed = [plain["optimum"], *(plain["ladder"]["runs"] if plain["ladder"] else [])]
-    for run in proposed:
+    widths = [run for run in plain["bits"] if run.get("bits") != best.bits]
+    for run in (plain["optimum"], *widths, *plain["ladder"]["runs"]):
         print(command(run["overrides"]))
     if not plan.context.get("config"):
-        console.print("(data, tokenizer and batch are yours to add: the fitted runs do not say)", markup=False)
+        batch = "" if plan.batch_tokens else ", batch"
+        console.print(f"(data, tokenizer{batch} and the rest are yours to add: the fitted runs do not say)", markup=False)
     warnings(plan.warnings)
 
 
 def _choices(title: str, choices: Sequence[Choice]) -> Table:
+    widths = {choice.bits or FULL_BITS for choice in choices}
+    at = f" at {widths.pop():g} bits" if len(widths) == 1 else ""
     columns: dict[str, Callable[[Choice], str]] = {
         "": lambda choice: choice.name,
         "parameters": lambda choice: number(choice.parameters),
@@ -274,7 +282,8 @@ def _choices(title: str, choices: Sequence[Choice]) -> Table:
         "loss above best": lambda choice: "-" if choice.cost is None else f"+{choice.cost:.4f}",
         "compute lost": lambda choice: "-" if choice.wasted is None else f"{100 * choice.wasted:.0f} %",
         "QAT fraction": lambda choice: number(choice.qat_fraction),
-        "weights": lambda choice: "-" if choice.memory_gib is None else f"{number(choice.memory_gib)} GiB",
+        f"GiB{at}": lambda choice: number(choice.memory_gib),
+        "far outside the runs": lambda choice: ", ".join(choice.far) or "-",
     }
     rows = {name: [show(choice) for choice in choices] for name, show in columns.items()}
     used = [name for name, cells in rows.items() if name in ("", "parameters", "tokens") or any(cell != "-" for cell in cells)]
@@ -303,12 +312,12 @@ def simulation(report: Report) -> None:
         markup=False,
     )
     rows = [
-        [name, number(report.truth[name]), number(report.median[name]), f"{100 * share:.1f} %"]
+        [name, number(report.truth[name]), number(report.median[name]), _covered(share)]
         for name, share in report.coverage.items()
     ]
-    rows.append(["forecast far beyond: the law", "", "", f"{100 * report.law_coverage:.1f} %"])
-    if report.run_coverage is not None:
-        rows.append(["forecast far beyond: a run", "", "", f"{100 * report.run_coverage:.1f} %"])
+    rows.append(["forecast far beyond: the law", "", "", _covered(report.law_coverage)])
+    if not report.law.optimum_of:
+        rows.append(["forecast far beyond: a run", "", "", _covered(report.run_coverage)])
     console.print(_table("95 % intervals", ["", "true", "median estimate", "covered"], rows))
     if report.fraction_mae is not None:
         console.print(f"best QAT fraction: mean absolute error {report.fraction_mae:.4f}", markup=False)
@@ -316,6 +325,10 @@ def simulation(report: Report) -> None:
         console.print(f"{report.failed} studies could not be fitted", markup=False)
     for text, share in report.warned.items():
         console.print(f"  warned in {100 * share:.0f} % of the studies: {text} ...", markup=False)
+
+
+def _covered(share: float | None) -> str:
+    return "no interval" if share is None else f"{100 * share:.1f} %"
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scaling.errors import UserError, WorkFailed
-from scaling.fit import Fit, check_fixed, fit
+from scaling.fit import Fit, check_values, fit
 from scaling.fit_file import parameter_table
 from scaling.laws import Law
 from scaling.laws.base import Columns, ObjectiveName
@@ -32,9 +32,9 @@ class Report:
     sets: int
     runs: int
     method: str
-    coverage: Mapping[str, float]
-    """share of the sets whose 95 % interval holds the true parameter"""
-    law_coverage: float
+    coverage: Mapping[str, float | None]
+    """share of the sets whose 95 % interval holds the true parameter; None where the runs do not determine it"""
+    law_coverage: float | None
     """share whose interval of the law holds the true law at a run far beyond the study"""
     run_coverage: float | None
     """share whose interval of a run holds a new noisy run there"""
@@ -120,7 +120,9 @@ def simulate(
     """
     started = time.monotonic()
     values = {**law.truth, **(truth or {})}
-    check_fixed(law, values)
+    check_values(law, values, "--truth")
+    if noise == 0:
+        raise UserError("--noise 0 leaves intervals nothing to cover; --out FILE.csv writes a study without noise")
     columns = columns or (law.design() if law.design else None)
     if set(values) != set(law.names) or columns is None:
         raise UserError(
@@ -161,14 +163,15 @@ class _Counts:
         self.truth = dict(truth) | {name: float(how(truth)) for name, how in law.derived.items()}
         self.failed = 0
         self.fits: list[Fit] = []
-        self.inside: list[list[bool]] = []
-        self.law_inside: list[bool] = []
-        self.run_inside: list[bool] = []
+        self.inside: dict[str, list[bool | None]] = {name: [] for name in self.truth}
+        self.law_inside: list[bool | None] = []
+        self.run_inside: list[bool | None] = []
 
     def add(self, found: Fit, beyond: Columns, new_run: float) -> None:
         table = parameter_table(found)
         self.fits.append(found)
-        self.inside.append([_holds(table[name]["low"], value, table[name]["high"]) for name, value in self.truth.items()])
+        for name, value in self.truth.items():
+            self.inside[name].append(_holds(table[name]["low"], value, table[name]["high"]))
         forecast = found.predict(beyond)
         self.law_inside.append(_holds(forecast.law_low[0], self.aim, forecast.law_high[0]))
         self.run_inside.append(_holds(forecast.low[0], new_run, forecast.high[0]))
@@ -183,9 +186,9 @@ class _Counts:
             sets=sets,
             runs=len(self.fits[0].runs),
             method=self.fits[0].draws.method,
-            coverage=dict(zip(self.truth, map(float, np.mean(self.inside, axis=0)), strict=True)),
-            law_coverage=float(np.mean(self.law_inside)),
-            run_coverage=None if self.law.optimum_of else float(np.mean(self.run_inside)),
+            coverage={name: _share(inside) for name, inside in self.inside.items()},
+            law_coverage=_share(self.law_inside),
+            run_coverage=None if self.law.optimum_of else _share(self.run_inside),
             median={name: float(estimates[name].median()) for name in self.truth},
             failed=self.failed,
             warned={str(text): float(count) / len(self.fits) for text, count in said.value_counts().head(6).items()},
@@ -194,9 +197,14 @@ class _Counts:
         )
 
 
-def _holds(low: float, value: float, high: float) -> bool:
-    """An interval that is not known holds nothing: it must not count as covering."""
-    return bool(low <= value <= high)
+def _holds(low: float, value: float, high: float) -> bool | None:
+    """None: there is no interval."""
+    return None if np.isnan(low) else bool(low <= value <= high)
+
+
+def _share(inside: list[bool | None]) -> float | None:
+    """The share that covers. An interval that is missing covers nothing, unless all are."""
+    return None if all(one is None for one in inside) else float(np.mean([bool(one) for one in inside]))
 
 
 def _fraction_mae(fits: list[Fit], truth: Mapping[str, float]) -> float:

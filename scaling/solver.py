@@ -26,6 +26,7 @@ _CHUNK = 40_000  # (problems x runs) worked on at once: what stays in a core's c
 _MAX_ITERATIONS = 300
 _RELATIVE_DECREASE = 1e-11
 _LAMBDA_START, _LAMBDA_MAX, _LAMBDA_MIN = 1e-2, 1e9, 1e-9
+_UNSEEN = 1e-13  # of a prediction: what is smaller is rounding
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class _Chunk:
         self.target, self.weights = target, weights
         bounds = np.array([parameter.solver_bounds for parameter in law.parameters.values()])[list(free)]
         self.low, self.high = bounds[:, 0], bounds[:, 1]
+        self.logarithmic = np.array([parameter.log for parameter in law.parameters.values()])[list(free)]
 
     def run(self, starts: Array) -> tuple[Array, Array, Array]:
         theta_out, value_out, converged_out = starts.copy(), np.full(len(starts), np.inf), np.zeros(len(starts), dtype=bool)
@@ -177,10 +179,14 @@ class _Chunk:
         # Hessian plus damping times the reweighted matrix: one product, with the sum of their weights.
         bent = self.weights * (curvature + damping[:, None] * reweighted)
         matrix = np.matmul(jacobian * bent[:, None, :], jacobian.transpose(0, 2, 1))
-        diagonal = np.matmul(jacobian * jacobian, (self.weights * reweighted)[:, :, None])[:, :, 0]
+        counted = self.weights * reweighted
+        diagonal = np.matmul(jacobian * jacobian, counted[:, :, None])[:, :, 0]
         # A parameter at a bound that wants to go beyond stays there for this step.
         at = theta[:, self.free]
         held = ((at <= self.low) & (gradient > 0)) | ((at >= self.high) & (gradient < 0))
+        # So does a coefficient whose term is lost in rounding: the slope of a logarithm there asks for steps without end.
+        total = np.sum(counted if self.objective.log else counted * (residuals + self.target) ** 2, axis=1, keepdims=True)
+        held |= self.logarithmic & (diagonal < _UNSEEN**2 * total)
         scale = 1.0 / np.sqrt(np.maximum(diagonal, 1e-300))
         scale = np.where((diagonal > 0) & np.isfinite(diagonal), scale, 0.0) * ~held
         both = scale[:, :, None] * scale[:, None, :]

@@ -1,23 +1,28 @@
 """What to distrust about a fit, in plain words."""
 
-import numpy as np
+from collections.abc import Iterator
 
-from scaling.fit import Fit, columns_of
-from scaling.interval import BOOTSTRAP, NONE, STUDENT, leverage
-from scaling.laws.base import VANISHED
+import numpy as np
+import pandas as pd
+
+from scaling.fit import Fit
+from scaling.interval import BOOTSTRAP, NONE, STUDENT, leverage, visible
 from scaling.laws.dual import Array
 from scaling.solver import solve
 
 CORRELATION = 0.99
-FAR = 10.0
-"""Times the largest fitted compute from which on a forecast is called far."""
+REACH = {"flops": 10.0, "parameters": 10.0, "tokens": 10.0, "tokens_per_parameter": 2.0, "batch_tokens": 10.0, "bits": 1.0}
+"""How many times beyond the largest and below the smallest fitted run a forecast is still called near."""
+FEW_DRAWS = 100
+_VANISHED = 1e-10  # of a prediction: a term so small is none
 _OUTLIER = 5.0  # robust standard deviations
 _INFLUENCE = 1.0  # standard errors that one run may move a parameter (Belsley, Kuh and Welsch, 1980, for small samples)
 
 
 def distrust(fit: Fit, optimum: Array) -> list[str]:
     """All warnings about a fit whose optimum, in solver units, is given."""
-    known = {name: fit.runs[name].to_numpy(dtype=float) for name in fit.runs.columns if fit.runs[name].dtype.kind in "fi"}
+    numbers = fit.runs.select_dtypes("number").dropna(axis="columns")
+    known = {str(name): numbers[name].to_numpy(dtype=float) for name in numbers.columns}
     remarks = fit.law.remarks(known) if set(fit.law.columns) <= set(known) else []
     return [
         *_too_few(fit),
@@ -29,7 +34,7 @@ def distrust(fit: Fit, optimum: Array) -> list[str]:
         *_outliers(fit),
         *_influence(fit, optimum),
         *_intervals(fit),
-        *far_away(fit, fit.holdout),
+        *extrapolation(fit, fit.holdout),
     ]
 
 
@@ -40,11 +45,14 @@ def _free(fit: Fit) -> list[str]:
 def _too_few(fit: Fit) -> list[str]:
     runs, free = len(fit.runs), len(_free(fit))
     what = "optima" if fit.law.optimum_of else "runs"
+    remarks = []
     if runs < free:
-        return [f"{runs} {what} for {free} parameters: many values fit equally well, and these are one of them. No intervals"]
-    if runs == free:
-        return [f"{runs} {what} for {free} parameters: the law goes through every point and nothing checks it. No intervals"]
-    return []
+        remarks.append(f"{runs} {what} for {free} parameters: many values fit equally well, and these are one of them")
+    if runs == fit.rank:
+        remarks.append(
+            f"{runs} {what} for as many numbers: the law goes through every point and nothing checks it. No intervals"
+        )
+    return remarks
 
 
 def _unidentified(fit: Fit) -> list[str]:
@@ -72,11 +80,10 @@ def unknown_parameters(fit: Fit) -> list[str]:
 
 def _bounds(fit: Fit) -> list[str]:
     remarks = []
-    for name, value in zip(fit.law.names, fit.theta, strict=True):
-        parameter = fit.law.parameters[name]
-        if name in fit.fixed:
-            continue
-        if parameter.log and value < 1e3 * VANISHED:
+    felt = np.abs(fit.gradient(fit.columns)).max(axis=0) / (1.0 if fit.objective.log else np.abs(fit.target).max())
+    for name, share in zip(_free(fit), felt, strict=True):
+        parameter, value = fit.law.parameters[name], float(fit.theta[fit.law.names.index(name)])
+        if parameter.log and share < _VANISHED:
             remarks.append(f"{name} vanished: the runs do not need its term, or cannot tell it from another")
         for bound in (parameter.low, parameter.high):
             if np.isfinite(bound) and abs(value - bound) <= 1e-6 * max(1.0, abs(bound)) and not (parameter.log and bound == 0):
@@ -134,7 +141,8 @@ def _outliers(fit: Fit) -> list[str]:
 def leave_one_out(fit: Fit, optimum: Array) -> Array:
     """Optima (runs, parameters; solver units) of fits that leave one run out."""
     runs = len(fit.runs)
-    starts = np.repeat(optimum[None], runs, axis=0)
+    start = visible(fit.law, optimum, fit.jacobian(), frozenset(fit.fixed), float(np.sqrt(np.mean(fit.residuals**2))))
+    starts = np.repeat(start[None], runs, axis=0)
     weights = (1.0 - np.eye(runs)) * fit.weights
     found = solve(fit.law, fit.objective, fit.columns, fit.target, starts, weights=weights, fixed=frozenset(fit.fixed))
     return found.solver
@@ -142,15 +150,16 @@ def leave_one_out(fit: Fit, optimum: Array) -> Array:
 
 def _influence(fit: Fit, optimum: Array) -> list[str]:
     """Runs without which the law would be another, or could not be fitted."""
-    names, runs = _free(fit), len(fit.runs)
-    if not runs > len(names) or runs > 2000 or not len(fit.draws.theta):
+    runs = len(fit.runs)
+    if not runs > fit.rank > 0 or runs > 2000 or not len(fit.draws.theta):
         return []
     alone = np.flatnonzero(leverage(fit.jacobian()) > 0.99)
     if len(alone):
         shown = ", ".join(str(fit.runs["name"].iloc[index]) for index in alone[:4])
         these = "these runs" if len(alone) > 1 else "this run"
         return [f"the law goes through {shown} whatever the other runs say: part of it rests on {these} alone"]
-    moved = leave_one_out(fit, optimum) - optimum
+    told = [name not in unknown_parameters(fit) and name not in fit.fixed for name in fit.law.names]
+    moved = (leave_one_out(fit, optimum) - optimum) * told
     drawn = fit.law.to_solver(fit.draws.theta)
     low, high = np.quantile(drawn, (0.1587, 0.8413), axis=0)
     distance = np.abs(moved) / np.where(high > low, (high - low) / 2.0, np.inf)
@@ -169,7 +178,7 @@ def _influence(fit: Fit, optimum: Array) -> list[str]:
 
 def _intervals(fit: Fit) -> list[str]:
     draws, remarks = fit.draws, []
-    degrees = len(fit.runs) - len(_free(fit))
+    degrees = len(fit.runs) - fit.rank
     if draws.method == STUDENT and degrees < 5:
         remarks.append(
             f"{degrees} residual degree{'s' * (degrees > 1)} of freedom: intervals are Student-t from noise of the "
@@ -178,26 +187,44 @@ def _intervals(fit: Fit) -> list[str]:
     if draws.lost:
         kind = "resamples" if draws.method == BOOTSTRAP else "draws"
         remarks.append(f"{draws.lost} of {draws.wanted} {kind} did not identify the law and were left out of the intervals")
+    if 0 < draws.wanted < FEW_DRAWS:
+        remarks.append(
+            f"{draws.wanted} draws are few for a 95 % interval: its ends are themselves uncertain (--bootstrap 1000)"
+        )
     if draws.method == NONE and degrees > 0:
         remarks.append("no intervals were asked for (--bootstrap 0)")
     return remarks
 
 
-def far_away(fit: Fit, runs: "object") -> list[str]:
-    """Whether forecasts lie far beyond the fitted compute."""
-    import pandas as pd
+def _distances(fit: Fit, runs: pd.DataFrame) -> Iterator[tuple[str, Array, Array, float, float]]:
+    """Column, its values, how many times beyond the fitted runs each lies, and the smallest and largest fitted one."""
+    known = fit.runs if fit.chain is None else fit.chain.runs
+    for column in REACH:
+        if column not in runs.columns or column not in known.columns or (column == "bits" and column not in fit.law.columns):
+            continue
+        value, fitted = runs[column].to_numpy(dtype=float), known[column].to_numpy(dtype=float)
+        fitted = fitted[fitted > 0]
+        if len(fitted):
+            low, high = float(fitted.min()), float(fitted.max())
+            yield column, value, np.maximum(value / high, low / value), low, high
 
-    if not isinstance(runs, pd.DataFrame) or "flops" not in runs.columns or "flops" not in fit.runs.columns:
+
+def far_columns(fit: Fit, run: pd.DataFrame) -> tuple[str, ...]:
+    """The columns in which one run lies far outside the fitted ones."""
+    return tuple(column for column, _, times, _, _ in _distances(fit, run) if times[0] > REACH[column])
+
+
+def extrapolation(fit: Fit, runs: pd.DataFrame) -> list[str]:
+    """Whether forecasts lie far outside the fitted runs, to either side: one warning that names the furthest in each column."""
+    far, said = np.zeros(len(runs), dtype=bool), []
+    for column, value, times, low, high in _distances(fit, runs):
+        outside = times > REACH[column]
+        if outside.any():
+            far |= outside
+            worst = int(np.argmax(np.where(outside, times, 0.0)))
+            side = f"above the largest fitted ({high:.3g})" if value[worst] > high else f"below the smallest fitted ({low:.3g})"
+            said.append(f"{column} {value[worst]:.3g} is {times[worst]:.3g} times {side}")
+    if not said:
         return []
-    largest = float(fit.runs["flops"].max())
-    if fit.chain is not None and "flops" in fit.chain.runs.columns:
-        largest = float(fit.chain.runs["flops"].max())
-    times = columns_of(runs, ("flops",))["flops"] / largest
-    if not len(times) or not times.max() > FAR:
-        return []
-    many = int(np.sum(times > FAR))
-    return [
-        f"{many} forecast{'s lie' if many > 1 else ' lies'} beyond {FAR:g} times the largest fitted compute "
-        f"({largest:.3g} FLOPs), up to {times.max():.0f} times. "
-        "The interval knows about noise, not about the law being wrong out there"
-    ]
+    lead = f"{far.sum()} of {len(runs)} forecasts lie far outside the fitted runs: " if len(runs) > 1 else ""
+    return [f"{lead}{'; '.join(said)}. The interval knows about noise, not about the law being wrong out there"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scaling.runs import unfinished
+from scaling.runs import FOLLOWS_FROM, unfinished
 
 # Columns whose values are shares; all others must be above zero.
 _SHARES = ("qat_fraction", "error")
@@ -31,15 +31,18 @@ def usable_rows(frame: pd.DataFrame, needed: Iterable[str]) -> tuple[pd.DataFram
 
     if "status" in frame.columns:
         mark(unfinished(frame), "the run is " + frame["status"].astype(str) + ", not finished")
+    needed = list(needed)
+    # A number that should follow from a text is missing: the text is the reason.
+    sources = [source for column in needed for source in FOLLOWS_FROM.get(column, ())]
+    for column in dict.fromkeys([*needed, *sources]):
+        for index, said in odd.get(column, {}).items():
+            if index in frame.index and (column in needed or frame.loc[index, needed].isna().any()):
+                mark(pd.Series(frame.index == index, index=frame.index), f"{column} is {said!r}, not a number")
     for column in needed:
-        text = odd.get(column, {})
         if not pd.api.types.is_numeric_dtype(frame[column]):
             mark(frame[column].notna(), f"{column} is " + frame[column].map(repr) + ", not a number")
             mark(frame[column].isna(), f"{column} is missing")
             continue
-        for index, said in text.items():
-            if index in frame.index:
-                mark(pd.Series(frame.index == index, index=frame.index), f"{column} is {said!r}, not a number")
         values = frame[column].astype(float)
         shown = values.map("{:g}".format)
         mark(values.isna(), f"{column} is missing")
@@ -60,10 +63,12 @@ def _duplicated(frame: pd.DataFrame) -> pd.Series:
 
 def remarks_on_numbers(frame: pd.DataFrame, needed: Iterable[str]) -> list[str]:
     """What looks wrong about usable rows: units, repeated numbers, ways of counting parameters and FLOPs."""
-    remarks = []
+    remarks: list[str] = []
     columns = list(needed)
+    # Whatever the law takes, its columns follow from these two; flops is looked at where it stands alone.
     for column, floor in (("tokens", 1e4), ("parameters", 1e3), ("flops", 1e8)):
-        if column in columns and frame[column].max() < floor:
+        numeric = column in frame.columns and pd.api.types.is_numeric_dtype(frame[column])
+        if numeric and frame[column].max() < floor and not (column == "flops" and remarks):
             remarks.append(
                 f"{column} goes up to {frame[column].max():g} only: are these thousands, millions or billions? "
                 f"If billions, type --rename '{column}={column}*1e9'"
@@ -77,6 +82,15 @@ def remarks_on_numbers(frame: pd.DataFrame, needed: Iterable[str]) -> list[str]:
             f"{again} run{'s repeat' if again > 1 else ' repeats'} another's numbers exactly under another name; "
             "if they are copies, drop them"
         )
+    for target in {"loss", "error"} & set(columns):
+        same = ["name", *(column for column in columns if column != target)]
+        twice = frame[frame.duplicated(same) & ~frame.duplicated([*same, target])]
+        if len(twice):
+            more = f" and {len(twice) - 1} more stand" if len(twice) > 1 else " stands"
+            remarks.append(
+                f"{twice['name'].iloc[0]}{more} there again with another {target}: all are fitted; "
+                "if one replaces the other, drop the old one"
+            )
     return remarks + _compute(frame) + _embeddings(frame)
 
 

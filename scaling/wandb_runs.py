@@ -1,47 +1,45 @@
-"""Runs that wandb recorded offline: the configuration and the last values of a `.wandb` file.
+"""Runs that wandb recorded offline: the configuration and the last values of a `.wandb` file. wandb itself is not needed.
 
 Such a file is a header of seven bytes and a log of LevelDB's format: blocks of 32 KiB that hold pieces of records, each with a
-header of seven bytes (checksum, length, first, middle, last or whole piece); a record is one of wandb's protocol buffers. wandb
-0.31 offers no reader in Python, only the buffers' classes.
+header of seven bytes (checksum, length, first, middle, last or whole piece). A record is a protocol buffer, `Record` of wandb's
+`wandb_internal.proto`, whose field numbers stand below (they never change: that is how protocol buffers stay readable).
 """
 
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
+from scaling.runs import SOURCE, flatten
 
 _IDENT = b":W&B"
 _BLOCK, _HEADER = 32_768, 7
 _WHOLE, _FIRST, _LAST = 1, 2, 4
+
+# Record: what it is, by its field's number.
+_HISTORY, _SUMMARY, _CONFIG, _RUN, _EXIT = 2, 3, 5, 17, 18
+_RUN_ID, _RUN_CONFIG, _RUN_NAME = 1, 4, 8
+_UPDATE = 1  # of a configuration and a summary, and the items of a history: what was set
+_KEY, _NESTED_KEY, _VALUE = 1, 2, 16  # of an item
+_EXIT_CODE = 1
 
 
 def wandb_row(path: Path) -> dict[str, Any]:
     """One run: configuration and summary, nested keys joined by underscores; `status` says whether it ended well.
 
     Raises:
-        UserError: wandb is not installed, or the file is not one of its.
+        UserError: the file is not one of wandb's, or damaged.
     """
-    try:
-        buffers = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    except ImportError:
-        raise UserError(f"{path}: reading wandb's files needs wandb; type: pip install wandb") from None
-    from google.protobuf.message import DecodeError
-
-    from scaling.runs import SOURCE, flatten
-
     content = path.read_bytes()
     if not content.startswith(_IDENT):
         raise UserError(f"{path} is not a file of wandb's")
     values: dict[str, Any] = {"name": path.parent.name, "status": "running"}
     try:
-        for data in _records(content):
-            record = buffers.Record()
-            record.ParseFromString(data)
-            _take(record, values)
-    except (DecodeError, ValueError) as error:
+        for record in _records(content):
+            for number, part in _fields(record):
+                _take(number, part, values)
+    except (ValueError, TypeError, IndexError) as error:
         raise UserError(f"{path} is damaged, or of a version of wandb's that is not known here: {error}") from None
 
     flat = flatten(values)
@@ -66,25 +64,55 @@ def _records(content: bytes) -> Iterator[bytes]:
         place += _HEADER + length
 
 
-def _take(record: Any, values: dict[str, Any]) -> None:
-    kind = record.WhichOneof("record_type")
-    if kind == "run":
-        values["name"] = record.run.display_name or record.run.run_id or values["name"]
-        _update(values, record.run.config.update)
-    elif kind == "config":
-        _update(values, record.config.update)
-    elif kind == "history":
-        _update(values, record.history.item)
-    elif kind == "summary":
-        _update(values, record.summary.update)
-    elif kind == "exit":
-        values["status"] = "failed" if record.exit.exit_code else "finished"
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of a protocol buffer: number, and bytes or a whole number (protobuf.dev, "Encoding")."""
+    place = 0
+
+    def varint() -> int:
+        nonlocal place
+        value = shift = 0
+        while True:
+            byte = message[place]
+            place += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while place < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            yield number, varint()
+            continue
+        if kind not in (1, 2, 5):
+            raise ValueError(f"a field of kind {kind}")
+        length = varint() if kind == 2 else 8 if kind == 1 else 4
+        if place + length > len(message):
+            raise ValueError("a field is longer than its record")
+        yield number, message[place : place + length]
+        place += length
 
 
-def _update(values: dict[str, Any], items: Any) -> None:
-    for item in items:
-        keys = list(item.nested_key) or [item.key]
-        value = json.loads(item.value_json)
+def _take(number: int, part: Any, values: dict[str, Any]) -> None:
+    if number == _RUN:
+        run = dict(_fields(part))  # of repeated fields the last, which none of these is
+        values["name"] = (run.get(_RUN_NAME) or run.get(_RUN_ID) or values["name"].encode()).decode()
+        _update(values, run.get(_RUN_CONFIG, b""))
+    elif number in (_CONFIG, _HISTORY, _SUMMARY):
+        _update(values, part)
+    elif number == _EXIT:
+        values["status"] = "failed" if dict(_fields(part)).get(_EXIT_CODE) else "finished"
+
+
+def _update(values: dict[str, Any], message: bytes) -> None:
+    for number, item in _fields(message):
+        if number != _UPDATE:
+            continue
+        parts = list(_fields(item))
+        keys = [text.decode() for part, text in parts if part == _NESTED_KEY] or [
+            text.decode() for part, text in parts if part == _KEY
+        ]
+        value = json.loads(dict(parts)[_VALUE])
         if isinstance(value, dict) and set(value) == {"value", "desc"}:
             value = value["value"]
         inner = values

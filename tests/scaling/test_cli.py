@@ -1,7 +1,10 @@
 """What users type: exactly one JSON object, exit codes, messages of one to five lines, help at once."""
 
+import copy
+import json
 import subprocess
 import sys
+import warnings
 
 import pandas as pd
 import pytest
@@ -25,6 +28,13 @@ NAMES = {
 }  # fmt: skip
 
 
+RUNS = {
+    "downstream": ["--loss", 2.5],
+    "qat-fraction": ["--parameters", 1e9, "--tokens", 2e10, "--bits", 4],
+    "learning-rate": ["--tokens", 2e10, "--batch-tokens", 4096 * 256],
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("cli")
@@ -46,7 +56,7 @@ def test_a_fits_json_has_the_keys_that_are_promised_and_is_what_predict_reads(fo
     assert set(plain["objective"]) == {"name", "value"}
     assert set(plain["metrics"]) == {"mae", "rmse", "r2", "relative_error"}
     (folder / f"{name}.json").write_text(answer.out)
-    run = ["--parameters", 1e9, "--tokens", 2e10, "--bits", 4, "--batch-tokens", 4096 * 256, "--loss", 2.5]
+    run = RUNS.get(name, ["--parameters", 1e9, "--tokens", 2e10])
     predicted = scaling("predict", folder / f"{name}.json", *run, "--json").json["predictions"][0]
     assert predicted["low"] < predicted["value"] < predicted["high"]
     assert scaling("predict", folder / f"{name}.json", *run).code == 0
@@ -114,6 +124,9 @@ def test_a_law_of_ones_own_is_a_formula_and_little_else(folder, tmp_path):
     plain = scaling("fit", "power", folder / "over-training.csv", *words, "--out", tmp_path / "fit", "--json").json
     assert list(plain["parameters"]) == ["E", "A", "alpha"]
     assert plain["metrics"]["r2"] > 0.8
+    shown = scaling("fit", "power", folder / "over-training.csv", *words, "--bootstrap", 40).out
+    assert "()" not in shown  # it has no source
+    assert "nats per token" in shown
     assert scaling("predict", tmp_path / "fit", "--flops", 1e20, "--json").json["predictions"][0]["law"] == "power"
     assert scaling("report", tmp_path / "fit", "--out", tmp_path / "r.html").code == 0
     scaling("fit", "power", folder / "over-training.csv").assert_refused("no law 'power'", "--law-file")
@@ -155,18 +168,44 @@ def test_missing_columns_are_named_with_the_words_to_type(tmp_path):
         (["fit", "chinchilla", "DATA", "--fix", "E"], "is not NAME=VALUE"),
         (["fit", "chinchilla", "DATA", "--fix", "alpha=7"], "must lie between 0 and 3"),
         (["fit", "chinchilla", "DATA", "--where", "loss < 0"], "chooses none of 48 runs"),
-        (["fit", "chinchilla", "DATA", "--holdout", "loss < 0"], "chooses none of 48 runs"),
-        (["fit", "chinchilla", "DATA", "--where", "los < 3"], "name 'los' is not defined"),
+        (["fit", "chinchilla", "DATA", "--holdout", "loss < 0"], "--holdout 'loss < 0' chooses none of 48 runs"),
+        (["fit", "chinchilla", "DATA", "--holdout", "loss > 0"], "--holdout 'loss > 0' leaves no run to fit"),
+        (["fit", "chinchilla", "DATA", "--loss", "nope"], "--loss nope: no column 'nope'"),
+        (["fit", "chinchilla", "DATA", "--fix", "E=1", "--fix", "E=2"], "--fix E=1 and --fix E=2: which one?"),
+        (["fit", "chinchilla", "DATA", "--bootstrap", "38"], "needs 39 draws or more"),
+        (["table", "DATA", "--where", "loss > 100"], "chooses none of 48 runs"),
+        (["table", "DATA", "--where", "loss > 100", "--json"], "chooses none of 48 runs"),
+        (["table", "DATA", "--rename", "@y=3"], "is not NEW=OLD"),
+        (["table", "DATA", "--rename", "x=loss", "--rename", "x=tokens"], "x has been renamed already"),
+        (["table", "DATA", "--out", "t.xlsx"], ".csv or .md or .json is what can be written"),
+        (["report", "nowhere.json", "--out", "r.pdf"], "type --out r.html"),
+        (["simulate", "chinchilla", "--out", "/dev/null/x.csv"], "--out /dev/null/x.csv"),
+        (["simulate", "chinchilla", "--out", "x.txt"], "type --out x.csv"),
+        (["simulate", "chinchilla", "--noise", "0"], "nothing to cover"),
+        (["simulate", "chinchilla", "--bootstrap", "10"], "needs 39 draws or more"),
+        (["simulate", "chinchilla", "--truth", "E=-1"], "--truth E=-1: E must lie between 0 and inf"),
+        (["simulate", "over-training", "--design", "DATA", "--where", "loss > 100"], "chooses none of 48 runs"),
+        (["fit", "chinchilla", "DATA", "--where", "los < 3"], "no column 'los'; did you mean 'loss'?"),
         (
             ["fit", "chinchilla", "DATA", "--where", "tokens == tokens.max() and parameters == parameters.max()"],
             "cannot be fitted to 1 usable run",
         ),
-        (["fit", "chinchilla", "DATA", "--weights", "w"], "no column 'w'"),
+        (["fit", "chinchilla", "DATA", "--weights", "w"], "--weights w: there is no such column"),
         (["predict", "DATA", "--parameters", "1e9"], "is no JSON"),
         (["predict", "nowhere.json", "--parameters", "1e9"], "No such file"),
         (["plan", "nowhere.json"], "give the budget as --flops C"),
         (["plan", "nowhere.json", "--gpu-hours", "3"], "needs --flops-per-gpu-second"),
         (["plan", "nowhere.json", "--flops", "-1"], "must be above 0"),
+        (["plan", "nowhere.json", "--flops", "1e300"], "more than anybody has"),
+        (["plan", "nowhere.json", "--flops", "nan"], "must be above 0"),
+        (["plan", "nowhere.json", "--flops", "1e20", "--flops-per-gpu-second", "1e14"], "goes with --gpu-hours"),
+        (["plan", "nowhere.json", "--flops", "1e20", "--ladder-share", "2"], "must be below 1"),
+        (
+            ["plan", "nowhere.json", "--flops", "1e20", "--bits", "5,32"],
+            "no 5 bits; it has 1, 1.58, 2, 3, 4, 6, 8",
+        ),
+        (["predict", "nowhere.json", "--qat-fraction", "1"], "must be below 1"),
+        (["predict", "nowhere.json", "--tokens", "inf"], "more than anybody has"),
         (["plan", "nowhere.json", "--flops", "1e20", "--bits", "a,b"], "no list of numbers"),
         (["simulate", "chinchilla", "--truth", "Q=1"], "no such parameter"),
         (["bogus"], "No such command"),
@@ -184,29 +223,159 @@ def test_work_that_fails_ends_with_one(folder, monkeypatch):
     scaling("fit", "chinchilla", folder / "chinchilla.csv").assert_refused("no start", code=1)
 
 
-def test_damaged_fits_are_refused(folder, tmp_path):
-    text = scaling("fit", "learning-rate", folder / "learning-rate.csv", "--json", "--bootstrap", 20).out
-    for name, content, said in (
-        ("cut.json", text[: len(text) // 2], "is no JSON"),
-        ("list.json", "[]", "is not a fit"),
-        ("odd.json", text.replace('"weights"', '"wait"'), "is damaged, or of another version"),
-        ("law.json", text.replace('"law": "learning-rate"', '"law": "gone"'), "no law 'gone'"),
+@pytest.fixture(scope="module")
+def chinchilla(folder):
+    assert scaling("fit", "chinchilla", folder / "chinchilla.csv", "--out", folder / "c", "--bootstrap", 40).code == 0
+    return folder / "c"
+
+
+@pytest.fixture(scope="module")
+def rate_fit(folder):
+    return json.loads(scaling("fit", "learning-rate", folder / "learning-rate.csv", "--json", "--bootstrap", 40).out)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"version": 9}, "is of version 9, this program reads 1"),
+        ({"version": "1"}, "is of version '1'"),
+        ({"version": True}, "is of version True"),
+        ({"law": "gone"}, "no law 'gone'"),
+        ({"law": "chinchilla"}, "parameters a=4."),
+        ({"runs": {}}, "runs.name is damaged or missing"),
+        ({"runs.tokens": [1e9]}, "different lengths"),
+        ({"runs.tokens.0": "x"}, "runs.tokens"),
+        ({"runs.tokens.0": None}, "runs.tokens is damaged or missing"),
+        ({"runs.name": None}, "runs.name"),
+        ({"parameters.a.value": "4.6"}, "parameters.a.value: input should be a valid number"),
+        ({"parameters.a.value": float("nan")}, "parameters.a.value: input should be a finite number"),
+        ({"parameters.a.value": -3.0}, "a must lie between 0 and inf"),
+        ({"parameters.a": 4.6}, "parameters.a: input should be a valid dictionary"),
+        ({"weights": None}, "weights: input should be a valid list"),
+        ({"weights.0": -1.0}, "weights.0: input should be greater than 0"),
+        ({"draws.noise": [0.0]}, "different lengths"),
+        ({"draws.theta.0": [1.0]}, "parameters and draws are not those of learning-rate: a, b"),
+        ({"intervals.method": "guess"}, "intervals.method"),
+        ({"objective.name": "guess"}, "objective.name"),
+        ({"context": []}, "context"),
+        ({"holdout": [{"name": 3}]}, "holdout.0.name"),
+    ],
+)
+def test_a_fit_that_was_changed_is_refused_by_every_reader(rate_fit, tmp_path, change, said):
+    plain = copy.deepcopy(rate_fit)
+    for path, value in change.items():
+        *way, last = (int(word) if word.isdigit() else word for word in path.split("."))
+        place = plain
+        for word in way:
+            place = place[word]
+        place[last] = value
+    (tmp_path / "odd.json").write_text(json.dumps(plain))
+    scaling("predict", tmp_path / "odd.json", "--tokens", 1e9, "--batch-tokens", 1e6).assert_refused("odd.json", said)
+    scaling("plan", tmp_path / "odd.json", "--flops", 1e20).assert_refused("odd.json", said)
+    scaling("report", tmp_path / "odd.json", "--out", tmp_path / "r.html").assert_refused("odd.json", said)
+
+
+@pytest.mark.parametrize("content, said", [("{", "is no JSON"), ("[]", "is not a fit"), ('{"law": "x"}', "is not a fit")])
+def test_what_is_no_fit_is_refused(tmp_path, content, said):
+    (tmp_path / "odd.json").write_text(content)
+    scaling("predict", tmp_path / "odd.json", "--tokens", 1e9).assert_refused("odd.json", said)
+
+
+def test_a_fit_is_not_written_over_another_laws(folder, tmp_path):
+    assert scaling("fit", "isoflop", folder / "isoflop.csv", "--out", tmp_path, "--bootstrap", 40).code == 0
+    before = (tmp_path / "fit.json").read_bytes()
+    scaling("fit", "chinchilla", folder / "chinchilla.csv", "--out", tmp_path).assert_refused("holds a fit of isoflop")
+    assert (tmp_path / "fit.json").read_bytes() == before
+    assert scaling("fit", "isoflop", folder / "isoflop.csv", "--out", tmp_path, "--bootstrap", 40, "--seed", 1).code == 0
+    assert (tmp_path / "fit.json").read_bytes() != before
+
+
+def test_predict_asks_for_what_a_law_needs_and_for_nothing_else(folder, chinchilla):
+    scaling("fit", "isoflop", folder / "isoflop.csv", "--out", folder / "i", "--bootstrap", 40)
+    scaling("predict", chinchilla, "--parameters", 1e9).assert_refused("type --tokens")
+    scaling("predict", folder / "i", "--parameters", 1e9).assert_refused("type --flops")
+    scaling("predict", chinchilla, "--parameters", -1, "--tokens", 1e9).assert_refused("--parameters -1 must be above 0")
+    run = ["--parameters", 1e9, "--tokens", 1e10]
+    scaling("predict", chinchilla, *run, "--flops", 1e15).assert_refused("not all three")
+    scaling("predict", chinchilla, *run, "--bits", 4).assert_refused("--bits: chinchilla knows nothing of it")
+    scaling("predict", folder / "i", "--flops", 1e20, "--parameters", 1e9).assert_refused("--parameters: isoflop knows nothing")
+    by_flops = scaling("predict", chinchilla, "--parameters", 1e9, "--flops", 6e19, "--json").json
+    assert by_flops["predictions"] == scaling("predict", chinchilla, *run, "--json").json["predictions"]
+
+
+@pytest.mark.parametrize(
+    "parameters, tokens, said",
+    [
+        (1e12, 1e13, "flops 6e+25 is"),
+        (1e12, 1e13, "above the largest fitted"),
+        (7, 140, "parameters 7 is"),
+        (7, 140, "below the smallest fitted"),
+        (1e9, 1e8, "tokens_per_parameter 0.1 is 25 times below the smallest fitted (2.5)"),
+        (1e9, 2e12, "tokens_per_parameter 2e+03 is"),
+    ],
+)
+def test_predictions_far_from_the_runs_say_so_to_both_sides(chinchilla, parameters, tokens, said):
+    answer = scaling("predict", chinchilla, "--parameters", parameters, "--tokens", tokens)
+    assert said in answer.err
+    assert "1 warning on standard error" in answer.out  # for whoever keeps the table alone
+    assert "warning" not in scaling("predict", chinchilla, "--parameters", 1e9, "--tokens", 2e10).err
+
+
+def test_an_error_rate_is_never_below_zero(folder):
+    scaling("fit", "downstream", folder / "downstream.csv", "--out", folder / "d", "--bootstrap", 40)
+    row = scaling("predict", folder / "d", "--loss", 0.5, "--json").json["predictions"][0]
+    assert row["value"] < 0  # the law knows no bounds
+    assert row["low"] == row["law_low"] == 0
+
+
+def test_numpy_has_nothing_to_say(chinchilla):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scaling("predict", chinchilla, "--parameters", 1e40, "--tokens", 1e40).code == 0
+        assert scaling("plan", chinchilla, "--flops", 1e40).code == 0
+
+
+def test_expressions_run_no_code(folder, tmp_path):
+    """Neither of pandas' ways out, nor Python's."""
+    data, mark = folder / "chinchilla.csv", tmp_path / "mark"
+    for expression in (
+        f"@pd.io.common.os.system('touch {mark}')",
+        f"loss.to_csv('{mark}')",
+        f"loss.map(lambda x: open('{mark}', 'w'))",
+        f"`loss` > 0 and @pd.io.common.os.system('touch {mark}')",
+        f"loss.__class__.__init__.__globals__['os'].system('touch {mark}')",
+        f"[open('{mark}', 'w') for x in [1]]",
+        f"__import__('os').system('touch {mark}')",
+        f"(x := open('{mark}', 'w'))",
+        f"name.str.contains(open('{mark}', 'w'))",
+        "f'{loss.values}' == 1",
+        "9**9**9**9 > loss",
+        "loss.eval('1')",
     ):
-        (tmp_path / name).write_text(content)
-        scaling("predict", tmp_path / name, "--tokens", 1e9, "--batch-tokens", 1e6).assert_refused(name, said)
+        for words in (["--where", expression], ["--rename", f"x={expression}"], ["--holdout", expression]):
+            command = ["fit", "chinchilla", data] if words[0] == "--holdout" else ["table", data]
+            answer = scaling(*command, *words)
+            assert answer.code == 2, (expression, answer.out)
+            assert len(answer.err.splitlines()) <= 5
+    assert not mark.exists()
 
 
-def test_predict_asks_for_what_a_law_needs(folder):
-    scaling("fit", "chinchilla", folder / "chinchilla.csv", "--out", folder / "c", "--bootstrap", 20)
-    scaling("predict", folder / "c", "--parameters", 1e9).assert_refused("type --tokens")
-    scaling("predict", folder / "c", "--parameters", -1, "--tokens", 1e9).assert_refused("--parameters -1 must be above 0")
-    by_flops = scaling("predict", folder / "c", "--parameters", 1e9, "--flops", 6e19, "--json").json
-    assert (
-        by_flops["predictions"]
-        == scaling("predict", folder / "c", "--parameters", 1e9, "--tokens", 1e10, "--json").json["predictions"]
-    )
-    far = scaling("predict", folder / "c", "--parameters", 1e12, "--tokens", 1e13)
-    assert "beyond 10 times the largest fitted compute" in far.err
+def test_an_interrupt_ends_with_130_and_one_line(monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scaling.simulate.simulate", interrupted)
+    answer = scaling("simulate", "chinchilla")
+    assert (answer.code, answer.out, answer.err.strip()) == (130, "", "interrupted")
+
+
+def test_output_that_nobody_takes(folder):
+    words = f"{sys.executable} -m scaling table {folder / 'chinchilla.csv'} --format csv"
+    full = subprocess.run(f"{words} > /dev/full", shell=True, capture_output=True, text=True, check=False)
+    assert (full.returncode, full.stderr) == (1, "error: standard output: No space left on device\n")
+    short = subprocess.run(f"{words} | head -1", shell=True, capture_output=True, text=True, check=False)
+    assert short.stderr == ""
+    assert short.stdout.startswith("name,") or "parameters" in short.stdout
 
 
 def test_simulate_reports_coverage_and_writes_a_study(tmp_path):
@@ -215,11 +384,11 @@ def test_simulate_reports_coverage_and_writes_a_study(tmp_path):
     assert set(plain["coverage"]["forecast"]) == {"law", "run"}
     assert "covered" in scaling("simulate", "learning-rate", "--sets", 5, "--bootstrap", 50).out
     assert scaling("simulate", "over-training", "--out", tmp_path / "s.csv", "--noise", 0).code == 0
-    again = scaling("fit", "over-training", tmp_path / "s.csv", "--json", "--bootstrap", 20).json
+    again = scaling("fit", "over-training", tmp_path / "s.csv", "--json", "--bootstrap", 40).json
     for name, value in LAWS["over-training"].truth.items():
         assert again["parameters"][name]["value"] == pytest.approx(value, rel=1e-3)
     designed = scaling(
-        "simulate", "over-training", "--design", tmp_path / "s.csv", "--sets", 3, "--bootstrap", 20, "--json"
+        "simulate", "over-training", "--design", tmp_path / "s.csv", "--sets", 3, "--bootstrap", 40, "--json"
     ).json
     assert designed["runs"] == 20
 

@@ -50,7 +50,7 @@ def test_runs_go_through_table_fit_and_plan_and_the_printed_words_train(runs):
     commands = [line for line in answer.out.splitlines() if line.startswith("python -m train ")]
     plan = scaling("plan", runs / "fit", "--flops", "3e11", "--ladder-share", "0.2", "--json").json
     proposed = [plan["optimum"], *plan["ladder"]["runs"]]
-    assert len(commands) == len(proposed) >= 3
+    assert len(commands) == len(proposed) >= 2
     assert plan["ladder"]["after"] < plan["ladder"]["before"]
     assert sum(run["flops"] for run in plan["ladder"]["runs"]) <= 0.2 * 3e11
     for line, run in zip(commands, proposed, strict=True):

@@ -3,8 +3,12 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from scaling.fit import fit
+from scaling.laws import LAWS
+from scaling.pictures import pictures
 from tests.scaling.commands import scaling, simulated, written
 
 
@@ -35,9 +39,26 @@ def test_every_law_has_its_page_and_pictures(tmp_path, name):
         assert np.allclose(pixels[..., 0], pixels[..., 1], atol=0.02)  # greys only
 
 
+def legend(figure):
+    return [text for axes in figure.axes for text in axes.get_legend_handles_labels()[1]]
+
+
+def test_every_ratio_has_a_line_and_every_band_a_name():
+    frame = simulated("over-training")
+    held = np.isclose(frame["tokens_per_parameter"], frame["tokens_per_parameter"].max())
+    found = fit(LAWS["over-training"], frame, held_out=pd.Series(held), bootstrap=50)
+    _, _, figure = pictures(found)[0]
+    ratios = [f"{ratio:.3g}" for ratio in sorted(frame["tokens_per_parameter"].round(6).unique())]
+    assert legend(figure) == [*ratios, "held out"]
+    assert len([line for line in figure.axes[0].lines if line.get_marker() == "None"]) == len(ratios)
+    assert "nats per token" in figure.axes[0].get_ylabel()
+    for name in ("isoflop", "learning-rate"):
+        assert "95 % interval" in legend(pictures(fit(LAWS[name], simulated(name), bootstrap=50))[0][2])
+
+
 def test_several_fits_make_one_page_and_a_place_that_cannot_be_written_is_refused(tmp_path):
     for name in ("isoflop", "learning-rate"):
-        scaling("fit", name, written(tmp_path, simulated(name)), "--out", tmp_path / name, "--bootstrap", 20)
+        scaling("fit", name, written(tmp_path, simulated(name)), "--out", tmp_path / name, "--bootstrap", 40)
     assert scaling("report", tmp_path / "isoflop", tmp_path / "learning-rate", "--out", tmp_path / "r.html").code == 0
     page = (tmp_path / "r.html").read_text()
     assert page.count("<h2>") == 2

@@ -93,10 +93,10 @@ def test_forecasts_far_beyond_the_data():
     frame["name"] = [f"run {row}" for row in range(len(frame))]
     held = frame["parameters"] > 1e9
     found = fit(LAWS["over-training"], frame, held_out=held, bootstrap=50)
-    warned(found, "1 forecast lies beyond 10 times the largest fitted compute")
+    warned(found, "flops 1.2e+22 is", "above the largest fitted", "parameters 1e+10 is 25 times")
     assert len(found.runs) == len(frame) - 1
     near = fit(LAWS["over-training"], simulated("over-training"), bootstrap=50)
-    assert not any("beyond 10 times" in text for text in near.warnings)
+    assert not any("largest fitted" in text for text in near.warnings)
 
 
 def test_too_few_bit_widths_and_lengths():
@@ -106,15 +106,43 @@ def test_too_few_bit_widths_and_lengths():
     assert "all optima are at about" in LAWS["learning-rate"].remarks({"tokens": np.array([1e9, 1.1e9])})[0]
 
 
-def test_optima_at_the_edge_are_left_out_and_single_rows_taken_as_they_stand():
+def test_optima_at_the_edge_are_left_out():
     frame = simulated("isoflop")
     first = frame["flops"] == frame["flops"].min()
     edge = frame[~first | (frame["parameters"] < frame[first]["parameters"].median())]
     found = fit(LAWS["isoflop"], edge, bootstrap=50)
     assert len(found.runs) == 8
     assert "no minimum between the settings of parameters (lowest near the largest)" in found.left_out[0].reason
-    optima = frame.sort_values("loss").drop_duplicates("flops")
-    warned(fit(LAWS["isoflop"], optima, bootstrap=50), "every row is taken as an optimum already found")
+
+
+def test_a_run_that_stands_alone_is_no_optimum():
+    law = LAWS["isoflop"]
+    with_losses = simulated("isoflop")
+    lone = with_losses.sort_values("loss").drop_duplicates("flops").assign(flops=lambda runs: 1.2 * runs["flops"])
+    found = fit(law, pd.concat([with_losses, lone], ignore_index=True), bootstrap=50)
+    assert found.values() == fit(law, with_losses, bootstrap=50).values()
+    warned(found, "9 of 18 groups of equal flops have fewer than 3 settings of parameters")
+    assert "1 run at flops" in found.left_out[0].name
+    for too_few in (lone, simulated("chinchilla"), with_losses[with_losses["flops"] < 2e19]):
+        with pytest.raises(UserError, match=r"cannot be fitted to [0-2] optim(um|a); it needs at least three budgets"):
+            fit(law, too_few, bootstrap=50)
+    warned(fit(law, lone.drop(columns="loss"), bootstrap=50), "every row is taken as an optimum already found")
+
+
+def test_a_repeated_run_with_another_loss_is_pointed_at():
+    frame = simulated("over-training")
+    again = pd.concat([frame, frame.iloc[[2]].assign(loss=3.0)], ignore_index=True)
+    warned(fit(LAWS["over-training"], again, bootstrap=50), "run 3 stands there again with another loss")
+    assert not any("again" in text for text in fit(LAWS["over-training"], frame, bootstrap=50).warnings)
+
+
+def test_everything_may_be_fixed():
+    law, frame = LAWS["over-training"], simulated("over-training")
+    found = fit(law, frame, fixed=law.truth, bootstrap=200)
+    assert found.values() == law.truth
+    forecast = found.predict({key: np.array([value]) for key, value in from_size_and_tokens(1e9, 2e10).items()})
+    assert forecast.law_low[0] == forecast.value[0] == forecast.law_high[0]
+    assert forecast.high[0] - forecast.low[0] == pytest.approx(2 * 1.96 * law.noise, rel=0.4)
 
 
 def test_a_clean_study_has_no_warning_but_correlations():
