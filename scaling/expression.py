@@ -58,7 +58,7 @@ def evaluate(expression: str, frame: pd.DataFrame) -> Any:
         raise
     except SyntaxError:
         raise ExpressionError("it cannot be read; columns, numbers, text, comparisons, and, or, not, in") from None
-    except (ArithmeticError, AttributeError, TypeError, ValueError, RecursionError, re.error) as error:
+    except Exception as error:  # pandas raises whatever it does
         raise ExpressionError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
 
 

@@ -110,8 +110,8 @@ def read_runs(
     return derive(make_numeric(frame))
 
 
-_NUMBERS = {word for column, sources, _ in DERIVED for word in (column, *sources)} | set(OTHER_NAMES)
-"""Columns that can only be numbers."""
+_NUMBERS = {word for column, sources, _ in DERIVED for word in (column, *sources)}
+"""Columns that can only be numbers, because others follow from them."""
 
 
 def make_numeric(frame: pd.DataFrame) -> pd.DataFrame:
@@ -211,7 +211,7 @@ def missing_columns(frame: pd.DataFrame, needed: Iterable[str], who: str, places
 
 def _guesses(column: str, there: Iterable[str]) -> list[str]:
     """What may be meant by a column that is missing: another name for it, one that has its name as a word, one like it."""
-    known = {str(name).lower(): str(name) for name in there if name != SOURCE and name not in _NUMBERS}
+    known = {str(name).lower(): str(name) for name in there if name not in (SOURCE, *OTHER_NAMES, *_NUMBERS)}
     others = OTHER_NAMES.get(column, ())
     for other in others:
         if other in known:

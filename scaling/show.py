@@ -67,17 +67,16 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], l
 
 def runs_table(frame: pd.DataFrame, columns: str | None, sort: str, format: str, out: Path | None) -> None:
     """Print or write runs."""
-    shown = (
-        [word.strip() for word in columns.split(",")]
-        if columns
-        else [c for c in _USUAL if c in frame and frame[c].notna().any() and not (c == "qat_fraction" and frame[c].max() == 0)]
-    )
+    frame = frame.sort_values(sort, kind="stable") if sort in frame.columns else frame
+    written = _as_written(frame)
+    usual = [name for name in _USUAL if name in frame.columns and written[name].notna().any()]
+    if "qat_fraction" in usual and frame["qat_fraction"].max() == 0:  # nobody quantized
+        usual.remove("qat_fraction")
+    shown = [word.strip() for word in columns.split(",")] if columns else usual
     for column in [*shown, *([sort] if sort != "flops" else [])]:
         if column not in frame.columns:
             raise UserError(f"no column {column!r}; there are {', '.join(map(str, frame.columns))}")
-    if sort in frame.columns:
-        frame = frame.sort_values(sort, kind="stable")
-    chosen = frame[shown]
+    chosen = written[shown]
     if format == "terminal" and out is None:
         rows = [[number(None if pd.isna(value) else value) for value in row] for row in chosen.itertuples(index=False)]
         title = f"{len(chosen)} run{'s' * (len(chosen) != 1)}"
@@ -86,6 +85,16 @@ def runs_table(frame: pd.DataFrame, columns: str | None, sort: str, format: str,
         _write(_as_text(chosen, format), out)
     needed = [name for name in ("parameters", "tokens", "loss") if name in frame.columns]
     left_out(usable_rows(frame, needed)[1], "no law of size, tokens and loss can use")
+
+
+def _as_written(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with the text that stands where a number should."""
+    odd = {column: said for column, said in frame.attrs.get("not_numbers", {}).items() if column in frame.columns}
+    written = frame.astype(dict.fromkeys(odd, object))
+    for column, said in odd.items():
+        for index in frame.index.intersection(list(said)):
+            written.at[index, column] = said[index]
+    return written
 
 
 def _as_text(frame: pd.DataFrame, format: str) -> str:

@@ -180,6 +180,7 @@ def test_text_in_a_column_that_others_follow_from_is_the_reason(tmp_path, law):
     assert "b: tokens is 'unknown', not a number" in answer.err
     text = written(tmp_path, PLAIN.assign(parameters=["11M", "20M", "40M"]))
     scaling("fit", law, text).assert_refused("cannot be fitted to 0 usable runs", "a: parameters is '11M', not a number")
+    assert "11M" in scaling("table", text, "--format", "csv").out  # a table shows what stands there
     error = written(tmp_path, PLAIN.assign(parameters=["11M", "20M", "40M"], error=[0.8, 0.7, 0.65]))
     assert scaling("fit", "downstream", error, "--bootstrap", 0).code == 0  # which needs no parameters
 
