@@ -79,6 +79,8 @@ class RunRecord:
     """of the last process: saved, bytes of the last one, stall_seconds of the loop, cpu_seconds in the background"""
     trunk: str | None = None
     """the checkpoint of another run that this one branched off; `tokens` counts that run's up to there"""
+    context_method: str | None = None
+    """how the ranks that share a sequence exchange it; null where none do"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ The branch is the run that had been planned with that end from the start; only t
 is a decay, and where `quant=qat` is among the overrides the quantized phase.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def branch_words(run: Path, at: int, decay_tokens: int, overrides: list[str]) ->
         UserError: `run` is no run, has no checkpoint at `at` tokens, or is no trunk there.
     """
     trunk = load_run_config(run)
-    _require_trunk(run, trunk, at)
+    last = _require_trunk(run, trunk, at)
     for key in ("train.tokens", "train.steps", "schedule.decay_fraction"):
         if any(word.lstrip("+").startswith(f"{key}=") for word in overrides):
             raise UserError(f"{key} follows from --at and --decay-tokens, which say when a branch decays: leave it out")
@@ -78,7 +79,7 @@ def branch_words(run: Path, at: int, decay_tokens: int, overrides: list[str]) ->
         plain["quant"]["start"] = phase.start / total  # where the trunk's weights were quantized, of another whole
     words = words_of(plain, overrides)
     folder = path_of(load_config([*words, *overrides]))
-    return [*words, f"run.trunk={_word(_checkpoint(run, at, folder))}", *overrides]
+    return [*words, f"run.trunk={_word(_checkpoint(run, at, folder, last))}", *overrides]
 
 
 def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: list[str]) -> list[str]:
@@ -171,24 +172,37 @@ def _tokens(option: str, text: str) -> int:
     )
 
 
-def _require_trunk(run: Path, config: Config, at: int) -> None:
-    decays = schedule_of(config).decays
+def _require_trunk(run: Path, config: Config, at: int) -> float:
+    """Up to how many tokens a run is a trunk.
+
+    Raises:
+        UserError: `at` is behind that.
+    """
+    schedule = schedule_of(config)
+    decays = schedule.decays
+    if decays and decays[0][0] <= schedule.warmup_tokens:
+        raise UserError(
+            f"{run} ({config.schedule.name}) decays from its warmup on and has no trunk: train one, schedule=constant"
+        )
     if decays and at > decays[0][0]:
         raise UserError(
             f"--at {at}: {run} ({config.schedule.name}) begins to decay at {decays[0][0]} tokens and is no trunk behind that: "
             f"choose a checkpoint before"
         )
+    return decays[0][0] if decays else math.inf
 
 
-def _checkpoint(run: Path, at: int, branch: Path) -> str:
-    """The trunk's checkpoint at `at` tokens: the folder's name as the user stands to it."""
+def _checkpoint(run: Path, at: int, branch: Path, last: float = math.inf) -> str:
+    """The trunk's checkpoint at `at` tokens: the folder's name. It is a trunk up to `last` tokens."""
     if known := _known(run, branch):
         return known  # the trunk may have dropped it since; the branch goes on from its own
     held = _held(run)
     if at in held:
-        return str(held[at])
-    nearest = sorted(sorted(held, key=lambda tokens: abs(tokens - at))[:3])
-    there = f"the nearest are at {', '.join(map(str, nearest))}" if nearest else "it has none"
+        return str(held[at].resolve())  # the same from wherever it is typed
+    nearest = sorted(sorted((tokens for tokens in held if tokens <= last), key=lambda tokens: abs(tokens - at))[:3])
+    there = f"the nearest are at {', '.join(map(str, nearest))}" if nearest else "it has none before its decay"
+    if (above := load_run_config(run).run.trunk) is not None:
+        there += f" (it is a branch itself, of {Path(above).parent.parent})"
     raise UserError(
         f"--at {at}: no checkpoint of {run} holds these tokens; {there}\n"
         f"(a run keeps its newest checkpoint.keep, every checkpoint.keep_every-th, and the one where its decay begins)"

@@ -17,6 +17,7 @@ from parallel.pipeline import cut, rank_of_stage, stage_count
 from parallel.tensor import SPLIT_DIMS
 from train.build import PARAMETER_DTYPES, build_model
 from train.config import Config
+from train.config.context import context_method
 from train.config.sections import QatConfig
 from train.quantization import quantize_stage
 
@@ -62,6 +63,10 @@ def show(config: Config) -> None:
         console.width = max(console.width, 120)
     console.print(_parameter_table(config))
     console.print(_share_table(config))
+    if (ranks := config.parallel.context) > 1:
+        method, why = context_method(config)
+        tokens = config.train.sequence // ranks
+        print(f"{tokens:,} tokens of every sequence on a rank, {method}, partition {config.parallel.context_partition} ({why})")
 
 
 def _parameter_table(config: Config) -> Table:

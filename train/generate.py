@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -63,7 +63,8 @@ def generation_config(run: Path, layout: list[str]) -> Config:
             raise UserError(f"'{word}': the size of an axis is a number from 1 up")
         sizes[axis] = int(size)
     config = load_run_config(run)
-    axes = {**dataclasses.asdict(Layout()), **sizes, "pipeline_schedule": "gpipe", "recompute": "none"}
+    axes: dict[str, Any] = {**dataclasses.asdict(Layout()), **sizes, "pipeline_schedule": "gpipe", "recompute": "none"}
+    axes |= {"context_method": "auto", "context_partition": "zigzag"}  # another number of ranks may need another method
     parallel = dataclasses.replace(config.parallel, **axes)
     batch_tokens = config.train.sequence * parallel.layout.data_parallel
     train = dataclasses.replace(

@@ -15,6 +15,7 @@ from scaling.record import RunRecord
 from train.build import COMPUTE_DTYPES
 from train.checkpoint.saver import Saver
 from train.config import Config
+from train.config.context import context_method
 from train.config.sections import QatConfig
 from train.quantization import quantizer_name
 from train.run_directory import now
@@ -43,6 +44,7 @@ def new_record(config: Config, world: World) -> RunRecord:
         trunk=config.run.trunk,
         model=dataclasses.asdict(config.model),
         layout=dataclasses.asdict(config.parallel.layout),
+        context_method=context_method(config)[0] if config.parallel.context > 1 else None,
         engine=config.parallel.engine,
         precision=config.train.precision,
         device=_device_name(world.device),

@@ -52,7 +52,10 @@ def log_to(run: Path | None) -> Iterator[None]:
 def announce(config: Config, record: RunRecord, shards: Shards, steps: int) -> None:
     """Say what is about to run, up to the end at step `steps`."""
     train, batches = config.train, config.batches
-    growing = f"{batches.batch_after(0):,} to " if len(batches.stages) > 1 else ""
+    smallest, largest = batches.batch_after(0), batches.batch_before(config.total_tokens)
+    sizes = f"{smallest:,} to {largest:,}" if smallest < largest else f"{largest:,}"
+    if largest < train.batch_tokens:
+        sizes += f" (train.batch_tokens={train.batch_tokens:,} is not reached: train.batch_warmup_tokens is longer)"
     log.info(
         "%s: %s parameters on %s tokens in %s step%s of %s; %s, %s",
         config.run.name,
@@ -60,12 +63,14 @@ def announce(config: Config, record: RunRecord, shards: Shards, steps: int) -> N
         f"{config.total_tokens:,}",
         f"{steps:,}",
         "" if steps == 1 else "s",
-        f"{growing}{train.batch_tokens:,}",
+        sizes,
         config.parallel.layout,
         train.precision,
     )
     if config.parallel.context > 1:
-        log.info("each sequence on %d ranks by %s (%s)", config.parallel.context, *context_method(config))
+        method, why = context_method(config)
+        said = "each sequence on %d ranks by %s, partition %s (%s)"
+        log.info(said, config.parallel.context, method, config.parallel.context_partition, why)
     if (phase := qat_phase(config)) is not None:
         share = 1.0 - phase.start / config.total_tokens
         log.info("quantized from %s tokens on, %.1f %% of the run (%s)", f"{phase.start:,}", 100 * share, phase.why)

@@ -104,11 +104,16 @@ def _rate_from(schedule: Schedule, first: int) -> float:
 def _in_characters(rates: list[float]) -> str:
     """The rates as columns, the largest as high as the drawing."""
     highest = max(rates) or 1.0
+    try:
+        _EIGHTHS.encode(sys.stdout.encoding or "utf-8")
+        blocks = _EIGHTHS
+    except UnicodeEncodeError:
+        blocks = "    #####"
     lines = []
     for row in reversed(range(HEIGHT)):
         eighths = [min(8, max(0, round(rate / highest * HEIGHT * 8) - 8 * row)) for rate in rates]
         label = f"{highest:8.2g} " if row == HEIGHT - 1 else f"{0:8} " if row == 0 else " " * 9
-        lines.append(label + "".join(_EIGHTHS[number] for number in eighths).rstrip())
+        lines.append(label + "".join(blocks[number] for number in eighths).rstrip())
     return "\n".join(lines)
 
 

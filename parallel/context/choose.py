@@ -74,7 +74,8 @@ class Machine:
 
     def __str__(self) -> str:
         what = "links" if self.topology == "mesh" else "ports"
-        return f"a {self.topology} with {what} of {self.bandwidth / 1e9:.3g} GB/s, {self.matmul_rate / 1e12:.3g} TFLOP/s"
+        rates = f"{self.bandwidth / 1e9:.3g} GB/s, {self.latency * 1e6:.3g} us, {self.matmul_rate / 1e12:.3g} TFLOP/s"
+        return f"a {self.topology} with {what} of {rates}"
 
 
 ASSUMED: dict[str, dict[Topology, Machine]] = {
@@ -158,14 +159,14 @@ def choose(call: AttentionCall, machine: Machine, *, backward: bool = True) -> t
     Of equally fast ones the first in the order of `METHODS`.
     """
     if call.ranks == 1:
-        return METHODS[0], f"{METHODS[0]}: a single rank sends nothing"
+        return METHODS[0], "a single rank sends nothing"
     impossible = {method: why for method in METHODS if (why := obstacle(method, call))}
     times = {method: seconds(method, call, machine, backward=backward) for method in METHODS if method not in impossible}
     best, *others = sorted(times, key=lambda method: times[method])
     told = [f"{method} {times[method] * 1e3:.3g} ms" for method in others]
     told += [f"{method} not possible ({why})" for method, why in impossible.items()]
     passes = "forward and backward" if backward else "forward"
-    reason = f"{best}: {times[best] * 1e3:.3g} ms a layer, {passes}, predicted for {call.ranks} ranks on {machine}"
+    reason = f"{times[best] * 1e3:.3g} ms a layer, {passes}, predicted for {call.sequence:,} tokens on {machine}"
     return best, f"{reason}; {', '.join(told)}"
 
 

@@ -61,6 +61,8 @@ def test_a_decay_that_quantization_cuts_short_is_said(tmp_path):
 
 def test_bad_input_is_refused(tmp_path):
     console.warm("schedule", *LENGTH, "schedule.decay_fraction=0.95").assert_refused("do not fit into the run's 1000000 tokens")
+    none = ["schedule=cosine", "schedule.warmup_tokens=1000000"]
+    console.warm("schedule", *LENGTH, *none).assert_refused("not one of the run's 1000000 tokens to decay in")
     console.warm("schedule", "schedule.peek=1").assert_refused("did you mean 'schedule.peak'?")
     nowhere = str(tmp_path / "no" / "folder.png")
     console.warm("schedule", *LENGTH, "--out", nowhere).assert_refused(f"cannot write --out {nowhere}")

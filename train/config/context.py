@@ -29,4 +29,4 @@ def _choose(config: Config) -> tuple[Method, str]:
     )
     device = "cuda" if any(Path(driver).exists() for driver in _GPU_DRIVERS) else "cpu"
     method, reason = choose(call, ASSUMED[device][config.parallel.context_topology])
-    return method, f"auto: {reason}"
+    return method, f"auto, at assumed rates: {reason}"

@@ -318,7 +318,12 @@ def _schedule(config: Config) -> Iterator[str]:
         )
     if isinstance(schedule, ConstantScheduleConfig):
         return
-    if found.decays and found.trunk(found.decays[-1][0]) == 0:  # too small for a float
+    if not found.decays and (isinstance(schedule, CosineScheduleConfig) or schedule.decay_fraction > 0):
+        advice = (
+            "lower schedule.warmup_tokens" if isinstance(schedule, CosineScheduleConfig) else "raise schedule.decay_fraction"
+        )
+        yield f"schedule={schedule.name} has not one of the run's {total} tokens to decay in: {advice}"
+    elif found.decays and found.trunk(found.decays[-1][0]) == 0:  # too small for a float
         yield "schedule.a and .b leave a learning rate of 0 where the decay begins: raise them (the paper has 4 and -0.51)"
     elif schedule.floor > schedule.peak:
         yield f"schedule.floor={schedule.floor} is above schedule.peak={schedule.peak}"
