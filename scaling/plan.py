@@ -283,7 +283,7 @@ def _choice(fit: Fit, name: str, parameters: float, ratio: float, best: float | 
 
 def _alternatives(fit: Fit, budget: Budget, optimum: Choice, cap: float | None) -> tuple[Choice, ...]:
     """The same budget at other ratios, with the loss above the optimum's and the compute that this loses."""
-    budgets = np.geomspace(budget.flops / 1e3, budget.flops * 1.001, 400)
+    budgets = np.geomspace(budget.flops / 1e3, budget.flops * 1.001, 150)
     reachable = np.array([float(best_ratios(fit, fit.theta[None], replace(budget, flops=less))[1][0]) for less in budgets])
     ratios = {f"{ratio:g} tokens per parameter": ratio for ratio in RATIOS}
     if budget.served:

@@ -1,5 +1,7 @@
 """Intervals: exact where there is a closed form, covering where there is none."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,7 +84,7 @@ def test_nominal_95_percent_cover(name):
 def test_chinchilla_covers_with_few_runs_and_with_many():
     size, ratio = np.meshgrid(np.geomspace(1e7, 1e9, 4), np.geomspace(5, 320, 4))
     few = from_size_and_tokens(size.ravel(), (size * ratio).ravel())
-    for columns, sets in ((few, 20), (None, 10)):
+    for columns, sets in ((few, 15), (None, 10)):
         report = simulate(LAWS["chinchilla"], columns=columns, sets=sets, bootstrap=200)
         print(report.method, report.coverage, report.law_coverage, report.run_coverage)
         assert min(*report.coverage.values(), report.law_coverage, report.run_coverage or 0) >= 0.8, report
@@ -94,8 +96,8 @@ def test_five_runs_and_four_parameters_still_cover():
     report = simulate(
         LAWS["over-training"],
         columns=from_size_and_tokens(size, size * np.array([20, 20, 20, 20, 320])),
-        sets=60,
-        bootstrap=200,
+        sets=50,
+        bootstrap=150,
     )
     print(report.coverage, report.law_coverage, report.run_coverage)
     assert report.method == STUDENT
@@ -106,7 +108,7 @@ def test_runs_of_one_ratio_cover_what_they_determine():
     """A law of four parameters of which such runs determine three numbers: E, eta, and one that a and b share."""
     size = np.array([10_569_312, 78_914_048, 153_677_376, 411_616_256, 1_439_795_200, 6_889_410_560], dtype=float)
     columns, beyond = from_size_and_tokens(size, size * 20), from_size_and_tokens(2e10, 4e11)
-    report = simulate(LAWS["over-training"], columns=columns, beyond=beyond, sets=40, bootstrap=200)
+    report = simulate(LAWS["over-training"], columns=columns, beyond=beyond, sets=30, bootstrap=150)
     print(report.coverage, report.law_coverage, report.run_coverage)
     assert report.coverage["a"] is report.coverage["b"] is None
     assert min(report.coverage["E"], report.coverage["eta"], report.law_coverage, report.run_coverage) >= 0.85
@@ -151,7 +153,7 @@ def test_resamples_without_what_tells_parameters_apart_are_left_out():
 
 def test_all_sixteen_numbers_of_the_qat_loss_law(capsys):
     """757 runs, 0.3 % noise: the fraction of lowest loss comes back to 0.02."""
-    law = LAWS["qat-loss"]
+    law = replace(LAWS["qat-loss"], num_starts=160)  # of which one in five reaches the optimum
     report = simulate(law, sets=1, bootstrap=50)
     print("true constants:", ", ".join(f"{name} {value:g}" for name, value in law.truth.items()))
     print("best fraction, mean absolute error:", report.fraction_mae)
