@@ -86,7 +86,7 @@ def test_tokens_that_no_checkpoint_holds_are_refused_with_the_nearest(group, cor
     ]
     _train(group, "single", run)
     trunk = tmp_path / "trunk"
-    with pytest.raises(UserError, match=r"no checkpoint of .*trunk holds these tokens; the nearest are at 512, 640, 768"):
+    with pytest.raises(UserError, match=r"no checkpoint of .*trunk holds these tokens; the nearest are at (\d+, )?512, 640\n"):
         branch_words(trunk, 513, 100, [])
     with pytest.raises(UserError, match=r"trunk \(wsd\) begins to decay at 717 tokens and is no trunk behind that"):
         branch_words(trunk, 800, 100, [])
