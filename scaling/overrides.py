@@ -200,7 +200,7 @@ def _word(value: Any) -> str:
         return f"[{','.join(_word(item) for item in value)}]"
     text = str(value)
     if isinstance(value, str) and (not _PLAIN.fullmatch(text) or text.lower() in ("null", "true", "false", "inf", "nan")):
-        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text) + "'"
     return text
 
 

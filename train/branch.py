@@ -5,6 +5,7 @@ is a decay, and where `quant=qat` is among the overrides the quantized phase.
 """
 
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -156,7 +157,8 @@ def _word(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return '"' + value.replace('"', '\\"') + '"'
+        # Backslashes escape before a quote alone, the closing one included.
+        return '"' + re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), value) + '"'
     return f"[{','.join(_word(item) for item in value)}]" if isinstance(value, list) else repr(value)
 
 

@@ -110,6 +110,7 @@ def test_what_cannot_be_branched_is_refused(trunk, tmp_path):
     [
         [],
         ["data=files", "data.files=['a b.txt','it\\'s.txt']", 'data.document_separator="<|x|> \\"y\\""', "tokenizer=bytes"],
+        ["data=files", "data.files=[x]", r'data.document_separator="a\b\"c\\"'],
         ["model.hidden_size=256", "model.num_heads=4", "model.head_dim=32", "schedule=wsd_s", "schedule.ends=[4096,8192]"],
         ["optimizer.mup=true", "schedule=power", "train.tokens=null", "train.steps=7", "run.name=007", "experiment=demo"],
         ["optimizer=muon", "health.step_timeout_seconds=null", "model.num_kv_heads=2", "run.dir=/some/where"],
