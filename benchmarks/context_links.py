@@ -28,7 +28,6 @@ from parallel.context.choose import METHODS, AttentionCall, Machine, Step, choos
 RANKS = 4
 HEADS, HEAD_DIM = 8, 128
 RATIOS = (1, 4)  # query heads to a key/value head
-SEQUENCES = (512, 1024)
 GATHER = "all_gather"
 KERNEL = "kernel"  # a rank's share of the attention, and nothing else
 EVERY = (*METHODS, GATHER)
@@ -62,14 +61,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--megabits", type=float, default=25.0, help="of every link or port, each way")
+    parser.add_argument("--topology", nargs="+", choices=get_args(Topology), default=get_args(Topology))
+    parser.add_argument("--tokens", nargs="+", type=int, default=(512, 1024), help="of a sequence")
     parser.add_argument("--figure", help="where to draw it")
     arguments = parser.parse_args()
     cases: list[Case] = []
     try:
         isolate()
-        for topology in get_args(Topology):
+        for topology in arguments.topology:
             with Network(topology, RANKS, "benchmarks.context_links") as network:
-                cases += _measure(network, arguments.rounds, int(arguments.megabits * 1e6))
+                cases += _measure(network, arguments.rounds, int(arguments.megabits * 1e6), arguments.tokens)
     except UnavailableError as error:
         print(f"skipped, no emulated network here: {error}")
         sys.exit(2)
@@ -78,8 +79,8 @@ def main() -> None:
         _draw(cases, arguments.figure)
 
 
-def _measure(network: Network, rounds: int, bits: int) -> Iterator[Case]:
-    calls = [AttentionCall(RANKS, sequence, HEADS, HEADS // ratio, HEAD_DIM) for ratio in RATIOS for sequence in SEQUENCES]
+def _measure(network: Network, rounds: int, bits: int, sequences: Sequence[int]) -> Iterator[Case]:
+    calls = [AttentionCall(RANKS, sequence, HEADS, HEADS // ratio, HEAD_DIM) for ratio in RATIOS for sequence in sequences]
     kinds = [(call, backward) for call in calls for backward in (False, True)]
     questions = [
         {"method": method, "call": dataclasses.asdict(call), "backward": backward}
@@ -242,7 +243,7 @@ def _draw(cases: Sequence[Case], path: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    longest = [case for case in cases if case.call.sequence == max(SEQUENCES)]
+    longest = [case for case in cases if case.call.sequence == max(case.call.sequence for case in cases)]
     figure, axes = plt.subplots(2, len(longest) // 2, figsize=(12, 6.2), layout="constrained")
     for axis, case in zip(axes.flat, longest, strict=True):
         places = range(len(EVERY))
