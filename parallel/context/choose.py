@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from parallel.context.names import Method
+from parallel.context.names import Method, heads_divide
 
 METHODS: tuple[Method, ...] = ("ring", "ring_bidirectional", "token_ring", "ulysses")
 Topology = Literal["mesh", "switch"]
@@ -144,13 +144,9 @@ def steps(method: Method, call: AttentionCall, *, backward: bool) -> list[Step]:
 
 def obstacle(method: Method, call: AttentionCall) -> str | None:
     """Why a method cannot serve a call, or None."""
-    if method != "ulysses":
+    if method != "ulysses" or heads_divide(call.heads, call.kv_heads, call.ranks):
         return None
-    if call.heads % call.ranks:
-        return f"{call.heads} heads do not divide by {call.ranks} ranks"
-    if call.kv_heads % call.ranks and call.ranks % call.kv_heads:
-        return f"neither do {call.kv_heads} key/value heads divide by {call.ranks} ranks nor the ranks by the heads"
-    return None
+    return f"{call.heads} query and {call.kv_heads} key/value heads do not divide among {call.ranks} ranks"
 
 
 def choose(call: AttentionCall, machine: Machine, *, backward: bool = True) -> tuple[Method, str]:

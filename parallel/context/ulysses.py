@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.context.local import TOKENS, LocalAttention, Transfers, zeros_like
+from parallel.context.names import heads_divide
 from parallel.context.partition import Partition
 from parallel.recompute import kept
 
@@ -38,7 +39,7 @@ def heads_of_ranks(num_heads: int, num_kv_heads: int, ranks: int, device: torch.
     Raises:
         ValueError: heads and ranks do not divide.
     """
-    if num_heads % ranks or (num_kv_heads % ranks and ranks % num_kv_heads):
+    if not heads_divide(num_heads, num_kv_heads, ranks):
         raise ValueError(f"{num_heads} query and {num_kv_heads} key/value heads do not divide among {ranks} ranks")
     each, group = max(1, num_kv_heads // ranks), num_heads // num_kv_heads
     first = [rank * (num_heads // ranks) // group for rank in range(ranks)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from parallel.context.names import CHUNKS_OF_A_RANK
+from parallel.context.names import CHUNKS_OF_A_RANK, heads_divide
 from train import huggingface
 from train.config.context import context_method
 from train.config.quantization import qat_phase
@@ -163,8 +163,7 @@ def _context(config: Config) -> Iterator[str]:
             f"{f'{below} or ' * (below > 0)}{below + divisor}"
         )
     heads, kv_heads = model.num_heads // tensor, model.num_kv_heads // tensor
-    divided = heads % ranks == 0 and (kv_heads % ranks == 0 or (kv_heads and ranks % kv_heads == 0))
-    if context_method(config)[0] == "ulysses" and not divided:
+    if context_method(config)[0] == "ulysses" and not heads_divide(heads, kv_heads, ranks):
         on_a_rank = f" on each of parallel.tensor={tensor} ranks" * (tensor > 1)
         yield (
             f"parallel.context_method=ulysses: {heads} query and {kv_heads} key/value heads{on_a_rank} do not divide among "

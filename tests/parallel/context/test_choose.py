@@ -96,8 +96,8 @@ def test_the_reason_names_times_and_what_is_impossible():
         "32,768 tokens",
         "switch",
         "50 GB/s",
-        "12 heads do not divide by 8 ranks",
+        "12 query and 12 key/value heads do not divide among 8 ranks",
     ):
         assert word in reason
-    assert "neither do 12 key/value heads" in choose(dataclasses.replace(call, heads=24), Machine("mesh", 1e9, 1e12))[1]
+    assert "24 query and 12 key/value heads" in choose(dataclasses.replace(call, heads=24), Machine("mesh", 1e9, 1e12))[1]
     assert "single rank" in choose(dataclasses.replace(call, ranks=1), Machine("mesh", 1e9, 1e12))[1]
