@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.errors import UserError
+from common.errors import UserError
 
 if TYPE_CHECKING:
     from scaling.laws.base import ObjectiveName

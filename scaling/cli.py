@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.errors import UserError, WorkFailed
 from scaling import arguments
-from scaling.errors import UserError, WorkFailed
 
 if TYPE_CHECKING:
     from scaling.fit import Fit
@@ -100,9 +100,9 @@ def fit(
     json: _Json = False,
 ) -> None:
     """Fit a law to runs, with intervals, held-out forecasts, and warnings about what the runs cannot tell."""
+    from common.files import write_atomically
     from scaling import show
     from scaling.fit_file import as_plain, name_of_law, to_json
-    from scaling.record import write_atomically
 
     file = None if out is None else out / "fit.json"
     if file is not None and name_of_law(file) not in (None, law):

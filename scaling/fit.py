@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from scaling.errors import UserError, WorkFailed
+from common.errors import UserError, WorkFailed
 from scaling.interval import Draws, draw
 from scaling.laws import Law
 from scaling.laws.base import Columns, ObjectiveName

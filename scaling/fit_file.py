@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-from scaling.errors import UserError
+from common.errors import UserError
 from scaling.fit import KEPT_DRAWS, Fit, check_values
 from scaling.interval import LEVEL, Draws
 from scaling.laws import find_law

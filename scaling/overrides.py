@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from scaling.errors import UserError
+from common.errors import UserError
 
 # Not copied: chosen by the plan, or no part of what a run computes.
 _CHOSEN = ("model.num_layers", "model.hidden_size", "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.ffn_size")

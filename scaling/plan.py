@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.errors import UserError
 from scaling.arguments import BITS
-from scaling.errors import UserError
 from scaling.fit import Fit
 from scaling.ladder import WORTH, ladder
 from scaling.laws.dual import Array

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scaling.errors import UserError
+from common.errors import UserError
 from scaling.fit import Fit
 from scaling.runs import FOLLOWS_FROM, derive
 from scaling.trust import extrapolation

@@ -6,11 +6,12 @@ one per evaluation. Loss is nats per token.
 
 import dataclasses
 import json
-import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+from common.files import write_atomically
+from common.plain import without_nan
 
 SCHEMA = 1
 STATUSES = ("running", "finished", "preempted", "failed")
@@ -111,7 +112,7 @@ class EvaluationLine:
 
 def write_record(folder: Path, record: RunRecord) -> None:
     """Write `run.json` so that a reader sees the old one or the new one, whole."""
-    write_atomically(folder / "run.json", json.dumps(_plain(dataclasses.asdict(record)), indent=2) + "\n")
+    write_atomically(folder / "run.json", json.dumps(without_nan(dataclasses.asdict(record)), indent=2) + "\n")
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -140,7 +141,7 @@ def read_record(folder: Path) -> RunRecord:
 
 def line_text(line: StepLine | EvaluationLine) -> str:
     """A line of `metrics.jsonl`, its end included."""
-    return json.dumps(_plain(dataclasses.asdict(line))) + "\n"
+    return json.dumps(without_nan(dataclasses.asdict(line))) + "\n"
 
 
 def read_metrics(folder: Path) -> Iterator[StepLine | EvaluationLine]:
@@ -158,35 +159,3 @@ def read_metrics(folder: Path) -> Iterator[StepLine | EvaluationLine]:
                 yield kind(**{key: value for key, value in plain.items() if key in names})
             except (json.JSONDecodeError, TypeError) as error:
                 raise ValueError(f"{stream.name}:{number} is not a metrics line: {error}") from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file in one stroke: a temporary beside it, flushed to disk, then renamed over it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder as durable as the files behind them."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

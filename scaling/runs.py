@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scaling.errors import UserError
+from common.errors import UserError
 from scaling.expression import ExpressionError, evaluate
 from scaling.record import STATUSES, read_record
 

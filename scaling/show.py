@@ -16,8 +16,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from common.errors import UserError
 from scaling.arguments import writing
-from scaling.errors import UserError
 from scaling.overrides import command, words_for
 from scaling.plan import FULL_BITS, GIB, Choice, Plan
 from scaling.simulate import Report

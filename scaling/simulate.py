@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scaling.errors import UserError, WorkFailed
+from common.errors import UserError, WorkFailed
 from scaling.fit import Fit, check_values, fit
 from scaling.fit_file import parameter_table
 from scaling.laws import Law

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scaling.errors import UserError
+from common.errors import UserError
 from scaling.runs import SOURCE, flatten
 
 _IDENT = b":W&B"

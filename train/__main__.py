@@ -2,10 +2,10 @@
 
 import sys
 
+from common.errors import UserError, WorkFailed
 from parallel.environment import ProcessEnvironment, die_with_launcher, leave
 from train.config import load_config, require
 from train.config.help import answer_without_running
-from train.errors import RunFailed, UserError
 from train.stop import StopRequest
 
 
@@ -36,7 +36,7 @@ def _answer_or_run(arguments: list[str], environment: ProcessEnvironment, stop: 
 
         with connect(environment) as world:
             return run(config, world, stop)
-    except (UserError, RunFailed) as error:
+    except (UserError, WorkFailed) as error:
         if environment.rank == 0:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -5,7 +5,6 @@ is a decay, and where `quant=qat` is among the overrides the quantized phase.
 """
 
 import math
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
+from common.errors import UserError
+from common.words import hydra_word
 from parallel.environment import leave
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, newest_first
 from train.command import run_command
 from train.config import Config, load_config, require, schedule_of
 from train.config.compose import section_defaults
 from train.config.quantization import qat_phase
-from train.errors import UserError
 from train.run_directory import load_run_config, path_of
 
 _MOST_TOKENS = 10**15  # more than there is text
@@ -80,7 +80,7 @@ def branch_words(run: Path, at: int, decay_tokens: int, overrides: list[str]) ->
         plain["quant"]["start"] = phase.start / total  # where the trunk's weights were quantized, of another whole
     words = words_of(plain, overrides)
     folder = path_of(load_config([*words, *overrides]))
-    return [*words, f"run.trunk={_word(_checkpoint(run, at, folder, last))}", *overrides]
+    return [*words, f"run.trunk={hydra_word(_checkpoint(run, at, folder, last))}", *overrides]
 
 
 def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: list[str]) -> list[str]:
@@ -117,7 +117,7 @@ def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: li
         raise UserError(
             f"--at {at}: the trunk and this branch are one run up to {last} tokens only ({ends[last]}): leave --at out"
         )
-    return [*words, f"run.trunk={_word(_checkpoint(run, at, path_of(branch)))}", *overrides]
+    return [*words, f"run.trunk={hydra_word(_checkpoint(run, at, path_of(branch)))}", *overrides]
 
 
 def _planned(trunk: Config, name: str, total: int, overrides: list[str]) -> dict[str, Any]:
@@ -146,20 +146,12 @@ def words_of(plain: dict[str, Any], overrides: Sequence[str] = ()) -> list[str]:
     for name, section in sections.items():
         # As they stand in the files, so that a value that follows from others there is said as well.
         defaults = section_defaults(name, section["name"] if name != "run" and "name" in section else None)
-        words += [f"{name}.{key}={_word(value)}" for key, value in section.items() if key != "name" and defaults[key] != value]
+        words += [
+            f"{name}.{key}={hydra_word(value)}" for key, value in section.items() if key != "name" and defaults[key] != value
+        ]
     if "run" in plain:
-        words.append(f"run.name={_word(plain['run']['name'])}")
+        words.append(f"run.name={hydra_word(plain['run']['name'])}")
     return words
-
-
-def _word(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        # Backslashes escape before a quote alone, the closing one included.
-        return '"' + re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), value) + '"'
-    return f"[{','.join(_word(item) for item in value)}]" if isinstance(value, list) else repr(value)
 
 
 def _tokens(option: str, text: str) -> int:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import typer
 
+from common.errors import UserError, WorkFailed
 from parallel.environment import ProcessEnvironment, die_with_launcher
 from train.config import Config, require_layout
-from train.errors import RunFailed, UserError
 
 
 def run_command(function: Callable[..., None], arguments: list[str], *, start: Callable[..., int] | None = None) -> int:
@@ -19,7 +19,7 @@ def run_command(function: Callable[..., None], arguments: list[str], *, start: C
     app.command()(function)
     try:
         app(args=arguments, prog_name=f"foretrain {function.__name__}", standalone_mode=True, obj=start)
-    except (UserError, RunFailed) as error:
+    except (UserError, WorkFailed) as error:
         if ProcessEnvironment.read().rank == 0:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code

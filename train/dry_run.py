@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from common.words import ranges
 from parallel.pipeline import cut, rank_of_stage, stage_count
 from parallel.tensor import SPLIT_DIMS
 from train.build import PARAMETER_DTYPES, build_model
@@ -93,20 +94,11 @@ def _share_table(config: Config) -> Table:
         weights = share.parameters * weight_bytes
         table.add_row(
             f"{first}-{first + per_coordinate - 1}" if per_coordinate > 1 else str(first),
-            _ranges(share.layers),
+            ranges(share.layers),
             f"{share.parameters:,}",
             *(_gib(count * weights) for count in (1, 1, 2, 4)),
         )
     return table
-
-
-def _ranges(layers: list[int]) -> str:
-    """[0, 1, 2, 6, 7] as '0-2, 6-7'."""
-    starts = [layer for layer in layers if layer - 1 not in layers]
-    ends = [layer for layer in layers if layer + 1 not in layers]
-    return ", ".join(
-        f"{start}-{end}" if end > start else str(start) for start, end in zip(sorted(starts), sorted(ends), strict=True)
-    )
 
 
 def _gib(size: int) -> str:

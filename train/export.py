@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from common.errors import UserError, WorkFailed
+from common.files import sync
 from parallel.environment import leave
 from train.command import run_command
-from train.errors import RunFailed, UserError
 from train.evaluate import check_rounding
 from train.generate import generation_config
 from train.huggingface import INDEX, SINGLE, describe, folded, places
@@ -74,7 +75,7 @@ def export_huggingface(run: Path, out: Path, *, shard_bytes: int = SHARD_BYTES, 
 
     Raises:
         UserError: `run` is not a run with weights, has no counterpart there, or `out` is in use.
-        RunFailed: the disk refused; `out` is as it was.
+        WorkFailed: the disk refused; `out` is as it was.
     """
     config = load_run_config(run)
     stored_dtype, torch_dtype = _DTYPES[config.train.precision]
@@ -122,7 +123,7 @@ def export_int_packed(run: Path, out: Path, *, quantize: str | None = None) -> N
 
     Raises:
         UserError: `run` is not a run with weights, they are not quantized and are not to be, or `out` is in use.
-        RunFailed: the disk refused; `out` is as it was.
+        WorkFailed: the disk refused; `out` is as it was.
     """
     import dataclasses
 
@@ -215,7 +216,7 @@ def _folder(out: Path) -> Iterator[Path]:
         yield temporary
         os.rename(temporary, out)
     except OSError as error:
-        raise RunFailed(f"cannot write {out}: {error.strerror or error}") from None
+        raise WorkFailed(f"cannot write {out}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -261,8 +262,7 @@ def _write(path: Path, parts: "Iterator[bytes | memoryview] | list[bytes]") -> N
     with open(path, "wb") as stream:
         for part in parts:
             stream.write(part)
-        stream.flush()
-        os.fsync(stream.fileno())
+        sync(stream)
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

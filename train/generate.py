@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from common.errors import UserError
 from parallel.environment import leave
 from parallel.layout import Layout
 from train.command import process_of, run_command
 from train.config import Config
-from train.errors import UserError
 from train.run_directory import load_run_config
 
 if TYPE_CHECKING:

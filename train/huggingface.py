@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.errors import UserError
 from parallel.shape import ModelShape
-from train.errors import UserError
 
 if TYPE_CHECKING:
     from train.config.sections import ModelConfig

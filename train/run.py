@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from common.errors import UserError, WorkFailed
 from parallel.mesh import World
 from train import report
 from train.config import Config
 from train.data.prepare import prepare
 from train.data.shards import Shards, open_shards
-from train.errors import RunFailed, UserError
 from train.run_directory import RunDirectory
 from train.stop import Stopped, StopRequest, exit_code
 from train.trainer import Trainer
@@ -21,7 +21,7 @@ def run(config: Config, world: World, stop: StopRequest | None = None) -> int:
     """Carry out one run on `world`. Returns the exit code; messages for the user are rank 0's.
 
     Raises:
-        UserError, RunFailed: on rank 0; the other ranks then return the same exit code in silence.
+        UserError, WorkFailed: on rank 0; the other ranks then return the same exit code in silence.
     """
     stop = stop or StopRequest()
     return _lead(config, world, stop) if world.rank == 0 else _follow(config, world, stop)
@@ -33,7 +33,7 @@ def _follow(config: Config, world: World, stop: StopRequest) -> int:
         return int(outcome["exit_code"])
     try:
         return Trainer(config, world, open_shards(Path(outcome["shards"])), None, stop).train()
-    except (UserError, RunFailed) as error:  # every rank has found the same; rank 0 says so
+    except (UserError, WorkFailed) as error:  # every rank has found the same; rank 0 says so
         return error.exit_code
     except RuntimeError:  # a collective breaks off when rank 0 leaves; it has said why
         outcome = json.loads(world.await_value("start"))
@@ -58,20 +58,20 @@ def _lead(config: Config, world: World, stop: StopRequest) -> int:
             try:
                 return Trainer(config, world, shards, directory, stop).train()
             except RuntimeError as error:
-                if not isinstance(error, RunFailed) and _is_lost_connection(error):
-                    raise RunFailed(
+                if not isinstance(error, WorkFailed) and _is_lost_connection(error):
+                    raise WorkFailed(
                         f"run {config.run.name} lost another of its processes: {str(error).splitlines()[0]}\n"
                         f"The same command goes on from the newest checkpoint (torchrun --max-restarts does so by itself)"
                     ) from error
-                if isinstance(error, RunFailed) or not _is_out_of_memory(error):
+                if isinstance(error, WorkFailed) or not _is_out_of_memory(error):
                     raise
-                raise RunFailed(
+                raise WorkFailed(
                     f"{world.device} has not enough memory for this model and batch ({config.model.shape.parameters:,} "
                     f"parameters): lower train.microbatch, raise parallel.shard, or choose a smaller model"
                 ) from error
         finally:
             directory.close()
-    except (UserError, RunFailed) as error:
+    except (UserError, WorkFailed) as error:
         world.publish("start", json.dumps({"exit_code": error.exit_code}))
         raise
     except Stopped:

@@ -20,6 +20,8 @@ from typing import IO, Any
 
 import yaml
 
+from common.errors import UserError, WorkFailed
+from common.files import write_atomically
 from scaling.record import (
     EvaluationLine,
     RunRecord,
@@ -27,14 +29,12 @@ from scaling.record import (
     line_text,
     read_metrics,
     read_record,
-    write_atomically,
     write_record,
 )
 from train.checkpoint.manifest import NAME as MANIFEST
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, newest_first, remove, step_of
 from train.config import Config, parse_config
 from train.config.quantization import qat_phase
-from train.errors import RunFailed, UserError
 
 log = logging.getLogger("foretrain")
 
@@ -70,7 +70,7 @@ class MetricsFile:
         """Write a line, or keep it for later.
 
         Raises:
-            RunFailed: the disk has not taken a line for too long.
+            WorkFailed: the disk has not taken a line for too long.
         """
         with self._lock:
             self._unwritten.append(line_text(line))
@@ -81,7 +81,7 @@ class MetricsFile:
                     said = "step %d: %s cannot be written (%s); its lines are kept until it can"
                     log.warning(said, line.step, self.path, error)
                 if len(self._unwritten) > self.MOST_UNWRITTEN:
-                    raise RunFailed(f"{self.path} could not be written for {self.MOST_UNWRITTEN} lines: {error}") from error
+                    raise WorkFailed(f"{self.path} could not be written for {self.MOST_UNWRITTEN} lines: {error}") from error
 
     def flush(self) -> None:
         """Write what is not written yet.
@@ -233,7 +233,7 @@ class RunDirectory:
     def close(self) -> None:
         """Release the lock. A folder that was made for a run that never began is removed."""
         if self._metrics is not None:
-            with suppress(OSError, RunFailed):  # a disk that is full has been complained of; the lock must go all the same
+            with suppress(OSError, WorkFailed):  # a disk that is full has been complained of; the lock must go all the same
                 self._metrics.close()
         if self._made:
             shutil.rmtree(self.path, ignore_errors=True)

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
+from common.errors import UserError
 from parallel.environment import leave
 from schedulers.schedule import PowerLaw, Schedule
 from train.command import run_command
 from train.config import Config, load_config, require, schedule_of
 from train.config.quantization import qat_phase
 from train.config.schedules import warnings_of
-from train.errors import UserError
 
 WIDTH, HEIGHT = 72, 10  # characters of the drawing in the terminal
 _EIGHTHS = " ▁▂▃▄▅▆▇█"

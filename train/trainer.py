@@ -13,6 +13,7 @@ from typing import Literal
 import torch.distributed as dist
 from torch.profiler import record_function
 
+from common.errors import UserError, WorkFailed
 from parallel.agreement import Agreement
 from parallel.batch import Batch
 from parallel.engine.protocol import StepResult
@@ -27,7 +28,6 @@ from train.checkpoint.verify import Verified, newest_verified
 from train.config import Config, schedule_of
 from train.data.loader import TrainLoader, ValidationLoader
 from train.data.shards import Shards
-from train.errors import RunFailed, UserError
 from train.health import Health, Judgement
 from train.memory import PeakMemory
 from train.profile import traced
@@ -88,7 +88,7 @@ class Trainer:
 
         Raises:
             UserError: the run cannot go on from the checkpoint it was told to.
-            RunFailed: the loss stopped being finite, or the disk failed.
+            WorkFailed: the loss stopped being finite, or the disk failed.
         """
         try:
             with report.log_to(self.directory.path if self.directory else None), self.watchdog:
@@ -97,10 +97,10 @@ class Trainer:
                 self._loop()
                 return self._preempt() if self._stopped_by else self._finish()
         except BaseException as error:
-            with suppress(OSError, RunFailed):  # what failed may be the very disk
+            with suppress(OSError, WorkFailed):  # what failed may be the very disk
                 self._close("failed")
             if isinstance(error, OSError):
-                raise RunFailed(f"run {self.config.run.name} failed: {error}") from error
+                raise WorkFailed(f"run {self.config.run.name} failed: {error}") from error
             raise
         finally:
             self.saver.close()
@@ -304,7 +304,7 @@ class Trainer:
         if judgement.verdict == "healthy":
             return False
         if judgement.verdict == "stop":
-            raise RunFailed(
+            raise WorkFailed(
                 f"run {self.config.run.name} diverged and was stopped at step {line.step} ({line.tokens} tokens): "
                 f"{judgement.why}. A lower schedule.peak or a longer schedule.warmup_tokens may help, or "
                 f"health.on_nonfinite=rewind to leave the data out"
@@ -342,16 +342,16 @@ class Trainer:
         """Go back to the newest checkpoint before a step that went wrong, and leave the samples since then out.
 
         Raises:
-            RunFailed: there is none, or this has happened too often.
+            WorkFailed: there is none, or this has happened too often.
         """
         name, patience = self.config.run.name, self.config.health.patience
         if len(self.progress.skipped) >= patience:
-            raise RunFailed(f"run {name} went wrong again at step {bad.step} after {patience} rewinds: {why}")
+            raise WorkFailed(f"run {name} went wrong again at step {bad.step} after {patience} rewinds: {why}")
         self.saver.finish()
         skipped: list[tuple[Path, str]] = []
         found = newest_verified(self.directory.before(bad.step) if self.directory is not None else [], skipped)
         if found is None:
-            raise RunFailed(f"run {name} went wrong at step {bad.step} and has no checkpoint to go back to: {why}")
+            raise WorkFailed(f"run {name} went wrong at step {bad.step} and has no checkpoint to go back to: {why}")
         before = self.progress.skipped
         self._load(found)
         first = self.progress.samples
@@ -401,7 +401,7 @@ class Trainer:
             self.directory.append(EvaluationLine(step=step, tokens=self.progress.tokens, validation=record.losses))
         self._write_record()
         if not math.isfinite(loss):
-            raise RunFailed(
+            raise WorkFailed(
                 f"run {self.config.run.name} stopped at step {step}: validation loss {loss}. "
                 "A lower schedule.peak or a longer schedule.warmup_tokens may help"
             )
@@ -422,7 +422,7 @@ class Trainer:
     def _finish(self) -> int:
         """Save the last checkpoint, close the record, show what came out."""
         if not self._make_sure_of_checkpoint():
-            raise RunFailed(
+            raise WorkFailed(
                 f"run {self.config.run.name} is trained, but its last checkpoint could not be written to "
                 f"{self.saver.checkpoints}: make room and type the command again; it goes on from the checkpoint before"
             )

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.errors import UserError
 from parallel.engine.native import NativeEngine
 from parallel.mesh import World, build_meshes
 from quant.linear import SCALE, Precision
@@ -17,7 +18,6 @@ from train.checkpoint.manifest import Manifest
 from train.config import Config, load_config
 from train.config.quantization import qat_phase
 from train.config.sections import NoQuantConfig, QatConfig
-from train.errors import UserError
 from train.quantization import Quantization, precision_of
 from train.run_directory import load_run_config
 from train.weights import newest_checkpoint, read_weights

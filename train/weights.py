@@ -5,11 +5,11 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
+from common.errors import UserError
 from train.checkpoint.manifest import NAME as MANIFEST
 from train.checkpoint.manifest import BrokenCheckpointError, newest_first
 from train.checkpoint.storage import read_metadata, read_state, read_whole
 from train.checkpoint.verify import verify_alone
-from train.errors import UserError
 
 
 def newest_checkpoint(run: Path) -> Path:

@@ -11,6 +11,7 @@ from types import FrameType
 
 import torch
 
+from common.words import ranges
 from parallel.context.local import Transfers
 from parallel.mesh import World
 
@@ -77,14 +78,7 @@ def describe(everyone: Mapping[int, Position | str]) -> list[str]:
 
 def _ranks(ranks: list[int]) -> str:
     """[0, 1, 2, 5] as `ranks 0-2, 5`."""
-    runs: list[list[int]] = []
-    for rank in ranks:
-        if runs and runs[-1][-1] == rank - 1:
-            runs[-1].append(rank)
-        else:
-            runs.append([rank])
-    words = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"rank{'s' if len(ranks) > 1 else ''} {words}"
+    return f"rank{'s' if len(ranks) > 1 else ''} {ranges(ranks)}"
 
 
 def _module(frame: FrameType) -> str:

@@ -4,7 +4,7 @@ import difflib
 import importlib.util
 from pathlib import Path
 
-from scaling.errors import UserError
+from common.errors import UserError
 from scaling.laws.base import Law, Parameter
 from scaling.laws.downstream import DOWNSTREAM
 from scaling.laws.learning_rate import LEARNING_RATE

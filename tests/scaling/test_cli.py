@@ -9,7 +9,7 @@ import warnings
 import pandas as pd
 import pytest
 
-from scaling.errors import WorkFailed
+from common.errors import WorkFailed
 from scaling.laws import LAWS
 from tests.scaling.commands import scaling, simulated, written
 

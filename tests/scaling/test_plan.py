@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from parallel.shape import ModelShape
 from scaling import show
 from scaling.arguments import BITS
-from scaling.errors import UserError
 from scaling.fit import fit
 from scaling.fit_file import as_plain, to_json
 from scaling.laws import LAWS

@@ -20,7 +20,6 @@ from scaling.record import (
     line_text,
     read_metrics,
     read_record,
-    write_atomically,
     write_record,
 )
 
@@ -165,14 +164,6 @@ def test_a_failing_write_leaves_the_old_record_whole_and_nothing_else(tmp_path, 
         write_record(tmp_path, replace(RECORD, status="finished"))
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
     assert read_record(tmp_path) == RECORD
-
-
-def test_a_text_that_cannot_be_encoded_leaves_the_old_file_whole(tmp_path):
-    write_atomically(tmp_path / "a.txt", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(tmp_path / "a.txt", "new" * 100_000 + "\ud800")
-    assert (tmp_path / "a.txt").read_text() == "old"
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def _without(key: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.errors import UserError
+from common.errors import UserError
 from scaling.expression import evaluate
 from scaling.record import write_record
 from scaling.runs import derive, read_runs, select

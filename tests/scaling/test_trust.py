@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.errors import UserError
+from common.errors import UserError
 from scaling.fit import fit
 from scaling.fit_file import parameter_table
 from scaling.laws import LAWS

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from common.errors import UserError
 from quant.export import HEADER, WEIGHTS, read
 from scaling.record import StepLine, read_metrics, read_record
 from tests.end_to_end import console
@@ -17,7 +18,6 @@ from train.checkpoint.storage import read_metadata
 from train.config import load_config, require
 from train.config.quantization import qat_phase
 from train.config.sections import QatConfig
-from train.errors import UserError
 from train.huggingface import places
 from train.optimizer import SCALE_EPS, build_optimizer
 from train.quantization import quantize_stage

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scaling.record import sync_folder, write_atomically
+from common.files import sync_folder, write_atomically
 
 SCHEMA = 1
 NAME = "manifest.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
-from scaling.record import sync_folder
+from common.files import sync_folder
 from train.checkpoint.manifest import ForGood, Manifest, Progress, folder_of, remove, retain
 from train.checkpoint.storage import METADATA, Copies, copy_to_cpu, write_state
 from train.checkpoint.verify import hash_files

@@ -3,6 +3,7 @@
 `sections` has the types and the help text, `configs/` the values, `compose` brings both together, `rules` checks across fields.
 """
 
+from common.errors import UserError, WorkFailed
 from train.config.compose import load_config, parse_config
 from train.config.rules import require, require_layout
 from train.config.schedules import schedule_of
@@ -19,7 +20,6 @@ from train.config.sections import (
     ModelConfig,
     StdlibCorpusConfig,
 )
-from train.errors import RunFailed, UserError
 
 __all__ = [
     "AdamWConfig",
@@ -32,9 +32,9 @@ __all__ = [
     "FilesCorpusConfig",
     "HealthConfig",
     "ModelConfig",
-    "RunFailed",
     "StdlibCorpusConfig",
     "UserError",
+    "WorkFailed",
     "load_config",
     "parse_config",
     "require",

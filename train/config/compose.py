@@ -19,8 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.errors import UserError
 from train.config.sections import Config
-from train.errors import UserError
 
 Origins = dict[str, set[str]]
 """Key -> the group options ("data=files") that have it; an empty set where every run has it."""

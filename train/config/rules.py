@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from parallel.context.names import CHUNKS_OF_A_RANK, heads_divide
 from train import huggingface
 from train.config.context import context_method
@@ -24,7 +25,6 @@ from train.config.sections import (
     QatConfig,
     WsdSScheduleConfig,
 )
-from train.errors import UserError
 
 
 def require(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> None:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.errors import RunFailed, UserError
+from common.errors import UserError, WorkFailed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         if command not in {"prepare", "inspect"}:
             raise UserError(f"no command {command!r}; type foretrain data prepare or inspect")
         _run(command, overrides)
-    except (UserError, RunFailed) as error:
+    except (UserError, WorkFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0

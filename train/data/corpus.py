@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from common.errors import UserError
 from train.config import CorpusConfig, FilesCorpusConfig, StdlibCorpusConfig
 from train.data.readers import CHUNK_BYTES, READERS, Advance, Reader, ReadOptions, read_python, readable
-from train.errors import UserError
 
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 _INSTALLED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from common.counter import derive_key, hash64
+from common.errors import UserError
 from parallel.batch import Batch
-from train.counter import derive_key, hash64
 from train.data.shards import TokenStream
-from train.errors import UserError
 
 IGNORE = -100
 """The target of a position that has none (the default `ignore_index` of torch's cross entropy)."""

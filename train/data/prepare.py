@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from scaling.record import sync_folder
+from common.counter import derive_key, hash64
+from common.errors import UserError, WorkFailed
+from common.files import sync_folder
 from train.config import BpeTokenizerConfig, BytesTokenizerConfig, CorpusConfig, FileTokenizerConfig
-from train.counter import derive_key, hash64
 from train.data.bigram import bigram_loss
 from train.data.corpus import Corpus, open_corpus
 from train.data.lock import building, exclusive, remove_leftovers
@@ -30,7 +31,6 @@ from train.data.tokenizer import (
     read_tokenizer,
     train_bpe,
 )
-from train.errors import RunFailed, UserError
 
 TokenizerConfig = BpeTokenizerConfig | BytesTokenizerConfig | FileTokenizerConfig
 SplitName = Literal["train", "validation"]
@@ -60,7 +60,7 @@ def build_or_reuse(
 
     Raises:
         UserError: a file, option or tokenizer that cannot be used; no text; too little text for two splits.
-        RunFailed: the cache folder cannot be written; a file changed while it was read.
+        WorkFailed: the cache folder cannot be written; a file changed while it was read.
     """
     corpus = open_corpus(data)
     cache_dir = Path(data.cache_dir).expanduser()
@@ -82,10 +82,10 @@ def build_or_reuse(
             with building(folder) as temporary, shown(progress) as stage:
                 _build(temporary, corpus, data.validation_fraction, tokenizer, folder.name, shard_tokens, stage)
                 if corpus.stamps() != stamps:
-                    raise RunFailed("a file of the corpus changed while it was read; run again when it is complete")
+                    raise WorkFailed("a file of the corpus changed while it was read; run again when it is complete")
                 _publish(temporary, folder)
     except OSError as error:
-        raise RunFailed(
+        raise WorkFailed(
             f"cannot write tokens to {cache_dir}: {error.strerror or error}\n"
             "make room there, or type data.cache_dir=... with a folder that can be written"
         ) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.errors import UserError
+from common.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 # A little compressed text can be a lot of text, so compressed input is taken in smaller bites.

@@ -10,7 +10,6 @@
 import array
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -23,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from common.errors import UserError
+from common.files import sync
 from train.data.tokenizer import read_tokenizer
-from train.errors import UserError
 
 SCHEMA = 1
 SHARD_TOKENS = 1 << 28
@@ -144,7 +144,7 @@ class SplitWriter:
         with (self._folder / ends).open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             file.write(self._ends.tobytes())
-            _sync(file)
+            sync(file)
         sizes = {name: (self._folder / name).stat().st_size for name in [*self.files, ends]}
         return {"tokens": self.tokens, "documents": len(self._ends), "bytes": self.bytes, "files": sizes}
 
@@ -166,7 +166,7 @@ class SplitWriter:
 
     def _finish_file(self) -> None:
         if self._file is not None:
-            _sync(self._file)
+            sync(self._file)
             self._file = None
         self._open.close()
 
@@ -180,7 +180,7 @@ def write_file(path: Path, content: bytes) -> None:
     """Write a file and make it durable."""
     with path.open("wb") as file:
         file.write(content)
-        _sync(file)
+        sync(file)
 
 
 def open_shards(folder: Path) -> Shards:
@@ -245,8 +245,3 @@ def _open_stream(folder: Path, name: str, index: dict[str, Any]) -> TokenStream:
     split = index["splits"][name]
     files = sorted(folder / file for file in split["files"] if file.endswith(".bin"))
     return TokenStream(files, index["dtype"], folder / f"{name}_ends.npy", split["bytes"])
-
-
-def _sync(file: BufferedWriter) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from common.errors import UserError
 from train.data.readers import Advance
-from train.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARACTERS = 1 << 20

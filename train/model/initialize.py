@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from train.counter import derive_key, normal
+from common.counter import derive_key, normal
 
 CHUNK = 1 << 15  # elements: the temporaries (about 1.5 MiB of float64 and uint64) stay in the processor's cache
 

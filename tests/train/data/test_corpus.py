@@ -16,11 +16,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from train.config import BytesTokenizerConfig, StdlibCorpusConfig
 from train.data import readers
 from train.data.corpus import Corpus, open_corpus
 from train.data.prepare import prepare
-from train.errors import UserError
 
 BYTES = BytesTokenizerConfig(name="bytes")
 

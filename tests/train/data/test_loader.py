@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from train.data.loader import IGNORE, TrainLoader, ValidationLoader, permute
-from train.errors import UserError
 
 
 @settings(max_examples=150)

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import UserError, WorkFailed
 from train.config import BpeTokenizerConfig, BytesTokenizerConfig, FilesCorpusConfig
 from train.data import prepare as prepare_module
 from train.data.prepare import build_or_reuse, documents_to_split, prepare
 from train.data.shards import TokenStream, open_shards
 from train.data.tokenizer import pieces
-from train.errors import RunFailed, UserError
 
 BYTES = BytesTokenizerConfig(name="bytes")
 BPE = BpeTokenizerConfig(name="bpe", vocab_size=300, train_bytes=10_000)
@@ -30,7 +30,7 @@ import sys, time
 from pathlib import Path
 from train.config import BytesTokenizerConfig, FilesCorpusConfig
 from train.data import prepare
-from train.errors import RunFailed, UserError
+from common.errors import WorkFailed, UserError
 
 def pause(*arguments):
     Path(sys.argv[2] + "/reached").touch()
@@ -43,7 +43,7 @@ config = FilesCorpusConfig(name="files", files=[sys.argv[1]], text_column="text"
                            cache_dir=sys.argv[2] + "/cache", validation_fraction=0.1)
 try:
     print(prepare.build_or_reuse(config, BytesTokenizerConfig(name="bytes"), progress=True)[1])
-except (RunFailed, UserError) as error:
+except (WorkFailed, UserError) as error:
     print(type(error).__name__, error)
 """
 
@@ -204,7 +204,7 @@ def test_interrupted(workplace, monkeypatch, error):
 def test_corpus_changes_meanwhile(workplace, monkeypatch):
     corpus = workplace.sentences(60)
     monkeypatch.setattr(prepare_module, "bigram_loss", lambda *arguments: workplace.sentences(61) and 1.0)
-    with pytest.raises(RunFailed, match="changed while it was read"):
+    with pytest.raises(WorkFailed, match="changed while it was read"):
         prepare(corpus, BYTES, progress=False)
     workplace.assert_nothing_left()
 
@@ -268,7 +268,7 @@ def test_file_size_limit(workplace):
     workplace.write_json_lines(workplace.text / "a.jsonl", [workplace.sentence(number) * 10 for number in range(600)])
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, {resource.RLIM_INFINITY}))"
     said = start(workplace, seconds=0, extra=limit).communicate(timeout=60)
-    assert said[0].startswith("RunFailed")
+    assert said[0].startswith("WorkFailed")
     assert str(workplace.cache) in said[0]
     assert "File too large" in said[0]
     assert "data.cache_dir=" in said[0]
@@ -294,7 +294,7 @@ def on_disk(workplace, disk: Path, count: int) -> FilesCorpusConfig:
 
 def test_disk_full(workplace, small_disk):
     corpus = on_disk(workplace, small_disk, 1500)
-    with pytest.raises(RunFailed) as error:
+    with pytest.raises(WorkFailed) as error:
         prepare(corpus, BYTES, progress=False)
     assert "No space left on device" in str(error.value)
     assert str(workplace.cache) in str(error.value)
@@ -309,7 +309,7 @@ def test_disk_already_full(workplace, small_disk):
     with (small_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
         while file.write(b"x" * 4096):
             pass
-    with pytest.raises(RunFailed, match=r"data\.cache_dir="):
+    with pytest.raises(WorkFailed, match=r"data\.cache_dir="):
         prepare(corpus, BYTES, progress=False)
     assert not list(small_disk.glob("cache/*/*"))
 
@@ -320,14 +320,14 @@ def test_read_only_cache_can_be_used(workplace, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert build_or_reuse(corpus, BYTES, progress=False) == (folder, False)
     assert open_shards(folder).train.tokens > 0
-    with pytest.raises(RunFailed, match=r"Read-only file system[\s\S]*data\.cache_dir="):
+    with pytest.raises(WorkFailed, match=r"Read-only file system[\s\S]*data\.cache_dir="):
         prepare(corpus, BPE, progress=False)
 
 
 def test_cache_dir_is_a_file(workplace):
     corpus = workplace.sentences(60)
     workplace.cache.write_text("a file")
-    with pytest.raises(RunFailed, match=r"data\.cache_dir="):
+    with pytest.raises(WorkFailed, match=r"data\.cache_dir="):
         prepare(corpus, BYTES, progress=False)
     assert workplace.cache.read_text() == "a file"
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from common.errors import UserError
 from train.config import FileTokenizerConfig
 from train.data.prepare import prepare
 from train.data.shards import open_shards
@@ -24,7 +25,6 @@ from train.data.tokenizer import (
     read_tokenizer,
     train_bpe,
 )
-from train.errors import UserError
 
 TEXTS = [
     "def add(a, b):\n    return a + b\n",

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.counter import derive_key, hash64, normal
+from common.counter import derive_key, hash64, normal
 from train.model import initialize
 from train.model.initialize import fill
 

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """The request is wrong: bad key, bad file, impossible layout. Exit code 2.
+    """The request is wrong: bad key, bad file, missing column, impossible layout. Exit code 2.
 
     The message is for a user: one to five lines that say what is wrong, where, and what to type instead.
     """
@@ -10,7 +10,7 @@ class UserError(ValueError):
     exit_code = 2
 
 
-class RunFailed(RuntimeError):
-    """The request was right, the work failed: full disk, a loss that is not finite. Exit code 1."""
+class WorkFailed(RuntimeError):
+    """The request was right, the work failed: full disk, a loss that is not finite, no fit converged. Exit code 1."""
 
     exit_code = 1

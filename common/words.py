@@ -1,0 +1,37 @@
+"""How things are said to people: ranges, Hydra's words, the nearest known name."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_UNQUOTED = re.compile(r"[A-Za-z_/][\w/.*+:%@-]*", re.ASCII)  # what Hydra takes for text without quotes
+
+
+def hydra_word(value: Any) -> str:
+    """A value as it is typed in Hydra's grammar, quoted where it must be: None is null, "a b" is 'a b'."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(hydra_word(item) for item in value)}]"
+    text = str(value)
+    if isinstance(value, str) and (not _UNQUOTED.fullmatch(text) or text.lower() in ("null", "true", "false", "inf", "nan")):
+        # Backslashes escape only before a quote, the closing one included.
+        return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text) + "'"
+    return text
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """[0, 1, 2, 5] as '0-2, 5'."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def nearest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """The known name most like `word`; None where none is alike (`cutoff`: from 0, anything, to 1, the same)."""
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=cutoff)), None)
