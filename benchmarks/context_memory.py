@@ -15,9 +15,9 @@ import torch.distributed as dist
 from parallel.batch import Batch
 from parallel.mesh import World, build_meshes
 from tests.distributed.group import Group
-from train.build import build_engine
+from train.build.engine import build_engine
 from train.config import load_config, require
-from train.memory import LiveBytes
+from train.loop.memory import LiveBytes
 
 MODEL = [
     *("model.num_layers=2", "model.hidden_size=64", "model.num_heads=4", "model.num_kv_heads=2", "model.ffn_size=192"),
@@ -43,7 +43,7 @@ def activations(world: World, overrides: list[str], documents: str) -> int:
     sequence = config.train.sequence
     tokens = torch.randint(256, (1, sequence), generator=torch.Generator().manual_seed(0))
     document_BS = packed(sequence) if documents == "packed" else torch.zeros_like(tokens)
-    with LiveBytes(engine.parameters()) as live:
+    with LiveBytes(parameter for _, parameter in engine.named_parameters()) as live:
         for _ in range(2):
             engine.train_step([Batch(tokens, tokens, document_BS)], learning_rate=1e-3, tokens=sequence)
     most = torch.tensor(live.peak - live.current)

@@ -18,9 +18,11 @@ from collections.abc import Sequence
 import torch
 
 from parallel.batch import Batch
+from parallel.engine.native import NativeEngine
 from parallel.mesh import World, build_meshes
 from tests.distributed.group import Group
-from train.build import build_engine, build_model
+from train.build.engine import build_engine
+from train.build.model import build_model
 from train.config import load_config, require
 
 MODEL = [
@@ -59,7 +61,9 @@ class Timed:
     def __init__(self, world: World, overrides: list[str]) -> None:
         config = load_config(overrides)
         require(config, world_size=world.size)
-        self.engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
+        engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
+        assert isinstance(engine, NativeEngine)  # whose passes can be timed
+        self.engine = engine
         self.tokens = config.train.batch_tokens
         draw = torch.Generator().manual_seed(world.rank)
         shape = (config.train.microbatch, config.train.sequence)

@@ -24,13 +24,13 @@ from torch import nn
 from parallel.environment import ProcessEnvironment
 from parallel.mesh import connect
 from scaling.record import StepLine, read_metrics, read_record
-from train.build import PARAMETER_DTYPES, build_model
+from train.build.model import PARAMETER_DTYPES, build_model
 from train.config import Config, load_config, require
 from train.data.loader import TrainLoader
 from train.data.prepare import prepare
 from train.data.shards import open_shards
-from train.metrics import WARMUP_STEPS
-from train.run import run
+from train.loop.run import run
+from train.loop.throughput import WARMUP_STEPS
 
 
 def bare_loop(config: Config, shards_folder: Path) -> float:

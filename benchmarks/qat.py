@@ -89,7 +89,8 @@ class Study:
 
     def rounded(self, name: str, bits: float, world: World) -> list[float]:
         """Validation losses of finished runs with their weights rounded to nearest."""
-        from train.evaluate import evaluate_run, evaluation_config
+        from train.trained.evaluation import evaluate_run
+        from train.trained.layout import evaluation_config
 
         found = []
         for seed in self.seeds:
@@ -262,11 +263,12 @@ def cost(rounds: int, overrides: Sequence[str]) -> None:
     Processor seconds of this process, all threads together: other work on the machine then costs little more than its caches.
     """
     from parallel.mesh import build_meshes
-    from train.build import COMPUTE_DTYPES, build_engine
+    from train.build.engine import build_engine
+    from train.build.model import COMPUTE_DTYPES
+    from train.build.quantization import Quantization
     from train.data.loader import TrainLoader
     from train.data.prepare import prepare
     from train.data.shards import open_shards
-    from train.quantization import Quantization
 
     seconds: dict[str, list[float]] = {}
     kinds = {

@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from parallel.batch import IGNORE
 from quant.linear import Precision, QuantLinear, quantizing_modules, swap_modules
-from train.build import build_model
+from train.build.model import build_model
 from train.checkpoint.storage import read_whole
 from train.config import Config
-from train.data.loader import IGNORE, TrainLoader, ValidationLoader
+from train.data.loader import TrainLoader, ValidationLoader
 from train.data.prepare import prepare
 from train.data.shards import open_shards
-from train.run_directory import load_run_config
+from train.folder.reading import load_run_config
 
 BITS, SHARE = 4, 0.2
 KINDS = ("full precision", "ours", "ours, scales remade every step", "torchao")

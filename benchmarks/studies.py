@@ -23,7 +23,7 @@ def train_all(folder: Path, runs: Mapping[str, Sequence[str]], *, at_once: int) 
         RuntimeError: a run ended with anything else; its last words are shown.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.trainer", "train.__main__", "matplotlib.pyplot"])
+    context.set_forkserver_preload(["train.loop.trainer", "train.__main__", "matplotlib.pyplot"])
     folder.mkdir(parents=True, exist_ok=True)
 
     def train(name: str) -> RunRecord | None:
@@ -55,7 +55,7 @@ def _train(words: list[str], said: Path) -> None:
     import torch
 
     from parallel.environment import leave
-    from train.__main__ import main
+    from train.command.train import main
 
     torch.set_num_threads(1)
     code = main(words)

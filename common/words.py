@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 _UNQUOTED = re.compile(r"[A-Za-z_/][\w/.*+:%@-]*", re.ASCII)  # what Hydra takes for text without quotes
@@ -35,3 +36,8 @@ def ranges(numbers: Iterable[int]) -> str:
 def nearest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
     """The known name most like `word`; None where none is alike (`cutoff`: from 0, anything, to 1, the same)."""
     return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=cutoff)), None)
+
+
+def timestamp() -> str:
+    """The time as records have it: ISO 8601, UTC, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

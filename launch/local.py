@@ -12,7 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from train.config import UserError, load_config, require
+from common.errors import UserError
+from train.config import load_config, require
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 TRAIN, BRANCH, GENERATE, EVALUATE = (

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+IGNORE = -100
+"""The target of a position that has none (the default `ignore_index` of torch's cross entropy)."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -13,7 +16,7 @@ class Batch:
 
     Attributes:
         tokens_BS: int64 input tokens.
-        targets_BS: int64 next tokens, -100 where there is none.
+        targets_BS: int64 next tokens, IGNORE where there is none.
         document_BS: int64 number of the document within the row: 0 for the first, one more behind every document border;
             padding counts as one more document. Attention may not cross from one number to another.
     """

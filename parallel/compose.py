@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from parallel.context.protocol import ContextParallel
 from parallel.mesh import Meshes
-from parallel.pipeline import Part, ScheduleName, Stage, cut, rank_of_stage, stage_count
-from parallel.recompute import Recompute, recompute_blocks
+from parallel.names import Recompute, ScheduleName, stage_count
+from parallel.pipeline import Part, Stage, cut, rank_of_stage
+from parallel.recompute import recompute_blocks
 from parallel.shape import ModelShape
 from parallel.shard import local_slice, shard_model
 from parallel.tensor import Role, split_tensors
@@ -35,8 +36,8 @@ class StageModel(nn.Module, ABC):
 BuildStage = Callable[[Stage], StageModel]
 """Builds a stage on the meta device."""
 
-Quantize = Callable[[StageModel], Collection[str]]
-"""Puts quantizing modules into a stage, in place. Returns the names of their scales."""
+Convert = Callable[[StageModel], Collection[str]]
+"""Puts low-precision modules into a stage, in place. Returns the names of the parameters it has added."""
 
 Fill = Callable[[str, Tensor, tuple[int, ...], tuple[int, ...]], None]
 """Writes a slice's initial values: (parameter name, local slice, its offset, shape of the whole)."""
@@ -62,7 +63,7 @@ def compose(
     *,
     device: torch.device,
     fill: Fill,
-    quantize: Quantize = lambda model: (),
+    convert: Convert = lambda model: (),
     context: ContextParallel | None = None,
 ) -> list[Part]:
     """This rank's stages of a model, made parallel and initialised."""
@@ -74,15 +75,15 @@ def compose(
     models = {index: build_stage(stages[index]) for index in mine}
 
     for model in models.values():
-        # Quantize before all else that is done to modules: the later steps split, wrap and compile what is there, scales
-        # included.
-        scales = quantize(model)
+        # Convert before all else that is done to modules: the later steps split, wrap and compile what is there, the
+        # parameters that low precision adds included.
+        added = convert(model)
         blocks = model.block_list()
 
         # Tensor before all wrapping: the later steps wrap what a rank computes, and that is its part of each product.
         split_tensors(model, model.tensor_roles(), meshes.parameters["tensor"])
 
-        # Context behind tensor: what its ranks exchange is the heads that tensor has left to each. Before recompute: what is
+        # Context after tensor: what its ranks exchange is the heads that tensor has left to each. Before recompute: what is
         # computed again includes the exchange, unless that is kept.
         if context is not None:
             model.share_sequences(context)
@@ -100,7 +101,7 @@ def compose(
                 block.compile()
 
         # Shard before materialise: on the meta device a parameter costs nothing, so no rank ever holds a whole one.
-        shard_model(model, blocks, meshes.parameters, bf16=composition.bf16, keep_gathered=ranks > 1, whole=scales)
+        shard_model(model, blocks, meshes.parameters, bf16=composition.bf16, keep_gathered=ranks > 1, whole=added)
 
         # Materialise last: only now does every rank know its slices, and values depend on global indices alone.
         model.to_empty(device=device)

@@ -6,7 +6,7 @@ the sequence to the rank of the same tensor coordinate in the next stage.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,9 +21,9 @@ from torch.distributed.pipelining.schedules import (
 )
 
 from parallel.batch import Batch
+from parallel.names import SINGLE_STAGE, V_SHAPED, ScheduleName
 from parallel.shape import ModelShape
 
-ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zbv", "dualpipev"]
 _SCHEDULES: dict[str, Any] = {
     "gpipe": ScheduleGPipe,
     "1f1b": Schedule1F1B,
@@ -31,8 +31,6 @@ _SCHEDULES: dict[str, Any] = {
     "zbv": ScheduleZBVZeroBubble,
     "dualpipev": ScheduleDualPipeV,
 }
-_SINGLE = ("gpipe", "1f1b")
-_V_SHAPED = ("zbv", "dualpipev")
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,9 @@ def _even(total: int, parts: int) -> list[int]:
     return [total // parts + (index < total % parts) for index in range(parts)]
 
 
-def stage_count(num_ranks: int, schedule: ScheduleName, virtual_stages: int) -> int:
-    """Stages of a pipeline: one per rank; under the interleaved schedule `virtual_stages` each, under V-shaped ones two."""
-    per_rank = 1 if schedule in _SINGLE else 2 if schedule in _V_SHAPED else virtual_stages
-    return 1 if num_ranks == 1 else num_ranks * per_rank
-
-
 def rank_of_stage(stage: int, num_ranks: int, schedule: ScheduleName) -> int:
     """Which pipeline rank holds a stage: stages lie in a loop over the ranks, or for V-shaped schedules there and back."""
-    if schedule in _V_SHAPED and stage >= num_ranks:
+    if schedule in V_SHAPED and stage >= num_ranks:
         return 2 * num_ranks - 1 - stage
     return stage % num_ranks
 
@@ -161,7 +153,7 @@ class PipelineRunner:
     def _schedule_of(self, microbatches: int) -> Any:
         """torch's schedule is made for one number of micro-batches; another one, as the batch grows, takes a new one."""
         if microbatches != self._microbatches:
-            stages = self._stages[0] if self._name in _SINGLE else self._stages
+            stages = self._stages[0] if self._name in SINGLE_STAGE else self._stages
             # The loss is divided by the global token count already, so gradients must not be scaled again.
             self._schedule = _SCHEDULES[self._name](stages, microbatches, loss_fn=self._loss, scale_grads=False)
             self._microbatches = microbatches

@@ -1,16 +1,14 @@
 """Activation recomputation: what a block keeps for its backward pass, and what it computes again."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode, _pop_mode_temporarily
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-Recompute = Literal["none", "selective", "full"]
-"""none: keep everything. selective: keep what matrix products, attention and communication made, compute the cheap rest again.
-full: keep a block's input alone."""
+from parallel.names import Recompute
 
 _aten, _collectives = torch.ops.aten, torch.ops._c10d_functional
 _EXPENSIVE = {

@@ -6,6 +6,10 @@ A model hands this over instead of itself, so that layouts and the planner need 
 from dataclasses import dataclass
 from typing import Literal
 
+FeedForwardName = Literal["swiglu", "gelu"]
+FEED_FORWARD_MATRICES: dict[FeedForwardName, int] = {"swiglu": 3, "gelu": 2}
+"""Matrices of hidden_size x ffn_size in a feed-forward."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
@@ -18,7 +22,7 @@ class ModelShape:
     head_dim: int
     ffn_size: int
     vocab_size: int
-    ffn: Literal["swiglu", "gelu"]
+    ffn: FeedForwardName
     tie_embeddings: bool
     qk_norm: bool
 
@@ -32,7 +36,7 @@ class ModelShape:
         """All parameters: embedding, blocks, final norm and, where it is not tied, the head."""
         query_and_output = 2 * self.hidden_size * self.num_heads * self.head_dim
         key_and_value = 2 * self.hidden_size * self.num_kv_heads * self.head_dim
-        ffn = (3 if self.ffn == "swiglu" else 2) * self.hidden_size * self.ffn_size
+        ffn = FEED_FORWARD_MATRICES[self.ffn] * self.hidden_size * self.ffn_size
         norms = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
         blocks = self.num_layers * (query_and_output + key_and_value + ffn + norms)
         head = 0 if self.tie_embeddings else self.parameters_embedding
@@ -48,7 +52,7 @@ class ModelShape:
         """The part of `flops_per_token` (full attention) that one layer has, its norms left out."""
         query_and_output = 2 * self.hidden_size * self.num_heads * self.head_dim
         key_and_value = 2 * self.hidden_size * self.num_kv_heads * self.head_dim
-        ffn = (3 if self.ffn == "swiglu" else 2) * self.hidden_size * self.ffn_size
+        ffn = FEED_FORWARD_MATRICES[self.ffn] * self.hidden_size * self.ffn_size
         return 6.0 * (query_and_output + key_and_value + ffn) + 12.0 * self.num_heads * self.head_dim * sequence
 
     def head_flops_per_token(self) -> float:

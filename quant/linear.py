@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
+from quant.method import LowPrecisionModule
 from quant.quantizer import LEVELS, Levels, fake_quantize, fake_quantize_tokens, first_scale
 
 SCALE = "scale"
@@ -50,11 +51,10 @@ class Precision:
         return first_scale(weight_OI, self.levels, self.groups(weight_OI.shape[1]))
 
 
-class _Quantized:
+class _Quantized(LowPrecisionModule):
     """What both kinds of module have. `precision` and `active` are plain attributes: a checkpoint has neither."""
 
     precision: Precision
-    active: bool
     weight: Tensor
     scale: Tensor
 

@@ -2,45 +2,8 @@
 
 import sys
 
-from common.errors import UserError, WorkFailed
-from parallel.environment import ProcessEnvironment, die_with_launcher, leave
-from train.config import load_config, require
-from train.config.help import answer_without_running
-from train.stop import StopRequest
-
-
-def main(arguments: list[str]) -> int:
-    """Train, or answer `--help` or `--cfg job`. Returns the exit code."""
-    environment = ProcessEnvironment.read()
-    if environment.launched:
-        die_with_launcher()
-    with StopRequest().listening(says=environment.rank == 0) as stop:
-        return _answer_or_run(arguments, environment, stop)
-
-
-def _answer_or_run(arguments: list[str], environment: ProcessEnvironment, stop: StopRequest) -> int:
-    try:
-        if answer_without_running(arguments):
-            return 0
-        config = load_config(arguments)
-        if config.train.dry_run:
-            from train.dry_run import show
-
-            require(config, world_size=config.parallel.layout.world_size, overrides=arguments)
-            show(config)
-            return 0
-        require(config, world_size=environment.world_size, overrides=arguments)
-        # torch is imported only now: everything above answers in a fraction of a second.
-        from parallel.mesh import connect
-        from train.run import run
-
-        with connect(environment) as world:
-            return run(config, world, stop)
-    except (UserError, WorkFailed) as error:
-        if environment.rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-
+from parallel.environment import leave
+from train.command.train import main
 
 if __name__ == "__main__":
     leave(main(sys.argv[1:]))

@@ -16,11 +16,12 @@ from common.errors import UserError
 from common.words import hydra_word
 from parallel.environment import leave
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, newest_first
-from train.command import run_command
+from train.command.frame import run_command
+from train.command.train import main as train
 from train.config import Config, load_config, require, schedule_of
 from train.config.compose import section_defaults
-from train.config.quantization import qat_phase
-from train.run_directory import load_run_config, path_of
+from train.config.resolve.quantization import low_precision_phase
+from train.folder.reading import load_run_config, path_of
 
 _MOST_TOKENS = 10**15  # more than there is text
 
@@ -76,7 +77,7 @@ def branch_words(run: Path, at: int, decay_tokens: int, overrides: list[str]) ->
     total = trunk.batches.tokens(trunk.batches.steps(at + decay_tokens))
     plain = _planned(trunk, f"{trunk.run.name}-at{at}-decay{total - at}", total, overrides)
     plain["schedule"]["decay_fraction"] = (total - at) / total
-    if (phase := qat_phase(trunk)) is not None and phase.holds(at):
+    if (phase := low_precision_phase(trunk)) is not None and phase.holds(at):
         plain["quant"]["start"] = phase.start / total  # where the trunk's weights were quantized, of another whole
     words = words_of(plain, overrides)
     folder = path_of(load_config([*words, *overrides]))
@@ -103,10 +104,10 @@ def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: li
     words = words_of(plain, overrides)
     branch = load_config([*words, *overrides])
     require(branch, world_size=branch.parallel.layout.world_size, overrides=overrides)
-    phase = qat_phase(branch)
+    phase = low_precision_phase(branch)
     assert phase is not None
     decays = [decay for config in (trunk, branch) for decay in schedule_of(config).decays]
-    theirs = qat_phase(trunk)
+    theirs = low_precision_phase(trunk)
     ends = {phase.start: phase.why, **{begin: "a decay begins" for begin, _ in decays}}
     if theirs is not None:
         ends |= {theirs.start: f"the trunk is quantized then: {theirs.why}"}
@@ -241,13 +242,7 @@ def _held(run: Path) -> dict[int, Path]:
 
 def main(arguments: list[str], start: Start | None = None) -> int:
     """Parse the command line and train. Returns the exit code."""
-    return run_command(branch, arguments, start=start or _train)
-
-
-def _train(words: list[str]) -> int:
-    from train.__main__ import main
-
-    return main(words)
+    return run_command(branch, arguments, start=start or train)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,17 @@
 """`foretrain evaluate RUN [--quantize bits=4] [parallel.tensor=2 ...]`: validation loss of a run's weights, on any layout."""
 
-import dataclasses
 import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from parallel.environment import leave
-from train.command import process_of, run_command
-from train.config import Config, require_layout
-from train.generate import generation_config
-from train.run_directory import load_run_config
-
-if TYPE_CHECKING:
-    from parallel.mesh import World
+from train.command.frame import process_of, run_command
+from train.trained.layout import evaluation_config
+from train.trained.rounding import check_rounding
 
 
 def evaluate(
@@ -37,78 +31,17 @@ def evaluate(
         check_rounding(config, quantize)
     environment = process_of(context, config)
     from parallel.mesh import connect
+    from train.trained.evaluation import evaluate_run
 
     with connect(environment) as world:
-        found = evaluate_run(run, config, world, quantize)
+        result = evaluate_run(run, config, world, quantize)
         if world.rank == 0:
-            print(json.dumps(found) if as_json else _words(found))
+            print(json.dumps(result) if as_json else _words(result))
 
 
-def evaluation_config(run: Path, layout: list[str]) -> Config:
-    """The configuration of a run in the layout that `layout` asks for, in micro-batches as it was trained.
-
-    Raises what `generation_config` raises.
-    """
-    config, microbatch = generation_config(run, layout), load_run_config(run).train.microbatch
-    batch_tokens = microbatch * config.train.batch_tokens
-    return dataclasses.replace(
-        config, train=dataclasses.replace(config.train, microbatch=microbatch, batch_tokens=batch_tokens)
-    )
-
-
-def check_rounding(config: Config, text: str) -> None:
-    """Refuse what weights cannot be rounded to, before there is any process group.
-
-    Raises:
-        UserError: it means nothing, or its group does not divide the run's rows.
-    """
-    from train.use import rounding_of
-
-    rounded = dataclasses.replace(config, quant=rounding_of(text))
-    require_layout(rounded, world_size=rounded.parallel.layout.world_size)
-
-
-def evaluate_run(run: Path, config: Config, world: "World", quantize: str | None = None) -> dict[str, Any]:
-    """Losses of a run's newest weights: {"loss":, "bits_per_byte":, "losses": {set:}, "errors": {task:}}, and
-    what was evaluated: {"bits":, "weights": in words}. A collective.
-
-    `config` is the run's on the layout at hand (see `evaluation_config`). The validation set is the run's own,
-    tokenised again where its shards are gone.
-
-    Raises:
-        UserError: `run` has no weights, or they cannot be rounded.
-    """
-    from parallel.mesh import build_meshes
-    from train.data.loader import ValidationLoader
-    from train.data.prepare import prepare
-    from train.data.shards import open_shards
-    from train.use import ready_engine, weights_to_use
-
-    weights = weights_to_use(run, config, quantize)
-    if world.rank == 0:
-        world.publish("shards", str(prepare(config.data, config.tokenizer, progress=False).absolute()))
-    shards = open_shards(Path(world.await_value("shards")))
-    engine = ready_engine(weights, world)
-    validation = ValidationLoader(shards.validation, config.train.sequence, config.eval.tokens)
-    ranks, rank = config.parallel.layout.data_parallel, build_meshes(config.parallel.layout, world.device).data_rank
-    rows = config.train.microbatch
-    starts = range(0, validation.num_samples, rows * ranks)
-    loss = engine.evaluate(validation.batch(range(start + rank * rows, start + (rank + 1) * rows)) for start in starts)
-    bits_per_byte = loss / math.log(2) * shards.validation.tokens / shards.validation.bytes
-    return {
-        "loss": loss,
-        "bits_per_byte": bits_per_byte,
-        "losses": {"validation": loss},
-        "errors": {},
-        "bits": weights.quant.bits if weights.quant is not None else None,
-        "weights": str(weights),
-    }
-
-
-def _words(found: dict[str, Any]) -> str:
-    return (
-        f"validation loss {found['loss']:.4f} nats per token, {found['bits_per_byte']:.4f} bits per byte ({found['weights']})"
-    )
+def _words(result: dict[str, Any]) -> str:
+    per_byte = f"{result['bits_per_byte']:.4f} bits per byte"
+    return f"validation loss {result['loss']:.4f} nats per token, {per_byte} ({result['weights']})"
 
 
 def main(arguments: list[str], start: Callable[[int], int] | None = None) -> int:

@@ -11,10 +11,10 @@ import typer
 from common.errors import UserError
 from parallel.environment import leave
 from schedulers.schedule import PowerLaw, Schedule
-from train.command import run_command
+from train.command.frame import run_command
 from train.config import Config, load_config, require, schedule_of
-from train.config.quantization import qat_phase
-from train.config.schedules import warnings_of
+from train.config.resolve.quantization import low_precision_phase
+from train.config.resolve.schedule import warnings_of
 
 WIDTH, HEIGHT = 72, 10  # characters of the drawing in the terminal
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -48,7 +48,7 @@ def phases(config: Config) -> list[tuple[str, int, int]]:
     if isinstance(trunk, PowerLaw) and trunk.bend < total and found.phase(bend := int(trunk.bend)) == "stable":
         borders.add(bend)
     start = total
-    if (phase := qat_phase(config)) is not None:
+    if (phase := low_precision_phase(config)) is not None:
         start = phase.start
         borders |= {start, *found.borders()}
         if found.then is not None:
@@ -81,7 +81,7 @@ def _show(config: Config) -> None:
         rates = (f"{rate:.6g}" for rate in (_rate_from(found, first), found.learning_rate(last)))
         table.add_row(name, f"{first:,}", f"{last:,}", f"{last - first:,}", *rates)
     Console(width=100).print(table)
-    if (phase := qat_phase(config)) is not None:
+    if (phase := low_precision_phase(config)) is not None:
         print(f"quantized from {phase.start:,} tokens on ({phase.why})")
     for warning in warnings_of(config):
         print(f"warning: {warning}")

@@ -1,1 +1,19 @@
-"""Engines: what carries out a training step. All behind one protocol."""
+"""Engines: each carries out steps in its own way, behind one protocol. A module of this package with a function `build`."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from parallel.names import EngineName
+
+if TYPE_CHECKING:
+    import torch
+
+    from parallel.engine.blueprint import Blueprint
+    from parallel.engine.protocol import Engine
+    from parallel.mesh import Meshes
+
+
+def build(name: EngineName, blueprint: "Blueprint", meshes: "Meshes", device: "torch.device") -> "Engine":
+    """The engine of that name on this rank. Its library is imported only now."""
+    engine: Engine = importlib.import_module(f"parallel.engine.{name}").build(blueprint, meshes, device)
+    return engine

@@ -1,7 +1,6 @@
 """The default engine: PyTorch's own FSDP2, DTensor and pipelining under plain autograd."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -10,96 +9,84 @@ from torch.distributed.fsdp import FSDPModule
 from torch.profiler import record_function
 
 from parallel.batch import Batch
-from parallel.compose import Fill
-from parallel.context.protocol import ContextParallel
-from parallel.engine.protocol import Optimizer, StepResult
+from parallel.compose import Fill, compose
+from parallel.engine.blueprint import Blueprint
+from parallel.engine.protocol import StepResult
+from parallel.engine.runner import Runner, WholeModelRunner
 from parallel.gradients import align_gradients, clip, gradient_norm, sum_tied_gradients
 from parallel.mesh import Meshes
-from parallel.pipeline import Part
+from parallel.names import stage_count
+from parallel.pipeline import Part, PipelineRunner
 from parallel.shard import local_slice
 
-LossSums = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""(logits, targets) -> (objective, cross entropy, number of targets), scalars summed over the batch.
 
-Only the objective has a gradient."""
+def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "NativeEngine":
+    """Compose this rank's stages of the model and put them under an engine."""
+    parts = compose(
+        blueprint.shape,
+        blueprint.sequence,
+        blueprint.build_stage,
+        meshes,
+        blueprint.composition,
+        device=device,
+        fill=blueprint.fill,
+        convert=blueprint.convert,
+        context=blueprint.context,
+    )
+    pipelined = meshes.axes["pipeline"].size() > 1
+    runner = (
+        _pipeline_runner(blueprint, parts, meshes, device)
+        if pipelined
+        else WholeModelRunner(parts[0].module, blueprint.loss_sums, device)
+    )
+    return NativeEngine(parts, runner, blueprint, meshes, device)
 
 
-class Runner(Protocol):
-    """How micro-batches pass through this rank's part of the model."""
+def _pipeline_runner(blueprint: Blueprint, parts: list[Part], meshes: Meshes, device: torch.device) -> PipelineRunner:
+    """The runner of this rank's stages, told the sizes of what they pass on."""
+    composition, shape, axes = blueprint.composition, blueprint.shape, meshes.axes
+    rows, sequence = blueprint.microbatch, blueprint.sequence // axes["context"].size()
+    tensor = axes["tensor"].size()
 
-    def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
-        """Forward and backward of one step; gradients of objective / `tokens`.
+    def like(*sizes: int, dtype: torch.dtype = blueprint.compute_dtype) -> Tensor:
+        return torch.empty(sizes, dtype=dtype, device="meta", requires_grad=dtype.is_floating_point)
 
-        Returns (cross entropy, number of targets), float64, summed over the micro-batches; zeros on a rank without logits.
-        """
-        ...
-
-    def logits(self, batch: Batch) -> Tensor | None:
-        """Forward alone of one micro-batch on the device: this rank's part of the logits, None where it has none."""
-        ...
-
-
-class WholeModelRunner:
-    """One micro-batch after the other through a model that is not cut into stages."""
-
-    def __init__(self, model: nn.Module, loss_sums: LossSums, device: torch.device) -> None:
-        self.model, self.loss_sums, self.device = model, loss_sums, device
-
-    def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
-        """See `Runner`."""
-        sums = []
-        for index, batch in enumerate(batches):
-            if isinstance(self.model, FSDPModule):
-                # Gradients are reduced once a step, with the last micro-batch.
-                self.model.set_requires_gradient_sync(index == len(batches) - 1)
-            here = batch.to(self.device)
-            objective, cross_entropy, targets = self.loss_sums(self.logits(here), here.targets_BS)
-            (objective / tokens).backward()
-            sums.append(torch.stack((cross_entropy.double(), targets.double())))
-        return torch.stack(sums).sum(dim=0)
-
-    def logits(self, batch: Batch) -> Tensor:
-        """See `Runner`."""
-        logits_BSV: Tensor = self.model(batch.tokens_BS, batch.document_BS)
-        return logits_BSV
+    return PipelineRunner(
+        parts,
+        num_stages=stage_count(axes["pipeline"].size(), composition.pipeline_schedule, composition.virtual_stages),
+        schedule=composition.pipeline_schedule,
+        group=axes.get_group("pipeline"),
+        device=device,
+        tokens=like(rows, sequence, dtype=torch.int64),
+        activation=like(rows, sequence // tensor, shape.hidden_size),
+        logits=like(rows, sequence, shape.vocab_size // tensor),
+        loss_sums=blueprint.loss_sums,
+    )
 
 
 class NativeEngine:
     """Runs micro-batches, sums gradients over the data ranks, clips, steps."""
 
     def __init__(
-        self,
-        parts: Sequence[Part],
-        runner: Runner,
-        loss_sums: LossSums,
-        optimizer: Optimizer,
-        meshes: Meshes,
-        *,
-        device: torch.device,
-        clip_norm: float,
-        vocab_size: int,
-        tied: Collection[str],
-        context: ContextParallel | None = None,
+        self, parts: Sequence[Part], runner: Runner, blueprint: Blueprint, meshes: Meshes, device: torch.device
     ) -> None:
-        """`tied` names the parameters that a pipeline's first and last stage both have. Batches have whole sequences; where
-        ranks share them, `context` says how."""
         self.parts = parts
         # Asked once: between a forward pass and the next, FSDP puts gathered tensors in the place of its parameters.
-        self.named_parameters = [pair for part in parts for pair in part.module.named_parameters()]
+        self._named_parameters = [pair for part in parts for pair in part.module.named_parameters()]
         self.runner = runner
-        self.loss_sums = loss_sums
-        self.optimizer = optimizer
+        self.loss_sums = blueprint.loss_sums
+        self.optimizer = blueprint.build_optimizer(self._named_parameters)
         self.device = device
-        self.clip_norm = clip_norm
-        self.vocab_size = vocab_size
-        self.context = context
+        self.clip_norm = blueprint.clip_norm
+        self.vocab_size = blueprint.shape.vocab_size
+        self.context = blueprint.context
         self.data_group = meshes.data.get_group("data")
         self.tensor_group = meshes.parameters.get_group("tensor")
         self.context_group = meshes.axes.get_group("context")
         self.pipeline_group = meshes.axes.get_group("pipeline")
         self.pipelined = self.pipeline_group.size() > 1
-        self.asleep: frozenset[str] = frozenset()
-        self.tied = {name: _tied_copies(parts, name) for name in tied} if self.pipelined else {}
+        self.excluded: frozenset[str] = frozenset()
+        self.tied = {name: _tied_copies(parts, name) for name in blueprint.tied} if self.pipelined else {}
         # Stages in a loop: the other copy is at the other end of the pipeline. V-shaped: both are on the first rank.
         self.tied_peer = self.pipeline_group.size() - 1 if any(part.stage.first for part in parts) else 0
 
@@ -138,7 +125,7 @@ class NativeEngine:
     def next_token_logits(self, tokens_S: Tensor) -> Tensor:
         """See `Engine.next_token_logits`."""
         self._eval_mode()
-        # Ranks divide the sequence; what fills it up stands behind, where causal attention does not look.
+        # Ranks divide the sequence; what fills it up stands after it, where causal attention does not look.
         divisor = self.tensor_group.size() * (self.context.divisor if self.context is not None else 1)
         tokens_BS = nn.functional.pad(tokens_S, (0, -tokens_S.shape[0] % divisor))[None]
         last_BS = torch.arange(tokens_BS.shape[1])[None] == tokens_S.shape[0] - 1  # travels in the targets' place
@@ -160,45 +147,47 @@ class NativeEngine:
         for part in self.parts:
             part.module.eval()
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """See `Engine.parameters`."""
-        for _, parameter in self.named_parameters:
-            yield parameter
+    def named_parameters(self) -> Sequence[tuple[str, nn.Parameter]]:
+        """See `Engine.named_parameters`."""
+        return self._named_parameters
 
-    def suspend(self, names: Collection[str]) -> None:
-        """See `Engine.suspend`."""
-        self.asleep = frozenset(names)
+    def modules(self) -> Sequence[nn.Module]:
+        """See `Engine.modules`."""
+        return [part.module for part in self.parts]
+
+    def exclude(self, names: Collection[str]) -> None:
+        """See `Engine.exclude`."""
+        self.excluded = frozenset(names)
 
     @torch.no_grad()
-    def wake(self, fill: Fill) -> None:
-        """See `Engine.wake`."""
-        for name, parameter in self.named_parameters:
-            if name in self.asleep:
+    def include_all(self, fill: Fill) -> None:
+        """See `Engine.include_all`."""
+        for name, parameter in self._named_parameters:
+            if name in self.excluded:
                 local, offset = local_slice(parameter)
                 fill(name, local, offset, tuple(parameter.shape))
-                for kept in self.optimizer.state.get(parameter, {}).values():  # from before the run went back
-                    kept.zero_()
-        self.asleep = frozenset()
+                for moment in self.optimizer.state.get(parameter, {}).values():  # from before the run went back
+                    moment.zero_()
+        self.excluded = frozenset()
 
     def state(self, *, optimizer: bool = True) -> dict[str, Tensor]:
         """See `Engine.state`."""
-        found, kept = {}, self.optimizer.state
-        for name, parameter in self.named_parameters:
-            if name in self.asleep:
-                continue
-            found[f"model.{name}"] = parameter.detach()
+        state: dict[str, Tensor] = {}
+        for name, parameter in self._included():
+            state[f"model.{name}"] = parameter.detach()
             if optimizer:
-                found |= {f"optimizer.{name}.{key}": value for key, value in kept[parameter].items()}
-        return found
+                moments = self.optimizer.state[parameter]
+                state |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
+        return state
 
     def load(self, read: Callable[[dict[str, Tensor]], None], *, optimizer: bool = True) -> None:
         """See `Engine.load`."""
-        if optimizer and any(parameter not in self.optimizer.state for parameter in self._awake()):
+        if optimizer and any(parameter not in self.optimizer.state for _, parameter in self._included()):
             self._create_optimizer_state()
         read(self.state(optimizer=optimizer))
         # Where one rank has the first and the last stage, a tied weight is there twice, and was read once.
         for name, (first, last) in self.tied.items():
-            if first is None or last is None or name in self.asleep:
+            if first is None or last is None or name in self.excluded:
                 continue
             with torch.no_grad():
                 first.copy_(last)
@@ -211,15 +200,15 @@ class NativeEngine:
 
     def _create_optimizer_state(self) -> None:
         """A step of zero gradients at a learning rate of zero: every optimizer then has all that it keeps."""
-        for parameter in self._awake():
+        for _, parameter in self._included():
             parameter.grad = torch.zeros_like(parameter)
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _awake(self) -> Iterator[nn.Parameter]:
-        return (parameter for name, parameter in self.named_parameters if name not in self.asleep)
+    def _included(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self._named_parameters if name not in self.excluded)
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
         dist.all_reduce(sums, group=self.data_group)
@@ -229,11 +218,12 @@ class NativeEngine:
 
     def _finish_gradients(self) -> Tensor:
         """Complete the gradients, clip them, return their norm over all stages."""
-        align_gradients(self.parameters())
-        tied = [copies for name, copies in self.tied.items() if name not in self.asleep]
+        parameters = [parameter for _, parameter in self._named_parameters]
+        align_gradients(parameters)
+        tied = [copies for name, copies in self.tied.items() if name not in self.excluded]
         for first, last in tied:
             sum_tied_gradients(first, last, self.pipeline_group, self.tied_peer)
-        gradients = {parameter: parameter.grad for parameter in self.parameters() if parameter.grad is not None}
+        gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
         # A tied weight's second copy has the first one's gradient, which counts once.
         second = {id(last) for _, last in tied}
         norm = gradient_norm([grad for parameter, grad in gradients.items() if id(parameter) not in second], self.device)

@@ -1,10 +1,10 @@
 """What the training loop asks of an engine."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from parallel.batch import Batch
 from parallel.compose import Fill
@@ -52,18 +52,22 @@ class Engine(Protocol):
         ...
 
     def next_token_logits(self, tokens_S: Tensor) -> Tensor:
-        """Logits (V,) of the token behind a sequence, float64, equal on every rank, as the sequence must be. A collective."""
+        """Logits (V,) of the token after a sequence, float64, equal on every rank, as the sequence must be. A collective."""
         ...
 
-    def parameters(self) -> Iterator[Tensor]:
-        """This rank's parameters."""
+    def named_parameters(self) -> Sequence[tuple[str, Tensor]]:
+        """This rank's parameters, by their names in the whole model; DTensors where they are slices."""
         ...
 
-    def suspend(self, names: Collection[str]) -> None:
+    def modules(self) -> Sequence[nn.Module]:
+        """This rank's stages of the model."""
+        ...
+
+    def exclude(self, names: Collection[str]) -> None:
         """From now on these parameters, and no others, take no part: no gradient is expected, and `state` leaves them out."""
         ...
 
-    def wake(self, fill: Fill) -> None:
+    def include_all(self, fill: Fill) -> None:
         """From now on all parameters take part. `fill` writes the values of those that did not, on all ranks in one order; the
         optimizer begins with them from nothing."""
         ...

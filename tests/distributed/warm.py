@@ -7,7 +7,7 @@ import torch.distributed.tensor.parallel
 import torch.profiler  # noqa: F401
 
 import train.__main__
-import train.dry_run
+import train.build.dry_run
 import train.export
 import train.generate
-import train.trainer  # noqa: F401
+import train.loop.trainer  # noqa: F401

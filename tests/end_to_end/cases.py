@@ -4,11 +4,12 @@ from pathlib import Path
 
 from parallel.mesh import World
 from tests.end_to_end.console import on_rank
-from train.generate import continue_prompt, generation_config
+from train.trained.generation import continue_prompt
+from train.trained.layout import config_on_layout
 
 
 def generate(world: World, run: str, layout: list[str], prompt: str, temperature: float, top_k: int, seed: int) -> str:
-    config = generation_config(Path(run), layout)
+    config = config_on_layout(Path(run), layout)
     draw = {"tokens": 40, "temperature": temperature, "top_k": top_k, "seed": seed}
     return continue_prompt(Path(run), config, prompt, world, **draw)
 

@@ -82,9 +82,9 @@ def _main(words: list[str], folder: str, limit_bytes: int | None, lock_wait: flo
     if limit_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
     from launch.cli import main
-    from train import run_directory
+    from train.folder import directory
 
-    run_directory.LOCK_WAIT_SECONDS = lock_wait
+    directory.LOCK_WAIT_SECONDS = lock_wait
     sys.argv = ["foretrain", *words]
     sys.exit(main())
 
@@ -95,7 +95,7 @@ def on_rank(world: World, overrides: list[str]) -> tuple[int, str, str]:
     from unittest import mock
 
     import parallel.mesh
-    import train.__main__
+    import train.command.train
     from parallel.environment import ProcessEnvironment
 
     environment = ProcessEnvironment(world.rank, world.size, world.rank, world.size, restart=0, launched=True)
@@ -106,5 +106,5 @@ def on_rank(world: World, overrides: list[str]) -> tuple[int, str, str]:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        code = train.__main__.main(overrides)
+        code = train.command.train.main(overrides)
     return code, out.getvalue(), err.getvalue()

@@ -7,7 +7,7 @@ import pytest
 
 from scaling.record import StepLine, read_metrics, read_record
 from tests.end_to_end import console
-from train.data.tokenizer import train_bpe
+from train.data.tokenizers.bpe import train_bpe
 
 MODEL = ["model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "model.ffn_size=32", "model.vocab_size=260"]
 LENGTH = ["train.steps=4", "train.sequence=32", "train.batch_tokens=256", "train.microbatch=4", "eval.tokens=512"]

@@ -17,7 +17,7 @@ from tests.end_to_end.test_train import _children
 from tests.letters import corpus_of_letters
 from train.checkpoint.manifest import newest_first
 from train.checkpoint.verify import verify_alone
-from train.stop import ONE_REQUEST_SECONDS
+from train.loop.stop import ONE_REQUEST_SECONDS
 
 STEPS = 400
 RUN = [

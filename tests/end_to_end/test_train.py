@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 
 from scaling.record import EvaluationLine, StepLine, read_metrics, read_record
 from tests.end_to_end import cases, console
-from train.build import build_model
+from train.build.model import build_model
 from train.config import load_config
-from train.run_directory import load_run_config
-from train.weights import load_weights
+from train.folder.reading import load_run_config
+from train.trained.checkpoint import load_weights
 
 VOCAB = 260
 STEPS = 12

@@ -9,7 +9,7 @@ from torch import nn
 from parallel.layout import Layout
 from parallel.mesh import World, build_meshes
 from parallel.shard import local_slice, shard_model
-from train.memory import LiveBytes
+from train.loop.memory import LiveBytes
 
 
 def mesh_views(world: World, sizes: dict[str, int]) -> dict[str, Any]:

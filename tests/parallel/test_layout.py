@@ -7,7 +7,7 @@ import pytest
 from parallel.environment import ProcessEnvironment
 from parallel.layout import Layout
 from parallel.shape import ModelShape
-from train.model.decoder import Multipliers
+from train.model.architecture import Architecture, Multipliers
 
 MULTIPLIERS = Multipliers(embedding=1.0, residual=1.0, attention=1.0, logit=1.0)
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "TORCHELASTIC_RESTART_COUNT")
@@ -81,9 +81,8 @@ def test_parameters_are_those_of_the_model(ffn, tie_embeddings, qk_norm):
         qk_norm=qk_norm,
     )
     with torch.device("meta"):
-        model = Decoder(
-            shape, rope_theta=1e4, norm_eps=1e-5, multipliers=MULTIPLIERS, layers=range(shape.num_layers), first=True, last=True
-        )
+        architecture = Architecture(shape=shape, rope_theta=1e4, norm_eps=1e-5, multipliers=MULTIPLIERS)
+        model = Decoder(architecture, layers=range(shape.num_layers), first=True, last=True)
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
     tables = [parameter for parameter in model.parameters() if shape.vocab_size in parameter.shape]
     assert shape.parameters_non_embedding == shape.parameters - sum(table.numel() for table in tables)

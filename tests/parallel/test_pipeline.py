@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.pipeline import cut, rank_of_stage, stage_count
+from parallel.names import stage_count
+from parallel.pipeline import cut, rank_of_stage
 from parallel.shape import ModelShape
 
 

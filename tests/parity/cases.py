@@ -12,10 +12,10 @@ from torch.distributed.tensor import DTensor
 
 from parallel.mesh import World, build_meshes
 from scaling.record import StepLine, read_metrics, read_record
-from train.build import build_engine
+from train.build.engine import build_engine
 from train.config import load_config, require
-from train.run import run
-from train.stop import StopRequest
+from train.loop.run import run
+from train.loop.stop import StopRequest
 
 
 def train(world: World, runs: list[list[str]]) -> list[list[tuple[float, float]]] | None:

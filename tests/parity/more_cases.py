@@ -12,18 +12,19 @@ from parallel.context.local import Transfers
 from parallel.mesh import World, build_meshes
 from parallel.shard import shard_model
 from parallel.tensor import split_tensors
-from train.build import build_engine, build_model, build_parts, initial_values
+from train.build.engine import build_engine
+from train.build.model import build_model
+from train.build.quantization import learned_scales
 from train.config import load_config, require
-from train.config.sections import QatConfig
-from train.memory import LiveBytes
-from train.quantization import quantize_stage
+from train.config.sections.quantization import QatConfig
+from train.loop.memory import LiveBytes
 
 
 def local_sizes(world: World, overrides: list[str]) -> tuple[int, int]:
     """(elements this rank holds, those of its largest slice)."""
     config = load_config(overrides)
-    parts = build_parts(config, build_meshes(config.parallel.layout, world.device), world.device, initial_values(config))
-    sizes = [getattr(parameter, "_local_tensor", parameter).numel() for part in parts for parameter in part.module.parameters()]
+    engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
+    sizes = [getattr(parameter, "_local_tensor", parameter).numel() for _, parameter in engine.named_parameters()]
     return sum(sizes), max(sizes)
 
 
@@ -45,10 +46,10 @@ def tensor_before_quantize(world: World, overrides: list[str]) -> tuple[int, int
     for quantize_first in (True, False):
         model = build_model(config.model, torch.float32, torch.device("meta"))
         if quantize_first:
-            quantize_stage(config.quant, model)
+            learned_scales(config.quant).convert(model)
         split_tensors(model, model.tensor_roles(), mesh)
         if not quantize_first:
-            quantize_stage(config.quant, model)
+            learned_scales(config.quant).convert(model)
         matrices = [parameter for name, parameter in model.named_parameters() if "norm" not in name and "scale" not in name]
         found.append(sum(not isinstance(parameter, DTensor) for parameter in matrices))
     return found[0], found[1]
@@ -71,8 +72,8 @@ def peak_bytes_of_materialising(world: World, overrides: list[str], first: str) 
 def dtypes_in_the_quantizer(world: World, overrides: list[str]) -> set[tuple[str, str]]:
     """(dtype of the weight, of the scale) as the forward pass of a composed model hands them over."""
     import quant.linear
-    from train.build import COMPUTE_DTYPES
-    from train.quantization import Quantization
+    from train.build.model import COMPUTE_DTYPES
+    from train.build.quantization import Quantization
 
     config = load_config(overrides)
     engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)

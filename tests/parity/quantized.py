@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from train.build import PARAMETER_DTYPES, build_model
+from train.build.model import PARAMETER_DTYPES, build_model
 from train.config import Config, schedule_of
 from train.data.loader import TrainLoader
 from train.data.shards import Shards

@@ -9,7 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from train.build import PARAMETER_DTYPES, build_model
+from train.build.model import PARAMETER_DTYPES, build_model
 from train.config import Config
 from train.data.loader import TrainLoader
 from train.data.shards import Shards

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from tests.parity import cases
 from tests.parity.test_resume import LAYOUTS, MEASURED, MODEL
 from train.branch import branch_words
-from train.config import UserError, load_config
+from train.config import load_config
 
 # The batch grows from 64 to 128 tokens over the first 512: 12 steps hold 1,024 tokens, 20 steps 2,048.
 RUN = [

@@ -6,8 +6,8 @@ import pytest
 
 from tests.distributed.group import CaseFailed
 from tests.parity import more_cases
+from train.build.dry_run import shares
 from train.config import load_config
-from train.dry_run import shares
 
 MODEL = ["model.num_layers=6", "model.hidden_size=36", "model.num_heads=4", "model.head_dim=6", "model.ffn_size=54"]
 LENGTH = ["model.vocab_size=270", "tokenizer=bytes", "train.sequence=32", "train.batch_tokens=512", "train.microbatch=1"]

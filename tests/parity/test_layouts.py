@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from tests.parity import cases, reference
-from train.config import UserError, load_config, require
+from train.config import load_config, require
 from train.data.prepare import prepare
 from train.data.shards import open_shards
 

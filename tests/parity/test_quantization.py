@@ -7,7 +7,7 @@ import pytest
 
 from tests.parity import cases, quantized
 from train.config import load_config
-from train.config.quantization import qat_phase
+from train.config.resolve.quantization import low_precision_phase
 from train.data.prepare import prepare
 from train.data.shards import open_shards
 
@@ -55,7 +55,7 @@ def expected(corpus):
     def of(run: str, start: int = 4) -> list[tuple[float, float]]:
         if (run, start) not in known:
             config = load_config([*corpus, *MODEL, *RUNS[run][0]])
-            assert qat_phase(config).start == 4 * 512
+            assert low_precision_phase(config).start == 4 * 512
             shards = open_shards(prepare(config.data, config.tokenizer, progress=False))
             known[run, start] = quantized.losses_and_norms(config, shards, start)
         return known[run, start]

@@ -143,7 +143,7 @@ def test_a_width_whose_fraction_is_nothing_gets_no_quantized_phase(fits):
 
 
 def test_the_widths_are_the_trainers():
-    from train.config.sections import BITS as THEIRS
+    from common.bits import BITS as THEIRS
 
     assert tuple(map(float, THEIRS)) == BITS
 

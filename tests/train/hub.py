@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from tests.end_to_end import console
-from train.build import PARAMETER_DTYPES, build_model, initial_values
+from train.build.initial_weights import initial_values
+from train.build.model import PARAMETER_DTYPES, build_model
 from train.config import Config, load_config
-from train.run_directory import load_run_config
-from train.weights import load_weights
+from train.folder.reading import load_run_config
+from train.trained.checkpoint import load_weights
 
 TEXT = "".join(f"line {i * i * 7919 % 1000} of é 漢字\tand {i % 7} <|endoftext|> more\n" for i in range(400))
 SMALL = ["model.num_layers=2", "model.hidden_size=16", "model.num_heads=2", "model.ffn_size=24", "model.vocab_size=310"]

@@ -8,7 +8,7 @@ from tests.end_to_end import console
 from tests.letters import corpus_of_letters
 from train.branch import words_of
 from train.config import load_config
-from train.run_directory import load_run_config
+from train.folder.reading import load_run_config
 
 SMALL = [
     *("model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "model.ffn_size=16", "model.vocab_size=257"),

@@ -11,13 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.errors import UserError
 from tests.end_to_end import console
 from tests.train import hub
-from train.config import UserError, load_config
-from train.export import export_huggingface, main
-from train.huggingface import describe, places
-from train.run_directory import load_run_config
-from train.weights import load_weights
+from train.build.architecture import architecture_of
+from train.config import load_config
+from train.export import main
+from train.folder.reading import load_run_config
+from train.model.huggingface import describe, places
+from train.trained.checkpoint import load_weights
+from train.trained.export_huggingface import export_huggingface
 
 # Name of a shape -> (its words, the class that transformers must choose).
 SHAPES = {
@@ -76,7 +79,7 @@ def test_transformers_computes_the_same_logits(place, tmp_path, shape):
 
 @pytest.mark.parametrize("overrides", [overrides for overrides, _ in SHAPES.values()], ids=list(SHAPES))
 def test_every_parameter_has_a_place(overrides):
-    from train.build import build_model
+    from train.build.model import build_model
 
     config = load_config([*hub.SMALL, *overrides]).model
     named = build_model(config, torch.float32, torch.device("meta")).named_parameters()
@@ -144,7 +147,7 @@ def test_a_tokenizer_that_adds_tokens_adds_none(place, tmp_path):
     from tokenizers import Tokenizer, processors
     from transformers import AutoTokenizer
 
-    from train.data.tokenizer import bytes_tokenizer
+    from train.data.tokenizers.bytes import bytes_tokenizer
 
     tokenizer = bytes_tokenizer()
     tokenizer.add_special_tokens(["<s>"])
@@ -214,7 +217,7 @@ def test_sizes_that_their_llama_refuses_are_refused_here():
 
     config = load_config([*hub.SMALL, "model.num_heads=3", "model.head_dim=8", "model.qk_norm=false"]).model
     with pytest.raises(UserError, match=r"model\.hidden_size=16 .* model\.num_heads=3"):
-        describe(config, end_of_text=0, sequence=32, dtype="float32")
+        describe(architecture_of(config), init_std=0.02, end_of_text=0, sequence=32, dtype="float32")
     with pytest.raises(Exception, match="not a multiple"):
         transformers.LlamaConfig(hidden_size=16, num_attention_heads=3, head_dim=8)
 
@@ -238,7 +241,8 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, limit):
 
 STOPS_WITHIN = """
 import sys, time
-import train.export as export
+import train.export
+import train.trained.export_huggingface as export
 whole = export._safetensors
 def slow(*arguments):
     for number, part in enumerate(whole(*arguments)):
@@ -247,7 +251,7 @@ def slow(*arguments):
             print("writing", flush=True)
             time.sleep(1000)
 export._safetensors = slow
-sys.exit(export.main(sys.argv[1:]))
+sys.exit(train.export.main(sys.argv[1:]))
 """
 
 

@@ -5,9 +5,12 @@ import collections
 import pytest
 import torch
 
+from common.errors import UserError
 from tests.train.test_run_directory import carry_out
-from train.config import UserError, load_config
-from train.generate import _draw, generation_config, main
+from train.config import load_config
+from train.generate import main
+from train.trained.generation import _draw
+from train.trained.layout import config_on_layout
 
 LOGITS = torch.tensor([0.0, 3.0, 1.0, 2.0, -1.0])
 
@@ -58,4 +61,4 @@ def test_a_run_without_weights_is_refused(tmp_path, capsys):
 )
 def test_words_behind_the_run_are_axes_and_sizes(tmp_path, word, said):
     with pytest.raises(UserError, match=said):
-        generation_config(tmp_path, [word])
+        config_on_layout(tmp_path, [word])

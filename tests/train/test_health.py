@@ -13,7 +13,7 @@ from tests.end_to_end import console
 from tests.letters import corpus_of_letters
 from tests.train import health_cases
 from train.config import load_config
-from train.health import Health
+from train.loop.health import Health
 
 RUN = [
     *("model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "model.ffn_size=32", "model.vocab_size=260"),

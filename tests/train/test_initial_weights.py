@@ -8,12 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.errors import UserError
 from tests.end_to_end import console
 from tests.parity import cases
 from tests.train import hub
-from train import huggingface
-from train.config import UserError, load_config, require
-from train.weights import load_weights
+from train.build.architecture import architecture_of
+from train.build.preconditions import unmet_preconditions
+from train.config import load_config, require
+from train.model import huggingface
+from train.trained.checkpoint import load_weights
 
 # Name of a shape -> (architecture, settings of transformers, words of ours).
 SHAPES = {
@@ -43,7 +46,7 @@ def test_a_model_that_transformers_saved_has_its_logits_here(tmp_path, shape, sh
     theirs = hub.make_theirs(tmp_path, architecture, shard_size, **settings)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1 or shard_size == "9KB"
     config = hub.imported(tmp_path, *words)
-    require(config, world_size=1)
+    require(config, world_size=1, besides=unmet_preconditions(config))
     ids = hub.tokens(310)
     expected = hub.their_logits(theirs, ids)
     assert expected.abs().max() > 0.5
@@ -56,7 +59,7 @@ def test_a_model_in_bf16_is_taken_exactly(tmp_path):
     halved = {name: tensor.to(torch.bfloat16) for name, tensor in whole.items()}
     save_file(halved, tmp_path / "model.safetensors", metadata={"format": "pt"})
     config = hub.imported(tmp_path, "model.qk_norm=false")
-    require(config, world_size=1)
+    require(config, world_size=1, besides=unmet_preconditions(config))
     model = hub.started(config)
     for name, place in huggingface.places(config.model.shape).items():
         assert torch.equal(model.get_parameter(name), halved[place.name].float())
@@ -80,7 +83,7 @@ def test_every_layout_starts_from_the_same_bits(group, tmp_path, architecture, a
     overrides = [*words, f"model.initial_weights={tmp_path}", f"model.tie_embeddings={str(tied).lower()}"]
     (single,) = group(1).run(cases.initial_weights, overrides)
     config = load_config([*overrides, *(f"parallel.{axis}" for axis in axes)])
-    require(config, world_size=config.parallel.layout.world_size)
+    require(config, world_size=config.parallel.layout.world_size, besides=unmet_preconditions(config))
     assert len(single) == len(huggingface.places(config.model.shape))
     found = group(config.parallel.layout.world_size).run(
         cases.initial_weights, [*overrides, *(f"parallel.{axis}" for axis in axes)]
@@ -89,7 +92,7 @@ def test_every_layout_starts_from_the_same_bits(group, tmp_path, architecture, a
 
 
 def test_a_rank_opens_no_file_that_has_nothing_for_it(tmp_path):
-    from train.build import stored_values
+    from train.build.initial_weights import stored_values
 
     hub.make_theirs(tmp_path, shard_size="9KB")
     config = hub.imported(tmp_path, "model.qk_norm=false").model
@@ -138,7 +141,7 @@ def shards(tmp_path_factory):
 
 
 def problems(folder, *words: str) -> list[str]:
-    return list(huggingface.problems(folder, hub.imported(folder, "model.qk_norm=false", *words).model))
+    return list(huggingface.problems(folder, architecture_of(hub.imported(folder, "model.qk_norm=false", *words).model)))
 
 
 OTHERS = [
@@ -313,8 +316,9 @@ def test_a_missing_folder_or_file_is_refused_by_the_command_in_a_line(model, tmp
 
 
 def test_it_is_reported_with_all_other_broken_rules(model):
+    config = hub.imported(model, "model.qk_norm=true", "schedule.floor=1", "train.microbatch=3")
     with pytest.raises(UserError) as caught:
-        require(hub.imported(model, "model.qk_norm=true", "schedule.floor=1", "train.microbatch=3"), world_size=1)
+        require(config, world_size=1, besides=unmet_preconditions(config))
     assert len(str(caught.value).splitlines()) == 3
 
 
@@ -330,7 +334,7 @@ def test_a_tilde_is_the_home_folder(model, tmp_path, monkeypatch):
     config = load_config(
         [*hub.SMALL, "tokenizer=bytes", "model.qk_norm=false", "model.norm_eps=1e-6", "model.initial_weights='~/m'"]
     )
-    require(config, world_size=1)
+    require(config, world_size=1, besides=unmet_preconditions(config))
     assert torch.equal(
         hub.started(config).get_parameter("norm.weight"), load_file(model / "model.safetensors")["model.norm.weight"]
     )

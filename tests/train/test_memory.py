@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.parallel import cases
-from train.memory import LiveBytes, PeakMemory
+from train.loop.memory import LiveBytes, PeakMemory
 
 KIB = 1024
 

@@ -10,19 +10,20 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from quant.export import HEADER, WEIGHTS, read
+from quant.learned_scales import SCALE_EPS
 from scaling.record import StepLine, read_metrics, read_record
 from tests.end_to_end import console
 from tests.train import hub
-from train.build import build_model
+from train.build.model import build_model
+from train.build.optimizer import build_optimizer
+from train.build.quantization import learned_scales
 from train.checkpoint.storage import read_metadata
 from train.config import load_config, require
-from train.config.quantization import qat_phase
-from train.config.sections import QatConfig
-from train.huggingface import places
-from train.optimizer import SCALE_EPS, build_optimizer
-from train.quantization import quantize_stage
-from train.run_directory import load_run_config
-from train.weights import newest_checkpoint
+from train.config.resolve.quantization import low_precision_phase
+from train.config.sections.quantization import QatConfig
+from train.folder.reading import load_run_config
+from train.model.huggingface import places
+from train.trained.checkpoint import newest_checkpoint
 
 # 16 steps of 256 tokens. The weights move far, so that rounding them shows.
 LENGTH = [
@@ -261,7 +262,7 @@ def test_what_contradicts_is_refused_before_anything_starts(words, said):
 @pytest.mark.parametrize("tokens", [3e6, 1e8])
 def test_auto_is_the_law_in_whole_steps(bits, tokens):
     config = load_config(["quant=qat", f"quant.bits={bits}", f"train.tokens={tokens}"])
-    phase, total = qat_phase(config), config.total_tokens
+    phase, total = low_precision_phase(config), config.total_tokens
     fraction = math.exp(-6.7297 / math.log(total / (config.model.shape.parameters * bits / 8)))
     assert f"f* = exp(-6.7297 / ln S) = {fraction:.3g}" in phase.why
     if fraction * total < 4096:
@@ -277,7 +278,7 @@ def test_scales_learn_slower_the_more_levels_they_multiply_and_never_decay():
     config = load_config(["quant=qat", "quant.bits=2", "optimizer.mup=true", "optimizer.mup_base_width=32"])
     assert isinstance(config.quant, QatConfig)
     model = build_model(config.model, torch.float32, torch.device("meta"))
-    quantize_stage(config.quant, model)
+    learned_scales(config.quant).convert(model)
     named = dict(model.named_parameters())
     groups = build_optimizer(config, named.items()).param_groups
     of = {id(parameter): group for group in groups for parameter in group["params"]}

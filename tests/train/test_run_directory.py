@@ -14,16 +14,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from common.errors import UserError
 from scaling.record import RunRecord
 from tests.scaling.test_record import EVALUATION, RECORD, STEP
-from train import run_directory
-from train.config import Config, UserError, load_config
-from train.run_directory import RunDirectory, load_run_config
+from train.config import Config, load_config
+from train.folder import directory as directory_module
+from train.folder.directory import RunDirectory
+from train.folder.reading import load_run_config
 
 HOLDER = """
 import sys, time
 from train.config import load_config
-from train.run_directory import RunDirectory
+from train.folder.directory import RunDirectory
 directory = RunDirectory(load_config(sys.argv[1:]))
 print("held", flush=True)
 time.sleep(1000)
@@ -32,7 +34,7 @@ time.sleep(1000)
 
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch):
-    monkeypatch.setattr(run_directory, "LOCK_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(directory_module, "LOCK_WAIT_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -222,7 +224,7 @@ def test_beginning_on_a_full_disk_leaves_nothing(configure, shards, path, monkey
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_directory, "write_record", fail)
+    monkeypatch.setattr(directory_module, "write_record", fail)
     with pytest.raises(OSError, match="No space"):
         directory.begin(replace(RECORD), shards)
     directory.close()
@@ -264,11 +266,11 @@ def test_a_second_process_is_refused_and_a_killed_holder_holds_nothing(configure
 
 def test_one_that_waited_for_a_run_that_never_began_gets_a_folder_of_its_own(configure, shards, path, monkeypatch):
     """The first removes the folder, with the lock in it that the second waits for."""
-    monkeypatch.setattr(run_directory, "LOCK_WAIT_SECONDS", 30.0)
+    monkeypatch.setattr(directory_module, "LOCK_WAIT_SECONDS", 30.0)
     first = RunDirectory(configure())
     waiting = threading.Event()
     sleep = time.sleep
-    monkeypatch.setattr(run_directory.time, "sleep", lambda seconds: (waiting.set(), sleep(0.01)))
+    monkeypatch.setattr(time, "sleep", lambda seconds: (waiting.set(), sleep(0.01)))
     got: list[RunDirectory] = []
     thread = threading.Thread(target=lambda: got.append(RunDirectory(configure())))
     thread.start()

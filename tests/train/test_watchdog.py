@@ -11,7 +11,7 @@ import torch
 from parallel.context.local import Transfers
 from tests.distributed.group import CaseFailed
 from tests.train import watchdog_cases as cases
-from train.whereabouts import Position, describe, find_position
+from train.loop.whereabouts import Position, describe, find_position
 
 CASE = "tests/train/watchdog_cases.py"
 

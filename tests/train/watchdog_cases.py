@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 from parallel.batch import Batch
 from parallel.mesh import World, build_meshes
-from train.build import build_engine
+from train.build.engine import build_engine
 from train.config import load_config
-from train.watchdog import ROOMS, Watchdog
+from train.loop.watchdog import ROOMS, Watchdog
 
 LIMIT = 6.0  # a rank that other work keeps from running answers within a quarter of it
 

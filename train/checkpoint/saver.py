@@ -62,7 +62,10 @@ class Saver:
         self.timeout_seconds = timeout_seconds
         self.stall_seconds = 0.0
         """what the loop has waited for all saves together"""
-        self.saved: list[Saved] = []
+        self.saved = 0
+        """checkpoints that are complete"""
+        self._last: Saved | None = None
+        self._cpu_seconds = 0.0
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
         self._group = self._new_group()
         self._buffers: dict[str, Tensor] = {}
@@ -98,6 +101,17 @@ class Saver:
         busy, broken = self._agree()
         return not busy and not broken
 
+    def cost(self) -> dict[str, float]:
+        """What saving has cost this process and its ranks, as the record has it."""
+        if self._last is None:
+            return {}
+        return {
+            "saved": self.saved,
+            "bytes": self._last.bytes,
+            "stall_seconds": self.stall_seconds,
+            "cpu_seconds": self._cpu_seconds,
+        }
+
     def close(self) -> None:
         """Let go of the thread; what it still writes does not count."""
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -114,7 +128,9 @@ class Saver:
         self._out_of_step |= broken
         if not busy:
             if ended is not None and not broken:
-                self.saved.append(ended.result())
+                self._last = ended.result()
+                self.saved += 1
+                self._cpu_seconds += self._last.cpu_seconds
             self._in_flight = None
         return busy, broken
 

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import UserError
-from train.config.sections import Config
+from train.config.schema import Config
 
 Origins = dict[str, set[str]]
 """Key -> the group options ("data=files") that have it; an empty set where every run has it."""

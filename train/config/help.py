@@ -9,7 +9,7 @@ import yaml
 
 from common.errors import UserError
 from train.config.compose import config_groups, load_config, section_defaults
-from train.config.sections import Config
+from train.config.schema import Config
 
 _USAGE = """\
 foretrain train [KEY=VALUE ...]       train, with as many processes as the layout needs

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
-from train.config import CorpusConfig, FilesCorpusConfig, StdlibCorpusConfig
+from train.config.sections.corpus import CorpusConfig, FilesCorpusConfig, StdlibCorpusConfig
 from train.data.readers import CHUNK_BYTES, READERS, Advance, Reader, ReadOptions, read_python, readable
 
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})

@@ -3,7 +3,7 @@
 Shape suffixes: B batch (samples), S sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,8 @@ import torch
 
 from common.counter import derive_key, hash64
 from common.errors import UserError
-from parallel.batch import Batch
+from parallel.batch import IGNORE, Batch
 from train.data.shards import TokenStream
-
-IGNORE = -100
-"""The target of a position that has none (the default `ignore_index` of torch's cross entropy)."""
 
 # Random Feistel networks of five or more rounds withstand every generic distinguisher (Patarin, CRYPTO 2004).
 _ROUNDS = 6
@@ -109,6 +106,12 @@ class ValidationLoader:
             start = min(number * self._sequence, self.num_targets)
             windows.append((start, min(self._sequence, self.num_targets - start)))
         return _read_batch(self._stream, self._sequence, windows)
+
+    def share(self, rank: int, ranks: int, rows: int) -> Iterator[Batch]:
+        """The micro-batches of `rows` windows of one of `ranks` ranks, equally many on each; windows beyond the last count
+        nothing."""
+        for first in range(rank * rows, self.num_samples + rank * rows, rows * ranks):
+            yield self.batch(range(first, first + rows))
 
 
 def _read_batch(stream: TokenStream, sequence: int, windows: Sequence[tuple[int, int]]) -> Batch:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import chain, count, islice
 from math import ceil
 from pathlib import Path
@@ -16,23 +15,16 @@ import numpy as np
 from common.counter import derive_key, hash64
 from common.errors import UserError, WorkFailed
 from common.files import sync_folder
-from train.config import BpeTokenizerConfig, BytesTokenizerConfig, CorpusConfig, FileTokenizerConfig
+from train.config.sections.corpus import CorpusConfig
+from train.config.sections.tokenizer import Tokenizer
 from train.data.bigram import bigram_loss
 from train.data.corpus import Corpus, open_corpus
 from train.data.lock import building, exclusive, remove_leftovers
 from train.data.progress import Stage, shown
 from train.data.shards import SCHEMA, SHARD_TOKENS, SPLITS, SplitWriter, token_dtype, write_file
-from train.data.tokenizer import (
-    END_OF_TEXT,
-    BytesEncoder,
-    Encoder,
-    bytes_tokenizer,
-    pieces,
-    read_tokenizer,
-    train_bpe,
-)
+from train.data.tokenizers import tokenizer_source
+from train.data.tokenizers.base import Encoder, TokenizerSource, pieces
 
-TokenizerConfig = BpeTokenizerConfig | BytesTokenizerConfig | FileTokenizerConfig
 SplitName = Literal["train", "validation"]
 SplitBy = Literal["document", "position"]
 
@@ -45,13 +37,13 @@ _LOOKED_AT = 1 << 20
 _BATCH_CHARACTERS = 8 << 20
 
 
-def prepare(data: CorpusConfig, tokenizer: TokenizerConfig, *, progress: bool) -> Path:
+def prepare(data: CorpusConfig, tokenizer: Tokenizer, *, progress: bool) -> Path:
     """The folder with the tokens of a corpus, built if there is none yet. See `build_or_reuse`."""
     return build_or_reuse(data, tokenizer, progress=progress)[0]
 
 
 def build_or_reuse(
-    data: CorpusConfig, tokenizer: TokenizerConfig, *, progress: bool, shard_tokens: int = SHARD_TOKENS
+    data: CorpusConfig, tokenizer: Tokenizer, *, progress: bool, shard_tokens: int = SHARD_TOKENS
 ) -> tuple[Path, bool]:
     """The folder with the tokens of a corpus, and whether this call has built it.
 
@@ -64,7 +56,8 @@ def build_or_reuse(
     """
     corpus = open_corpus(data)
     cache_dir = Path(data.cache_dir).expanduser()
-    spec = _tokenizer_spec(tokenizer)
+    source = tokenizer_source(tokenizer)
+    spec = source.identity()
     stamps = corpus.stamps()
     with shown(progress) as stage:
         fingerprint = corpus.fingerprint(cache_dir, stage("reading", sum(size for size, _ in stamps)))
@@ -80,7 +73,7 @@ def build_or_reuse(
                 return folder, False
             remove_leftovers(folder)
             with building(folder) as temporary, shown(progress) as stage:
-                _build(temporary, corpus, data.validation_fraction, tokenizer, folder.name, shard_tokens, stage)
+                _build(temporary, corpus, data.validation_fraction, source, folder.name, shard_tokens, stage)
                 if corpus.stamps() != stamps:
                     raise WorkFailed("a file of the corpus changed while it was read; run again when it is complete")
                 _publish(temporary, folder)
@@ -100,37 +93,18 @@ def documents_to_split(fraction: float) -> int | None:
     return max(MINIMUM_DOCUMENTS, int(validation.argmax()) + 1, int(validation.argmin()) + 1)
 
 
-def _tokenizer_spec(config: TokenizerConfig) -> dict[str, object]:
-    if not isinstance(config, FileTokenizerConfig):
-        return asdict(config)
-    path = Path(config.path).expanduser()
-    Encoder(read_tokenizer(path), config.end_of_text)  # complain before anything is locked or read
-    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "end_of_text": config.end_of_text}
-
-
-def _make_encoder(config: TokenizerConfig, corpus: Corpus, stage: Stage) -> Encoder:
-    if isinstance(config, FileTokenizerConfig):
-        return Encoder(read_tokenizer(Path(config.path).expanduser()), config.end_of_text)
-    if isinstance(config, BytesTokenizerConfig):
-        return BytesEncoder(bytes_tokenizer(), END_OF_TEXT)
-    limit = config.train_bytes
-    total = min(limit, sum(size for size, _ in corpus.stamps()))
-    advance = stage("training tokenizer", total)
-    return Encoder(train_bpe(corpus.documents(), config.vocab_size, limit, advance), END_OF_TEXT)
-
-
 def _build(
     folder: Path,
     corpus: Corpus,
     fraction: float,
-    tokenizer: TokenizerConfig,
+    source: TokenizerSource,
     content_hash: str,
     shard_tokens: int,
     stage: Stage,
 ) -> None:
     """Write a whole corpus into an empty folder, the index last."""
     split_by = _choose_split(corpus, fraction)
-    encoder = _make_encoder(tokenizer, corpus, stage)
+    encoder = source.encoder(corpus, stage)
     serialized = encoder.tokenizer.to_str().encode()
     write_file(folder / "tokenizer.json", serialized)
     dtype = token_dtype(encoder.vocab_size)

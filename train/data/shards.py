@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from common.errors import UserError
 from common.files import sync
-from train.data.tokenizer import read_tokenizer
+from train.data.tokenizers.base import read_tokenizer
 
 SCHEMA = 1
 SHARD_TOKENS = 1 << 28

@@ -4,7 +4,6 @@ Shape suffixes: B batch, S sequence (where ranks share one, this rank's part of 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +12,11 @@ from torch import Tensor, nn
 from parallel.compose import StageModel
 from parallel.context.partition import Partition
 from parallel.context.protocol import ContextParallel
-from parallel.shape import ModelShape
 from parallel.tensor import Role
 from quant.linear import QuantEmbedding
+from train.model.architecture import Architecture
 from train.model.attention import Attention, document_mask, rotary_angles
-
-
-@dataclass(frozen=True, kw_only=True)
-class Multipliers:
-    """Constants in the forward pass. They come from the whole model's widths, never from a rank's part of them."""
-
-    embedding: float
-    residual: float
-    attention: float
-    logit: float
+from train.model.ffn import FEED_FORWARDS
 
 
 def scaled(tensor: Tensor, multiplier: float) -> Tensor:
@@ -34,43 +24,17 @@ def scaled(tensor: Tensor, multiplier: float) -> Tensor:
     return tensor if multiplier == 1.0 else tensor * multiplier
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202)."""
-
-    def __init__(self, shape: ModelShape) -> None:
-        super().__init__()
-        self.gate = nn.Linear(shape.hidden_size, shape.ffn_size, bias=False)
-        self.up = nn.Linear(shape.hidden_size, shape.ffn_size, bias=False)
-        self.down = nn.Linear(shape.ffn_size, shape.hidden_size, bias=False)
-
-    def forward(self, hidden_BSE: Tensor) -> Tensor:
-        out_BSE: Tensor = self.down(F.silu(self.gate(hidden_BSE)) * self.up(hidden_BSE))
-        return out_BSE
-
-
-class Gelu(nn.Module):
-    """down(gelu(up(x)))."""
-
-    def __init__(self, shape: ModelShape) -> None:
-        super().__init__()
-        self.up = nn.Linear(shape.hidden_size, shape.ffn_size, bias=False)
-        self.down = nn.Linear(shape.ffn_size, shape.hidden_size, bias=False)
-
-    def forward(self, hidden_BSE: Tensor) -> Tensor:
-        out_BSE: Tensor = self.down(F.gelu(self.up(hidden_BSE)))
-        return out_BSE
-
-
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream. Input and output (B, S, E)."""
 
-    def __init__(self, shape: ModelShape, norm_eps: float, multipliers: Multipliers) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.multiplier = multipliers.residual
+        shape, norm_eps = architecture.shape, architecture.norm_eps
+        self.multiplier = architecture.multipliers.residual
         self.attention_norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps)
-        self.attention = Attention(shape, norm_eps, multipliers.attention)
+        self.attention = Attention(shape, norm_eps, architecture.multipliers.attention)
         self.ffn_norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps)
-        self.ffn = SwiGLU(shape) if shape.ffn == "swiglu" else Gelu(shape)
+        self.ffn = FEED_FORWARDS[shape.ffn](shape)
 
     def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, seen: Tensor | Partition) -> Tensor:
         attended_BSE: Tensor = self.attention(self.attention_norm(hidden_BSE), cos_SD, sin_SD, seen)
@@ -97,25 +61,16 @@ class Decoder(StageModel):
     `blocks` is a dictionary keyed by layer number, so that a stage keeps every parameter's name in the whole model.
     """
 
-    def __init__(
-        self,
-        shape: ModelShape,
-        *,
-        rope_theta: float,
-        norm_eps: float,
-        multipliers: Multipliers,
-        layers: range,
-        first: bool,
-        last: bool,
-    ) -> None:
+    def __init__(self, architecture: Architecture, *, layers: range, first: bool, last: bool) -> None:
         """`first` takes tokens, `last` gives logits."""
         super().__init__()
-        self.shape, self.rope_theta, self.first, self.last = shape, rope_theta, first, last
-        self.multipliers = multipliers
+        shape, norm_eps = architecture.shape, architecture.norm_eps
+        self.shape, self.rope_theta, self.first, self.last = shape, architecture.rope_theta, first, last
+        self.multipliers = architecture.multipliers
         self.context: ContextParallel | None = None
         has_table = first or (last and shape.tie_embeddings)
         self.embedding = nn.Embedding(shape.vocab_size, shape.hidden_size) if has_table else None
-        self.blocks = nn.ModuleDict({str(layer): Block(shape, norm_eps, multipliers) for layer in layers})
+        self.blocks = nn.ModuleDict({str(layer): Block(architecture) for layer in layers})
         self.norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps) if last else None
         untied = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False) if last and not shape.tie_embeddings else None
         self.head = TiedHead() if last and shape.tie_embeddings else untied
@@ -126,7 +81,6 @@ class Decoder(StageModel):
 
     def tensor_roles(self) -> dict[str, Role]:
         """See `StageModel`."""
-        ffn_columns = ("gate", "up") if self.shape.ffn == "swiglu" else ("up",)
         roles: dict[str, Role] = {
             "blocks.*.attention_norm": "norm",
             "blocks.*.attention": "gather",
@@ -135,7 +89,7 @@ class Decoder(StageModel):
             "blocks.*.attention.output": "row",
             "blocks.*.ffn_norm": "norm",
             "blocks.*.ffn": "gather",
-            **{f"blocks.*.ffn.{name}": "column" for name in ffn_columns},
+            **{f"blocks.*.ffn.{name}": "column" for name in FEED_FORWARDS[self.shape.ffn].columns},
             "blocks.*.ffn.down": "row",
         }
         if self.embedding is not None:

@@ -5,8 +5,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallel.batch import IGNORE
 from parallel.tensor import vocabulary_parallel_terms
-from train.data.loader import IGNORE
 
 
 def loss_sums(

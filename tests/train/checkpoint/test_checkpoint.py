@@ -15,7 +15,7 @@ from tests.letters import corpus_of_letters
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, Progress, folder_of, newest_first, retain
 from train.checkpoint.storage import read_metadata, read_whole
 from train.checkpoint.verify import hash_files, verify_alone
-from train.weights import load_weights
+from train.trained.checkpoint import load_weights
 
 RUN = [
     *("model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "model.ffn_size=32", "model.vocab_size=260"),

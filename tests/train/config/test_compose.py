@@ -6,7 +6,8 @@ import typing
 import pytest
 import yaml
 
-from train.config import UserError, load_config, parse_config
+from common.errors import UserError
+from train.config import load_config, parse_config
 from train.config.compose import config_groups, known_keys, section_defaults
 
 NEEDED = {"data=files": ["data.files=[a.txt]"], "tokenizer=file": ["tokenizer.path=a.json"]}
@@ -293,7 +294,7 @@ def test_every_key_of_the_files_has_a_type_and_every_type_a_default():
     """Neither configs/ nor the classes know a key that the other does not."""
     files = {key for key, _ in known_keys().items() if "." in key}
     typed = set()
-    from train.config.sections import Config
+    from train.config import Config
 
     for section, annotation in typing.get_type_hints(Config).items():
         for cls in typing.get_args(annotation) or (annotation,):

@@ -4,7 +4,8 @@ import shlex
 
 import pytest
 
-from train.config import UserError, load_config, require
+from common.errors import UserError
+from train.config import load_config, require
 from train.config.rules import check
 
 # Defaults may change; what is tested here has its numbers written out.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.config import FilesCorpusConfig
+from train.config.sections.corpus import FilesCorpusConfig
 from train.data.shards import Shards, SplitWriter, TokenStream
 
 TEXT = "the cat sat on a mat while seven quick brown foxes jumped over lazy dogs and def return import self"

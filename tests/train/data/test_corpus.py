@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from train.config import BytesTokenizerConfig, StdlibCorpusConfig
+from train.config.sections.corpus import StdlibCorpusConfig
+from train.config.sections.tokenizer import BytesTokenizerConfig
 from train.data import readers
 from train.data.corpus import Corpus, open_corpus
 from train.data.prepare import prepare
@@ -202,7 +203,7 @@ def test_no_permission():
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from train.config import FilesCorpusConfig\n"
+        "from train.config.sections.corpus import FilesCorpusConfig\n"
         "from train.data.corpus import open_corpus\n"
         "if os.geteuid() == 0: os.seteuid(65534)\n"
         "config = FilesCorpusConfig(name='files', files=[sys.argv[1]], text_column='text', document_separator=None,\n"

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from common.errors import UserError, WorkFailed
-from train.config import BpeTokenizerConfig, BytesTokenizerConfig, FilesCorpusConfig
+from train.config.sections.corpus import FilesCorpusConfig
+from train.config.sections.tokenizer import BpeTokenizerConfig, BytesTokenizerConfig
 from train.data import prepare as prepare_module
 from train.data.prepare import build_or_reuse, documents_to_split, prepare
 from train.data.shards import TokenStream, open_shards
-from train.data.tokenizer import pieces
+from train.data.tokenizers.base import pieces
 
 BYTES = BytesTokenizerConfig(name="bytes")
 BPE = BpeTokenizerConfig(name="bpe", vocab_size=300, train_bytes=10_000)
@@ -28,7 +29,8 @@ BPE = BpeTokenizerConfig(name="bpe", vocab_size=300, train_bytes=10_000)
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from train.config import BytesTokenizerConfig, FilesCorpusConfig
+from train.config.sections.corpus import FilesCorpusConfig
+from train.config.sections.tokenizer import BytesTokenizerConfig
 from train.data import prepare
 from common.errors import WorkFailed, UserError
 

@@ -13,18 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from common.errors import UserError
-from train.config import FileTokenizerConfig
+from train.config.sections.tokenizer import FileTokenizerConfig
 from train.data.prepare import prepare
 from train.data.shards import open_shards
-from train.data.tokenizer import (
-    END_OF_TEXT,
-    BytesEncoder,
-    Encoder,
-    bytes_tokenizer,
-    pieces,
-    read_tokenizer,
-    train_bpe,
-)
+from train.data.tokenizers.base import END_OF_TEXT, Encoder, pieces, read_tokenizer
+from train.data.tokenizers.bpe import train_bpe
+from train.data.tokenizers.bytes import BytesEncoder, bytes_tokenizer
 
 TEXTS = [
     "def add(a, b):\n    return a + b\n",
@@ -74,8 +68,8 @@ def test_training_is_deterministic_across_processes():
     script = (
         "import hashlib, sys\n"
         "from train.data.corpus import open_corpus\n"
-        "from train.config import StdlibCorpusConfig\n"
-        "from train.data.tokenizer import train_bpe\n"
+        "from train.config.sections.corpus import StdlibCorpusConfig\n"
+        "from train.data.tokenizers.bpe import train_bpe\n"
         "config = StdlibCorpusConfig(name='stdlib', include_tests=False, cache_dir='', validation_fraction=.1)\n"
         "corpus = open_corpus(config)\n"
         "tokenizer = train_bpe(corpus.documents(), 1000, 300_000, lambda count: None)\n"

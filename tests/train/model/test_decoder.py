@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from parallel.shape import ModelShape
-from train.build import build_model
+from train.build.model import build_model
 from train.config import load_config
 from train.data.loader import IGNORE
 from train.model.initialize import fill, init_std

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from train.build import build_model, initial_values
+from train.build.initial_weights import initial_values
+from train.build.model import build_model
+from train.build.optimizer import build_optimizer
 from train.config import load_config
-from train.optimizer import build_optimizer
 
 WIDTHS = (32, 64, 128, 256)
 STEPS, RATE = 5, 0.02

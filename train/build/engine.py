@@ -1,0 +1,71 @@
+"""The engine of a configuration: all that it needs to know is handed over in one blueprint."""
+
+from functools import partial
+
+import torch
+
+from parallel.compose import Composition, Fill
+from parallel.context.protocol import ContextParallel
+from parallel.engine import build
+from parallel.engine.blueprint import Blueprint
+from parallel.engine.protocol import Engine
+from parallel.mesh import Meshes
+from parallel.pipeline import Stage
+from train.build.initial_weights import initial_values
+from train.build.model import COMPUTE_DTYPES, PARAMETER_DTYPES, build_model
+from train.build.optimizer import build_optimizer
+from train.build.quantization import method_of
+from train.config import Config
+from train.config.resolve.context import context_method
+from train.model.decoder import Decoder
+from train.model.loss import loss_sums
+
+
+def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fill | None = None) -> Engine:
+    """Model and optimizer of this rank, composed, filled (with initial values, unless told otherwise) and ready to step.
+
+    Where weights are to be quantized, `train.build.quantization.Quantization` says when.
+    """
+    return build(config.parallel.engine, blueprint_of(config, meshes, fill or initial_values(config)), meshes, device)
+
+
+def blueprint_of(config: Config, meshes: Meshes, fill: Fill) -> Blueprint:
+    """What an engine is built from."""
+    parallel, train, method = config.parallel, config.train, method_of(config.quant)
+    dtype = PARAMETER_DTYPES[train.precision]
+    vocabulary = meshes.parameters.get_group("tensor")
+
+    def build_stage(stage: Stage) -> Decoder:
+        return build_model(config.model, dtype, torch.device("meta"), stage)
+
+    return Blueprint(
+        shape=config.model.shape,
+        sequence=train.sequence,
+        microbatch=train.microbatch,
+        composition=Composition(
+            pipeline_schedule=parallel.pipeline_schedule,
+            virtual_stages=parallel.virtual_stages,
+            recompute=parallel.recompute,
+            compile=train.compile,
+            bf16=train.precision == "bf16",
+        ),
+        compute_dtype=COMPUTE_DTYPES[train.precision],
+        build_stage=build_stage,
+        convert=(lambda model: ()) if method is None else method.convert,
+        fill=fill,
+        context=_context(config, meshes),
+        loss_sums=partial(loss_sums, z_loss=train.z_loss, vocabulary_group=vocabulary if vocabulary.size() > 1 else None),
+        build_optimizer=partial(build_optimizer, config),
+        clip_norm=config.optimizer.clip_norm,
+        tied=("embedding.weight", *(method.tied("embedding") if method is not None else ()))
+        if config.model.tie_embeddings
+        else (),
+    )
+
+
+def _context(config: Config, meshes: Meshes) -> ContextParallel | None:
+    """How this rank shares sequences with others; None where it does not."""
+    if config.parallel.context == 1:
+        return None
+    method, _ = context_method(config)
+    return ContextParallel(meshes.axes.get_group("context"), method, config.parallel.context_partition)

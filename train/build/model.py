@@ -1,0 +1,20 @@
+"""The decoder of a configuration."""
+
+import torch
+
+from parallel.pipeline import Stage
+from train.build.architecture import architecture_of
+from train.config.sections.model import ModelConfig
+from train.model.decoder import Decoder
+
+PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+"""Precision -> dtype of the parameters and of the optimizer's moments."""
+COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+"""Precision -> dtype that weights are cast to before they are used, and of the activations."""
+
+
+def build_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, stage: Stage | None = None) -> Decoder:
+    """The decoder, or a stage of it, on `device` (on the meta device it costs nothing), its values not set."""
+    stage = stage or Stage(0, range(config.num_layers), first=True, last=True)
+    with device:
+        return Decoder(architecture_of(config), layers=stage.layers, first=stage.first, last=stage.last).to(dtype)

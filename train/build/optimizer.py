@@ -1,0 +1,96 @@
+"""The optimizer: which parameters are treated how."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parallel.engine.protocol import Optimizer
+from quant.method import Treatment
+from train.build.quantization import method_of
+from train.config import Config
+from train.config.sections.optimizer import AdamConfig, AdamWConfig, MuonConfig
+from train.model.initialize import is_inner_matrix
+
+Group = dict[str, Any]
+
+
+def build_optimizer(config: Config, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
+    """AdamW, or Muon with AdamW for what is no matrix of a block. Matrices decay; norms, the embedding table
+    and what a low-precision method has added do not.
+
+    The engine sets the learning rate before every step: the schedule's times a group's `lr_scale`. Under muP that is the base
+    width over the hidden size for the matrices of the blocks (Shen et al., arXiv 2408.13359, table 1), else 1.
+    """
+    inner: list[nn.Parameter] = []
+    head: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    method, width = method_of(config.quant), config.mup_width or 1.0
+    added: dict[Treatment, list[nn.Parameter]] = {}
+    for name, parameter in named_parameters:
+        if method is not None and method.owns(name):
+            lr_scale = 1 / width if is_inner_matrix(method.weight_of(name)) else 1.0
+            added.setdefault(method.treatment(name, lr_scale), []).append(parameter)
+            continue
+        kind = plain if parameter.dim() < 2 or name.startswith("embedding.") else inner if is_inner_matrix(name) else head
+        kind.append(parameter)
+    optimizer, decay = config.optimizer, config.optimizer.weight_decay
+    rest: list[Group] = [
+        {"params": head, "weight_decay": decay, "lr_scale": 1.0},
+        {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
+        *({"params": alike, "weight_decay": 0.0, **asdict(treatment)} for treatment, alike in added.items()),
+    ]
+    if isinstance(optimizer, AdamWConfig):
+        return _adamw(optimizer, [{"params": inner, "weight_decay": decay, "lr_scale": 1 / width}, *rest])
+    return MuonWithAdamW(_muon(optimizer, inner), _adamw(optimizer, rest))
+
+
+def _adamw(config: AdamConfig, groups: list[Group]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=0.0,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def _muon(config: MuonConfig, matrices: list[nn.Parameter]) -> torch.optim.Muon:
+    """torch's own. Its updates are scaled to AdamW's usual size, so that both take the same learning rate and weight decay:
+    0.2 sqrt(max(rows, columns)) times the orthogonalised momentum (Liu et al., arXiv 2502.16982, eq. 4)."""
+    return torch.optim.Muon(
+        [{"params": matrices, "lr_scale": 1.0}],
+        lr=0.0,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        ns_steps=config.iterations,
+        adjust_lr_fn="match_rms_adamw",
+    )
+
+
+class MuonWithAdamW:
+    """Two optimizers that step together. A step whose gradient is not finite changes nothing, as with fused AdamW alone."""
+
+    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
+        self.both = (muon, adamw)
+        self.param_groups = [group for optimizer in self.both for group in optimizer.param_groups]
+        self.found_inf: Tensor | None = None
+
+    @property
+    def state(self) -> Mapping[Tensor, dict[str, Tensor]]:
+        """What is kept for every parameter, both optimizers'."""
+        return {parameter: kept for optimizer in self.both for parameter, kept in optimizer.state.items()}
+
+    def step(self) -> None:
+        """Step both, unless `found_inf` is set: Muon has no such switch of its own, so the host must ask."""
+        if self.found_inf is None or not bool(self.found_inf):
+            for optimizer in self.both:
+                optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+        for optimizer in self.both:
+            optimizer.zero_grad(set_to_none)

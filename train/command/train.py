@@ -1,0 +1,43 @@
+"""What `python -m train` does, for whoever else starts a run."""
+
+import sys
+
+from common.errors import UserError, WorkFailed
+from parallel.environment import ProcessEnvironment, die_with_launcher
+from train.build.preconditions import unmet_preconditions
+from train.config import load_config, require
+from train.config.help import answer_without_running
+from train.loop.stop import StopRequest
+
+
+def main(arguments: list[str]) -> int:
+    """Train, or answer `--help` or `--cfg job`. Returns the exit code."""
+    environment = ProcessEnvironment.read()
+    if environment.launched:
+        die_with_launcher()
+    with StopRequest().listening(says=environment.rank == 0) as stop:
+        return _answer_or_run(arguments, environment, stop)
+
+
+def _answer_or_run(arguments: list[str], environment: ProcessEnvironment, stop: StopRequest) -> int:
+    try:
+        if answer_without_running(arguments):
+            return 0
+        config = load_config(arguments)
+        world_size = config.parallel.layout.world_size if config.train.dry_run else environment.world_size
+        require(config, world_size=world_size, overrides=arguments, besides=unmet_preconditions(config))
+        if config.train.dry_run:
+            from train.build.dry_run import show
+
+            show(config)
+            return 0
+        # torch is imported only now: everything above answers in a fraction of a second.
+        from parallel.mesh import connect
+        from train.loop.run import run
+
+        with connect(environment) as world:
+            return run(config, world, stop)
+    except (UserError, WorkFailed) as error:
+        if environment.rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code

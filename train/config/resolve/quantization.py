@@ -1,0 +1,44 @@
+"""When a run's weights are quantized, as its configuration has it. Imports no torch."""
+
+from dataclasses import dataclass
+
+from train.config.schema import Config
+
+
+@dataclass(frozen=True)
+class LowPrecisionPhase:
+    """The end of a run with low-precision weights."""
+
+    start: int
+    """tokens before it, whole steps: a step that begins there or later is a quantized one"""
+    why: str
+    """where that comes from, for people"""
+
+    def holds(self, tokens: int) -> bool:
+        """Whether the step that ended at `tokens` tokens was quantized, so that a state of that moment has scales."""
+        return tokens > self.start
+
+
+def low_precision_phase(config: Config) -> LowPrecisionPhase | None:
+    """The low-precision phase of a run; None where it has none. Its length may come out as no step at all: see the rules.
+
+    The share of `start=auto` counts all parameters, the planned tokens in whole steps, and `bits`, whatever width the embedding
+    has. The start is rounded down to a whole step, and less than a step is none.
+    """
+    quant, total = config.low_precision, config.total_tokens
+    if quant is None:
+        return None
+    if isinstance(quant.start, float):
+        before, why = quant.start, f"quant.start={quant.start}"
+    else:
+        from scaling.laws.qat import PAPER_A, optimal_fraction  # only here: laws may be slow to import
+
+        parameters = config.model.shape.parameters
+        fraction = optimal_fraction(total, parameters, quant.bits)
+        ratio = total / (parameters * quant.bits / 8)
+        law = f"f* = exp(-{PAPER_A} / ln S) = {fraction:.3g}" if ratio > 1 else "f* = 0 where S is at most 1"
+        before, why = 1.0 - fraction, f"quant.start=auto: S = {ratio:.4g} tokens per byte of parameters, {law}"
+    tokens = round(before * total)
+    if total - tokens < config.batches.batch_before(total):
+        return LowPrecisionPhase(total, why)
+    return LowPrecisionPhase(config.batches.tokens(config.batches.steps(tokens + 1) - 1), why)

@@ -1,0 +1,45 @@
+"""How long a run is, and what a batch must be a multiple of."""
+
+import math
+from collections.abc import Iterator
+
+from train.config.schema import Config
+
+
+def length_rules(config: Config) -> Iterator[str]:
+    """The length is said once, and batches are whole micro-batches on every data-parallel rank."""
+    train, layout = config.train, config.parallel.layout
+    if train.tokens is not None and train.steps is not None:
+        yield f"train.tokens={train.tokens} and train.steps={train.steps} are both set: set one and make the other null"
+    if train.tokens is None and train.steps is None:
+        yield "neither train.tokens nor train.steps is set: set one"
+    per_pass = config.pass_tokens
+    for key in ("batch_tokens", "batch_warmup_start"):
+        tokens = getattr(train, key)
+        if tokens is not None and tokens % per_pass:
+            below = tokens // per_pass * per_pass
+            nearest = f"{below} or {below + per_pass}" if below else f"{per_pass}"
+            rows = math.gcd(tokens // (train.sequence * layout.data_parallel), train.microbatch)
+            fits = tokens % (train.sequence * layout.data_parallel) == 0
+            yield (
+                f"train.{key}={tokens} is not a multiple of sequence x microbatch x data-parallel ranks = "
+                f"{train.sequence} x {train.microbatch} x {layout.data_parallel} = {per_pass}: the nearest is {nearest}"
+                + (f", or train.microbatch={rows}" if fits else "")
+            )
+    yield from _batch_warmup(config)
+
+
+def _batch_warmup(config: Config) -> Iterator[str]:
+    train = config.train
+    start, over = train.batch_warmup_start, train.batch_warmup_tokens
+    if start is None and over:
+        yield f"train.batch_warmup_tokens={over} needs the size of the first batch: set train.batch_warmup_start"
+    if start is not None and not over:
+        yield f"train.batch_warmup_start={start} needs a length: set train.batch_warmup_tokens"
+    if start is not None and (start > train.batch_tokens or train.batch_tokens % start):
+        yield f"train.batch_tokens={train.batch_tokens} is not a multiple of its increment, train.batch_warmup_start={start}"
+
+
+def knows_its_tokens(config: Config) -> bool:
+    """Whether the length is known and means something; if not, that is reported already."""
+    return (config.train.tokens is None) != (config.train.steps is None) and not any(_batch_warmup(config))

@@ -1,0 +1,52 @@
+"""What low-precision weights need of the model, the length and the schedule."""
+
+import math
+from collections.abc import Iterator
+
+from train.config.resolve.quantization import low_precision_phase
+from train.config.rules.length import knows_its_tokens
+from train.config.schema import Config
+from train.config.sections.quantization import QatConfig
+
+
+def group_rules(config: Config) -> Iterator[str]:
+    """A group of columns lies on one rank: a row that tensor parallelism splits is split between groups."""
+    quant, model, tensor = config.quant, config.model, config.parallel.tensor
+    if not isinstance(quant, QatConfig) or isinstance(quant.group, str):
+        return
+    split = {"model.num_heads x model.head_dim": model.num_heads * model.head_dim, "model.ffn_size": model.ffn_size}
+    if any(size % tensor for size in split.values()):
+        return  # which is reported already
+    over = f" / parallel.tensor={tensor}" if tensor > 1 else ""
+    columns = {"model.hidden_size": model.hidden_size, **{f"{key}{over}": size // tensor for key, size in split.items()}}
+    if undivided := [f"{key} = {size}" for key, size in columns.items() if size % quant.group]:
+        yield (
+            f"quant.group={quant.group} does not divide {', '.join(undivided)}: take row, or a divisor of "
+            f"{math.gcd(*columns.values())}, which divides every row of this model"
+        )
+
+
+def quantization_rules(config: Config) -> Iterator[str]:
+    """The low-precision phase has steps, and the schedule a place for it."""
+    quant, schedule = config.low_precision, config.schedule
+    if quant is None or not knows_its_tokens(config):
+        return
+    phase, total = low_precision_phase(config), config.total_tokens
+    assert phase is not None
+    if phase.start >= total:
+        yield (
+            f"{phase.why}: less than one step of the run's {total} tokens would be quantized; type quant.start=0.8, or "
+            f"another share of the tokens before quantization that leaves a step"
+        )
+    if schedule.name == "wsd_s" or (schedule.name == "cosine" and quant.fuse_decay):
+        remedy = " or quant.fuse_decay=false" * (schedule.name == "cosine")
+        yield (
+            f"schedule={schedule.name} decays in full precision, which quant.fuse_decay={str(quant.fuse_decay).lower()} has no "
+            f"place for: take schedule=wsd, power or constant{remedy}"
+        )
+    if not quant.fuse_decay and (rewarm := quant.rewarm_peak) is not None and getattr(schedule, "floor", 0.0) > rewarm:
+        yield f"schedule.floor={getattr(schedule, 'floor', 0.0)} is above quant.rewarm_peak={rewarm}"
+    if quant.fuse_decay and quant.rewarm_peak is not None:
+        yield f"quant.rewarm_peak={quant.rewarm_peak} needs quant.fuse_decay=false: with true there is no second rise"
+    if not quant.fuse_decay and phase.start == 0 and schedule.name != "constant":
+        yield "quant.fuse_decay=false needs tokens in full precision to decay in: raise quant.start, or set it to true"

@@ -1,0 +1,29 @@
+"""What the sections of the configuration share: how their classes are typed, and how a key is marked."""
+
+import typing
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False)
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class _Free:
+    """See `FREE`."""
+
+
+FREE = _Free()
+"""Marks a key, or a whole section, that no loss depends on: a run may go on with another value. The others are its identity."""
+
+
+@cache
+def identity_keys(section: type[object]) -> frozenset[str]:
+    """The keys of a section's class that are not marked `FREE`."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    return frozenset(key for key, hint in hints.items() if FREE not in getattr(hint, "__metadata__", ()))

@@ -1,0 +1,176 @@
+"""The folder of one run while a process writes it.
+
+One process writes: rank 0, which holds an exclusive lock as long as it lives.
+"""
+
+import logging
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+
+from common.errors import UserError, WorkFailed
+from common.files import write_atomically
+from common.lock import LockHeld, acquire
+from scaling.record import EvaluationLine, RunRecord, StepLine, read_record, write_record
+from train.checkpoint.manifest import NAME as MANIFEST
+from train.checkpoint.manifest import newest_first, remove, step_of
+from train.config import Config
+from train.folder.identity import changes_from_trunk, differences, require_same_precision, require_same_run
+from train.folder.metrics_file import MetricsFile
+from train.folder.reading import load_run_config, named_checkpoint, path_of
+
+log = logging.getLogger("foretrain")
+
+LOCK_WAIT_SECONDS = 5.0
+
+
+class RunDirectory:
+    """`<run.dir>/<run.name>`, locked for this process."""
+
+    def __init__(self, config: Config) -> None:
+        """Lock the folder and check what it holds against `config`.
+
+        Raises:
+            UserError: another process holds it, or it holds a run that `config` may not continue.
+        """
+        self.config = config
+        self.path = path_of(config)
+        self.checkpoint = (
+            named_checkpoint("run.resume", config.run.resume) if config.run.resume not in ("auto", "never") else None
+        )
+        self.trunk = Path(config.run.trunk).expanduser() if config.run.trunk is not None else None
+        self.changes: list[str] = []
+        """what is different from the last start of this run, or from its trunk, a line for each key"""
+        self._metrics: MetricsFile | None = None
+        try:
+            # A killed run's processes may be dying still.
+            self._lock = acquire(self.path / ".lock", wait_seconds=LOCK_WAIT_SECONDS)
+            # Asked with the lock held, so that nothing of somebody else's is ever removed.
+            self._made = [path.name for path in self.path.iterdir()] == [".lock"]
+        except LockHeld as holder:
+            raise UserError(f"{self.path} is in use by {holder}: wait for it, stop it, or choose another run.name") from None
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}; choose another run.dir or run.name") from None
+        try:
+            self.existing = self._check_existing()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds this run, finished."""
+        return self.existing is not None and self.existing.status == "finished" and not self._forced
+
+    @property
+    def begun(self) -> bool:
+        """Whether this process has begun to write the run."""
+        return self._metrics is not None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / "checkpoints"
+
+    def candidates(self) -> list[Path]:
+        """The checkpoints this run may go on from, the best first."""
+        if self.checkpoint is not None:
+            return [self.checkpoint]
+        return [*newest_first(self.checkpoints), *([self.trunk] if self.trunk is not None else [])]
+
+    def before(self, step: int) -> list[Path]:
+        """The checkpoints of steps before `step`, the newest first."""
+        return [folder for folder in newest_first(self.checkpoints) if (step_of(folder) or 0) < step]
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics of steps behind `step`."""
+        self._metrics = self.metrics.rewind(step)
+
+    def begin(self, record: RunRecord, shards: Path, step: int = 0) -> None:
+        """Write the configuration and the record of a run that starts now at `step`, and what it reads from its data.
+
+        What an earlier process measured of later steps is dropped: they will be done again. Checkpoints of later steps are set
+        aside: the metrics up to them are gone.
+        """
+        self._set_aside(step)
+        shutil.copyfile(shards / "tokenizer.json", self.path / "tokenizer.json")
+        shutil.copyfile(shards / "index.json", self.path / "data.json")
+        self._metrics = MetricsFile(self.path / "metrics.jsonl", step)
+        write_record(self.path, record)
+        # Last, because a folder counts as a run once it has a configuration.
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(self.config.as_dict(), sort_keys=False))
+        self._made = False
+
+    def _set_aside(self, step: int) -> None:
+        for folder in newest_first(self.checkpoints):
+            if (step_of(folder) or 0) <= step:
+                continue
+            if not (folder / MANIFEST).exists():
+                remove(folder)
+                continue
+            aside = folder.with_name(f"aside_{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            log.info("%s is set aside as %s", folder, aside.name)
+
+    def append(self, line: StepLine | EvaluationLine) -> None:
+        """Append a line to `metrics.jsonl`."""
+        self.metrics.append(line)
+
+    @property
+    def metrics(self) -> MetricsFile:
+        """The metrics of a run that has begun."""
+        assert self._metrics is not None
+        return self._metrics
+
+    def write(self, record: RunRecord) -> None:
+        """Rewrite `run.json`."""
+        write_record(self.path, record)
+
+    def close(self) -> None:
+        """Release the lock. A folder that was made for a run that never began is removed."""
+        if self._metrics is not None:
+            with suppress(OSError, WorkFailed):  # a disk that is full has been complained of; the lock must go all the same
+                self._metrics.close()
+        if self._made:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.release()
+
+    def _check_existing(self) -> RunRecord | None:
+        """The record of the run that the folder holds, if any; the run that it goes on from is checked against it."""
+        self._forced = False
+        config = self.config
+        if not (self.path / "config.yaml").exists():
+            if self.checkpoint is not None:
+                self._check_named_checkpoint(self.checkpoint)
+            if self.trunk is not None:
+                self.changes = changes_from_trunk(config, self.trunk)
+            return None
+        if config.run.resume == "never":
+            raise UserError(f"{self.path} exists and run.resume=never: choose another run.name, or delete it")
+        try:
+            before = load_run_config(self.path)
+            record = read_record(self.path)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{error}; choose another run.name, or delete {self.path}") from None
+        changes = differences(before.as_dict(), config.as_dict())
+        self.changes = [f"changed since the last start: {line}" for line in changes]
+        self._forced = require_same_run(config, before, self.path, self.checkpoint)
+        if self.checkpoint is not None and self.checkpoint.parent.resolve() != self.checkpoints.resolve():
+            if record.resumed_from != str(self.checkpoint):
+                raise UserError(
+                    f"{self.path} exists and does not come from run.resume={self.checkpoint}: choose another run.name"
+                )
+            self.checkpoint = None  # it has gone on from there already
+        return record
+
+    def _check_named_checkpoint(self, checkpoint: Path) -> None:
+        run = checkpoint.parent.parent
+        before = load_run_config(run)
+        self._forced = require_same_run(self.config, before, run, checkpoint)
+        if self._forced:
+            require_same_precision("run.resume", checkpoint, before, self.config)
+            lines = differences(before.identity(), self.config.identity(), common=True)
+            self.changes = [f"unlike {checkpoint}: {line}" for line in lines]

@@ -1,0 +1,93 @@
+"""`metrics.jsonl` while a run writes it."""
+
+import errno
+import logging
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from common.errors import WorkFailed
+from common.files import write_atomically
+from scaling.record import EvaluationLine, StepLine, line_text, read_metrics
+
+log = logging.getLogger("foretrain")
+
+
+class MetricsFile:
+    """`metrics.jsonl`, open for appending. A disk that is full for a while loses no line: they are written once it has room."""
+
+    MOST_UNWRITTEN = 10_000
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Drop the lines of steps behind `step` and open the file."""
+        self.path = path
+        self._lock = threading.Lock()  # checkpoints make the file durable from their own thread
+        self._unwritten: list[str] = []
+        kept = _lines_until(path, step)
+        write_atomically(path, "".join(kept))
+        self._stream = open(path, "ab", buffering=0)
+        self._size = path.stat().st_size
+
+    def append(self, line: StepLine | EvaluationLine) -> None:
+        """Write a line, or keep it for later.
+
+        Raises:
+            WorkFailed: the disk has not taken a line for too long.
+        """
+        with self._lock:
+            self._unwritten.append(line_text(line))
+            try:
+                self._write()
+            except OSError as error:
+                if len(self._unwritten) == 1:
+                    said = "step %d: %s cannot be written (%s); its lines are kept until it can"
+                    log.warning(said, line.step, self.path, error)
+                if len(self._unwritten) > self.MOST_UNWRITTEN:
+                    raise WorkFailed(f"{self.path} could not be written for {self.MOST_UNWRITTEN} lines: {error}") from error
+
+    def flush(self) -> None:
+        """Write what is not written yet.
+
+        Raises:
+            OSError: the disk refused; nothing half-written is left.
+        """
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
+        data = "".join(self._unwritten).encode()
+        try:
+            written = self._stream.write(data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, "no space left")
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._stream.fileno(), self._size)
+            raise
+        self._size += len(data)
+        self._unwritten.clear()
+
+    def sync(self) -> None:
+        """Make all lines durable. Raises what `flush` raises."""
+        self.flush()
+        os.fsync(self._stream.fileno())
+
+    def rewind(self, step: int) -> "MetricsFile":
+        """The file without the lines of steps behind `step`. This one is closed."""
+        self.close()
+        return MetricsFile(self.path, step)
+
+    def close(self) -> None:
+        """Write what is left, and close. Raises what `flush` raises."""
+        try:
+            self.flush()
+        finally:
+            self._stream.close()
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """The lines of steps up to `step`; none where there is no file."""
+    if step == 0 or not path.exists():
+        return []
+    return [line_text(line) for line in read_metrics(path.parent) if line.step <= step]

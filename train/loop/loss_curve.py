@@ -1,0 +1,42 @@
+"""The picture of a run."""
+
+import json
+from pathlib import Path
+
+from scaling.record import EvaluationLine, StepLine, read_metrics
+
+
+def draw_loss(run: Path) -> None:
+    """`<run>/loss.png`: training and validation loss over tokens, the counted bigram as a line to beat."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = list(read_metrics(run))
+    steps = [line for line in lines if isinstance(line, StepLine)]
+    evaluations = [line for line in lines if isinstance(line, EvaluationLine)]
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    axes.plot([line.tokens for line in steps], [line.loss for line in steps], linewidth=1, label="training")
+    axes.plot(
+        [line.tokens for line in evaluations],
+        [line.validation["validation"] for line in evaluations],
+        "o-",
+        label="validation",
+    )
+    bigram = bigram_loss_of(run)
+    if bigram is not None:
+        axes.axhline(bigram, color="gray", linestyle="--", linewidth=1, label=f"counted bigram {bigram:.3f}")
+    axes.set(xlabel="tokens", ylabel="loss (nats per token)", title=run.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(run / "loss.png", dpi=150)
+    pyplot.close(figure)
+
+
+def bigram_loss_of(run: Path) -> float | None:
+    """The loss of a counted bigram on the run's text, nats per token; None where it is not known."""
+    try:
+        return float(json.loads((run / "data.json").read_text(encoding="utf-8"))["bigram_loss"])
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,76 @@
+"""Where a run goes on from: at its start, and after a step that went wrong."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+
+from common.errors import UserError
+from parallel.engine.protocol import Engine
+from train.build.quantization import Quantization
+from train.checkpoint.manifest import BrokenCheckpointError, Progress
+from train.checkpoint.storage import read_state
+from train.checkpoint.verify import Verified, newest_verified
+from train.folder.directory import RunDirectory
+
+log = logging.getLogger("foretrain")
+
+
+class Resumption:
+    """Finds the checkpoint that a run goes on from and takes its state over. Every rank has one and makes the same calls."""
+
+    def __init__(self, engine: Engine, quantization: Quantization, directory: RunDirectory | None) -> None:
+        """`directory` is rank 0's, which looks for all."""
+        self._engine, self._quantization, self._directory = engine, quantization, directory
+
+    def newest(self) -> Verified | None:
+        """The newest checkpoint that verifies, its state taken over; None where the run begins. A collective.
+
+        Raises:
+            UserError: the checkpoint that the user named is not what was saved, or does not fit this run.
+        """
+        directory = self._directory
+        refused: list[tuple[Path, str]] = []
+        verified = newest_verified(directory.candidates() if directory is not None else [], refused)
+        if verified is None and directory is not None and (directory.checkpoint or directory.trunk):
+            key = "run.resume" if directory.checkpoint else "run.trunk"
+            raise UserError(f"{key}={refused[-1][0]} is not what was saved: {refused[-1][1]}")
+        for folder, problem in refused:
+            log.warning("%s is passed over: %s", folder, problem)
+        if verified is not None:
+            log.info(
+                "going on from %s (%s tokens); %s bytes verified at %.2f GB/s",
+                verified.folder,
+                f"{verified.manifest.progress.tokens:,}",
+                f"{verified.manifest.total_bytes:,}",
+                verified.bytes_per_second / 1e9,
+            )
+            self._load(verified)
+        elif directory is not None and directory.existing is not None:
+            log.info("%s was left unfinished without a checkpoint: starting over", directory.path)
+        return verified
+
+    def before(self, step: int) -> Verified | None:
+        """The newest checkpoint of an earlier step that verifies, its state taken over; None: there is none. A collective."""
+        folders: Sequence[Path] = self._directory.before(step) if self._directory is not None else []
+        verified = newest_verified(folders, [])
+        if verified is not None:
+            self._load(verified)
+        return verified
+
+    def _load(self, verified: Verified) -> None:
+        self._quantization.restore(verified.manifest.progress.tokens)
+        try:
+            self._engine.load(lambda state: read_state(verified.folder, state, dist.group.WORLD))
+        except BrokenCheckpointError as error:
+            raise UserError(f"{verified.folder} does not fit this run: {error}") from None
+
+
+def leaving_out(progress: Progress, bad: Progress) -> Progress:
+    """A run at `progress` again, after it has gone wrong at `bad`: it goes on with the samples after those of the bad step."""
+    first = progress.samples
+    for _, end in bad.skipped:
+        first = max(first, end)  # what an earlier rewind to this checkpoint has left out already
+    return dataclasses.replace(progress, samples=bad.samples, skipped=(*bad.skipped, (first, bad.samples)))

@@ -1,0 +1,334 @@
+"""The loop of one run on one rank."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.profiler import record_function
+
+from common.errors import WorkFailed
+from parallel.batch import Batch
+from parallel.delayed_max import DelayedMax
+from parallel.engine.protocol import StepResult
+from parallel.mesh import World, build_meshes
+from scaling.record import StepLine
+from train.build.engine import build_engine
+from train.build.model import COMPUTE_DTYPES
+from train.build.quantization import Quantization
+from train.checkpoint.manifest import Progress
+from train.checkpoint.saver import Saver
+from train.config import Config
+from train.data.shards import Shards
+from train.folder.directory import RunDirectory
+from train.folder.reading import path_of
+from train.loop import console
+from train.loop.course import Course, PlannedStep
+from train.loop.feed import Feed
+from train.loop.health import Health
+from train.loop.memory import PeakMemory
+from train.loop.profiler import traced
+from train.loop.recorder import Ending, Recorder, RunRecorder
+from train.loop.start import Resumption, leaving_out
+from train.loop.stop import StopRequest, exit_code, name_of
+from train.loop.throughput import Throughput
+from train.loop.watchdog import Watchdog
+
+log = logging.getLogger("foretrain")
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose scalars have not been read."""
+
+    step: PlannedStep
+    result: StepResult
+
+
+class Trainer:
+    """The loop of one rank. What it computes is `course`, `feed` and `engine`; what it leaves is `recorder` and `saver`."""
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        shards: Shards,
+        directory: RunDirectory | None,
+        stop: StopRequest,
+        *,
+        asynchronous: bool | None = None,
+    ) -> None:
+        """`directory` is rank 0's. `asynchronous`: read a step's scalars when the next one has begun, so that the device never
+        waits for the host; None: where the device is not the host itself."""
+        self.config, self.world, self.stop = config, world, stop
+        self.asynchronous = world.device.type != "cpu" if asynchronous is None else asynchronous
+        meshes = build_meshes(config.parallel.layout, world.device)
+        self.course, self.feed = Course(config), Feed(config, shards, meshes.data_rank)
+        self.engine = build_engine(config, meshes, world.device)
+        self.quantization = Quantization(config, self.engine, COMPUTE_DTYPES[config.train.precision])
+        parameters = [parameter for _, parameter in self.engine.named_parameters()]
+        self.memory = PeakMemory(world.device, parameters, watch=not config.train.compile)
+        self.throughput = Throughput(world.device, config.train.precision)
+        self.recorder = Recorder()
+        if directory is not None:
+            self.recorder = RunRecorder(config, world, shards, directory, self.quantization, self.throughput)
+        self.stop_vote = DelayedMax(world.size)
+        self.health = Health(config.health)
+        self.resumption = Resumption(self.engine, self.quantization, directory)
+        self.progress = Progress()
+        self.saver = Saver(
+            path_of(config) / "checkpoints",
+            self.recorder.manifest,
+            keep=config.checkpoint.keep,
+            for_good=self.course.is_kept_for_good,
+            timeout_seconds=config.checkpoint.timeout_seconds,
+        )
+        self.watchdog = Watchdog(world, path_of(config) / "logs", config.health.step_timeout_seconds)
+        self.log_folder = None if directory is None else directory.path / "logs"
+        self._saved_step = 0  # the newest step that a checkpoint was begun of
+        self._last_read = 0.0  # when the scalars of a step were read last
+
+    def train(self) -> int:
+        """Train to the end, or until a signal. Returns the exit code.
+
+        Raises:
+            UserError: the run cannot go on from the checkpoint it was told to.
+            WorkFailed: the loss stopped being finite, or the disk failed.
+        """
+        try:
+            with console.log_to(self.log_folder), self.watchdog:
+                stopped_by = self._start() or self._loop()
+                return self._preempt(stopped_by) if stopped_by else self._finish()
+        except BaseException as error:
+            with suppress(OSError, WorkFailed):  # what failed may be the very disk
+                self._close("failed")
+            if isinstance(error, OSError):
+                raise WorkFailed(f"run {self.config.run.name} failed: {error}") from error
+            raise
+        finally:
+            self.saver.close()
+
+    def _start(self) -> int:
+        """Go on from the newest checkpoint that verifies, or begin. Returns the signal that any rank has got by then, or 0."""
+        resumed = self.resumption.newest()
+        if resumed is not None:
+            self.progress = resumed.manifest.progress
+            self._saved_step = self.progress.step
+        self.recorder.begin(resumed, self.progress, self.course.last_step(self.progress))
+        # A run may have been killed in the middle of an evaluation.
+        evaluated = self._restore_history()
+        return 0 if evaluated or not self.course.evaluates(self.progress) else self._evaluate()
+
+    def _restore_history(self) -> bool:
+        """Take up what was measured before this point, which rank 0 knows. Returns whether this very step was evaluated."""
+        history = [self.recorder.history(self.progress)]
+        dist.broadcast_object_list(history, src=0)
+        losses, evaluation = history[0]
+        self.health.restart(losses)
+        if evaluation is not None:
+            self.recorder.evaluated(evaluation.validation["validation"])
+        return evaluation is not None and evaluation.step == self.progress.step
+
+    def _loop(self) -> int:
+        """Steps until the end, or until a signal that any rank has got. Returns that signal, or 0."""
+        pending: _Pending | None = None
+        trace = path_of(self.config) / "trace" if self.config.train.profile else None
+        first, last = self.progress.step, self.course.last_step(self.progress)
+        with (
+            console.progress(last, first, shown=self.world.rank == 0) as advance,
+            traced(trace, self.world.rank) as traced_step,
+        ):
+            self._last_read = time.perf_counter()
+            while not self.course.at_end(self.progress):
+                self.watchdog.phase(f"step {self.progress.step + 1}", self._patience())
+                if stopped_by := self.stop_vote.exchange(self.stop.signal):
+                    if pending is not None:
+                        self._settle(pending, advance)
+                    return stopped_by
+                begun = self._step(self.progress.step - first)
+                traced_step()
+                if pending is not None and self._settle(pending, advance):
+                    pending = None  # the step begun meanwhile is undone as well
+                    continue
+                pending = begun
+                if self.asynchronous and not self.course.pauses(self.progress):
+                    continue
+                rewound = self._settle(pending, advance)
+                pending = None
+                if not rewound and (stopped_by := self._pause()):
+                    return stopped_by
+        return 0
+
+    def _patience(self) -> float:
+        """How many of its limits the watchdog gives a step: a slow machine's steps are no hang, and the first one compiles."""
+        limit, longest = self.config.health.step_timeout_seconds, self.throughput.longest_step_seconds
+        return max(1.0, 10.0 * longest / limit) if limit and longest else 10.0
+
+    def _step(self, number: int) -> _Pending:
+        """Begin the next step; `number` counts those of this process from 0."""
+        if self.quantization.begins(self.progress.tokens):
+            self.quantization.begin()
+            self.health.restart([])
+            self.memory.watch_from(number)
+            log.info("step %d: the weights are quantized from here on", self.progress.step + 1)
+        step = self.course.step_after(self.progress)
+        with record_function("batches"):
+            batches = self.feed.step(step)
+        self.progress = step.after
+        with self.memory.watching(number) or nullcontext():
+            result = self.engine.train_step(batches, learning_rate=step.learning_rate, tokens=step.batch_tokens)
+        return _Pending(step, result)
+
+    def _pause(self) -> int:
+        """Save and evaluate where that is due. Returns the signal that any rank has got meanwhile, or 0."""
+        stopped_by = 0
+        if self.course.saves(self.progress):
+            self._save()
+        if self.course.evaluates(self.progress):
+            stopped_by = self._evaluate()
+        self._last_read = time.perf_counter()
+        return stopped_by
+
+    def _settle(self, pending: _Pending, advance: console.Advance) -> bool:
+        """Wait for a step's scalars, write its line, act on what they say. Returns whether the run went back."""
+        line = self._read(pending)
+        self.recorder.step(line)
+        advance(line)
+        judgement = self.health.judge(line.loss, line.gradient_norm)
+        if judgement.verdict == "healthy":
+            return False
+        if judgement.verdict == "stop":
+            raise WorkFailed(
+                f"run {self.config.run.name} diverged and was stopped at step {line.step} ({line.tokens} tokens): "
+                f"{judgement.why}. A lower schedule.peak or a longer schedule.warmup_tokens may help, or "
+                f"health.on_nonfinite=rewind to leave the data out"
+            )
+        if judgement.verdict == "rewind":
+            self._rewind(pending.step.after, judgement.why)
+            return True
+        if judgement.verdict == "skipped":
+            self.recorder.skipped()
+        log.warning("step %d: %s%s", line.step, judgement.why, "; the step was skipped" * (judgement.verdict == "skipped"))
+        return False
+
+    def _read(self, pending: _Pending) -> StepLine:
+        """The line of a step, once its scalars are there."""
+        loss, gradient_norm = pending.result.loss.item(), pending.result.gradient_norm.item()
+        seconds = time.perf_counter() - self._last_read
+        self._last_read += seconds
+        step = pending.step
+        return StepLine(
+            step=step.after.step,
+            tokens=step.after.tokens,
+            loss=loss,
+            learning_rate=step.learning_rate,
+            gradient_norm=gradient_norm,
+            phase=self.course.schedule.phase(step.after.tokens),
+            tokens_per_second=self.throughput.add(step.batch_tokens, seconds),
+            step_seconds=seconds,
+            memory_bytes=self.memory.peak_bytes(),
+        )
+
+    def _rewind(self, bad: Progress, why: str) -> None:
+        """Go back to the newest checkpoint before a step that went wrong, and leave the samples since then out.
+
+        Raises:
+            WorkFailed: there is none, or this has happened too often.
+        """
+        name, patience = self.config.run.name, self.config.health.patience
+        if len(bad.skipped) >= patience:
+            raise WorkFailed(f"run {name} went wrong again at step {bad.step} after {patience} rewinds: {why}")
+        self.saver.finish()
+        checkpoint = self.resumption.before(bad.step)
+        if checkpoint is None:
+            raise WorkFailed(f"run {name} went wrong at step {bad.step} and has no checkpoint to go back to: {why}")
+        self.progress = leaving_out(checkpoint.manifest.progress, bad)
+        self._saved_step = self.progress.step
+        first, end = self.progress.skipped[-1]
+        log.warning(
+            "step %d: %s. Back to step %d; samples %d to %d are left out", bad.step, why, self.progress.step, first, end - 1
+        )
+        self.recorder.rewound(self.progress)
+        self._restore_history()
+        self._last_read = time.perf_counter()
+
+    def _evaluate(self) -> int:
+        """Measure the validation loss. Returns the signal that has broken it off, or 0: then it is made up for later."""
+        self.watchdog.phase(f"evaluation at step {self.progress.step}", 10.0)
+        batches = _UntilStopped(self.feed.validation(), self.stop_vote, self.stop)
+        loss = self.engine.evaluate(batches)
+        if batches.stopped_by:
+            return batches.stopped_by
+        self.throughput.measure_peak()
+        self.recorder.evaluation(self.progress, loss)
+        if not math.isfinite(loss):
+            raise WorkFailed(
+                f"run {self.config.run.name} stopped at step {self.progress.step}: validation loss {loss}. "
+                "A lower schedule.peak or a longer schedule.warmup_tokens may help"
+            )
+        return 0
+
+    def _finish(self) -> int:
+        """Save the last checkpoint, close the record, show what came out."""
+        if not self._make_sure_of_checkpoint():
+            raise WorkFailed(
+                f"run {self.config.run.name} is trained, but its last checkpoint could not be written to "
+                f"{self.saver.checkpoints}: make room and type the command again; it goes on from the checkpoint before"
+            )
+        self.recorder.finish(self.progress, self.saver, _largest(self.memory.peak_bytes()))
+        return 0
+
+    def _preempt(self, stopped_by: int) -> int:
+        """Save where the run stands and say so."""
+        saved = self._make_sure_of_checkpoint()
+        self.recorder.write(self.progress)
+        self._close("preempted")
+        outcome = "saved" if saved else "its last checkpoint could NOT be written, an older one stays"
+        log.info(
+            "stopped by %s at step %d (%s tokens); %s. The same command goes on",
+            *(name_of(stopped_by), self.progress.step, f"{self.progress.tokens:,}", outcome),
+        )
+        return exit_code(stopped_by, saved=saved)
+
+    def _make_sure_of_checkpoint(self) -> bool:
+        """Whether this very step is on disk; it is saved where it is not."""
+        self.watchdog.phase("saving", math.inf)  # it has a limit of its own
+        if self.saver.finish() and self._saved_step == self.progress.step:
+            return True
+        return self._save() and self.saver.finish()
+
+    def _save(self) -> bool:
+        """Begin to save. Returns whether that was possible."""
+        begun = self.saver.save(self.engine.state(), self.progress)
+        if begun:
+            self._saved_step = self.progress.step
+        return begun
+
+    def _close(self, ending: Ending) -> None:
+        self.recorder.close(ending, self.progress, self.saver)
+
+
+class _UntilStopped:
+    """Batches until any rank has got a signal, which then is `stopped_by`. Every rank stops at the same batch."""
+
+    def __init__(self, batches: Iterator[Batch], vote: DelayedMax, stop: StopRequest) -> None:
+        self.stopped_by = 0
+        self._batches, self._vote, self._stop = batches, vote, stop
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, batch in enumerate(self._batches):
+            if number > 0 and (asked := self._vote.exchange(self._stop.signal)):
+                self.stopped_by = asked
+                return
+            yield batch
+
+
+def _largest(value: int | None) -> int | None:
+    """The largest of all ranks' values; None where no rank has one. A collective."""
+    most = torch.tensor(-1 if value is None else value, dtype=torch.int64)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return None if most < 0 else int(most)

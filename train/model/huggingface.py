@@ -1,0 +1,314 @@
+"""Decoders in Hugging Face's format: what tensors and settings are called there, and what a folder holds. Imports no torch.
+
+Export and `model.initial_weights` share the tables in here. A folder is read as plain JSON: `config.json`, and the headers of
+its safetensors files.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from common.errors import UserError
+from common.words import hydra_word
+from parallel.shape import ModelShape
+from train.model.architecture import Architecture
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# Llama's RMSNorm, rotary pairing and SwiGLU are ours; Qwen3 adds our norm of queries and keys, per head, before the rotation.
+ARCHITECTURES = {False: ("LlamaForCausalLM", "llama"), True: ("Qwen3ForCausalLM", "qwen3")}  # by qk_norm
+_FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+_SHOWN = 3  # names in a message
+
+# Model key -> key of config.json.
+_SIZES = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "ffn_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter of ours is in Hugging Face's format."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def places(shape: ModelShape) -> dict[str, Place]:
+    """Every parameter of a SwiGLU decoder, in the model's order, with its name there and its shape (the same in both)."""
+    hidden, queries, keys = shape.hidden_size, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    block = {
+        "attention_norm": ("input_layernorm", (hidden,)),
+        "attention.query": ("self_attn.q_proj", (queries, hidden)),
+        "attention.key": ("self_attn.k_proj", (keys, hidden)),
+        "attention.value": ("self_attn.v_proj", (keys, hidden)),
+        "attention.output": ("self_attn.o_proj", (hidden, queries)),
+        "attention.query_norm": ("self_attn.q_norm", (shape.head_dim,)),
+        "attention.key_norm": ("self_attn.k_norm", (shape.head_dim,)),
+        "ffn_norm": ("post_attention_layernorm", (hidden,)),
+        "ffn.gate": ("mlp.gate_proj", (shape.ffn_size, hidden)),
+        "ffn.up": ("mlp.up_proj", (shape.ffn_size, hidden)),
+        "ffn.down": ("mlp.down_proj", (hidden, shape.ffn_size)),
+    }
+    if not shape.qk_norm:
+        del block["attention.query_norm"], block["attention.key_norm"]
+    found = {"embedding.weight": Place("model.embed_tokens.weight", (shape.vocab_size, hidden))}
+    for layer in range(shape.num_layers):
+        for ours, (theirs, sizes) in block.items():
+            found[f"blocks.{layer}.{ours}.weight"] = Place(f"model.layers.{layer}.{theirs}.weight", sizes)
+    found["norm.weight"] = Place("model.norm.weight", (hidden,))
+    if not shape.tie_embeddings:
+        found["head.weight"] = Place("lm_head.weight", (shape.vocab_size, hidden))
+    return found
+
+
+def folded(name: str, architecture: Architecture) -> float:
+    """What a parameter is multiplied by, so that a decoder without multipliers computes what `architecture` does with them.
+
+    A tied table takes the embedding's multiplier, and the norm before the head makes up for it.
+    """
+    shape, multipliers = architecture.shape, architecture.multipliers
+    table, head = ("embedding.weight", "norm.weight" if shape.tie_embeddings else "head.weight")
+    return {
+        f"attention.{'query_norm' if shape.qk_norm else 'query'}.weight": multipliers.attention
+        / (1 / math.sqrt(shape.head_dim)),
+        "attention.output.weight": multipliers.residual,
+        "ffn.down.weight": multipliers.residual,
+        table: multipliers.embedding,
+        head: multipliers.logit / (multipliers.embedding if shape.tie_embeddings else 1.0),
+    }.get(re.sub(r"^blocks\.\d+\.", "", name), 1.0)
+
+
+def describe(architecture: Architecture, *, init_std: float, end_of_text: int, sequence: int, dtype: str) -> dict[str, Any]:
+    """`config.json` of a model. `dtype` is torch's word for its parameters' type, `sequence` the length it was trained on.
+
+    Raises:
+        UserError: no architecture of Hugging Face's computes what this model does.
+    """
+    model = architecture.shape
+    if model.ffn != "swiglu":
+        raise UserError(
+            f"the run has model.ffn={model.ffn}: no architecture of Hugging Face's computes this decoder, only the one with "
+            "model.ffn=swiglu"
+        )
+    if not model.qk_norm and model.hidden_size % model.num_heads:
+        raise UserError(
+            f"the run's model.hidden_size={model.hidden_size} is not a multiple of its model.num_heads={model.num_heads}, "
+            "which Hugging Face's Llama refuses; only with model.qk_norm=true is there an architecture for such sizes (Qwen3)"
+        )
+    name, model_type = ARCHITECTURES[model.qk_norm]
+    return {
+        "architectures": [name],
+        "model_type": model_type,
+        **{theirs: getattr(model, ours) for ours, theirs in _SIZES.items()},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        **({} if model.qk_norm else {"mlp_bias": False}),
+        "rms_norm_eps": architecture.norm_eps,
+        "rope_theta": architecture.rope_theta,  # until transformers 4
+        "rope_parameters": {"rope_theta": architecture.rope_theta, "rope_type": "default"},  # from transformers 5
+        "tie_word_embeddings": model.tie_embeddings,
+        "max_position_embeddings": sequence,
+        "initializer_range": init_std,
+        # A text starts where another has ended.
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "torch_dtype": dtype,
+    }
+
+
+def problems(folder: Path, architecture: Architecture) -> Iterator[str]:
+    """What keeps a decoder from starting with the weights in `folder`, a line each: of config.json first, then of tensors."""
+    try:
+        plain = _read_json(folder, "config.json")
+        theirs = _model_keys(plain)
+        ours = {**asdict(architecture.shape), "rope_theta": architecture.rope_theta, "norm_eps": architecture.norm_eps}
+        if differences := [key for key, value in theirs.items() if ours[key] != value]:
+            yield _another_model(theirs, ours, differences)
+            return
+        yield from _tensor_problems(tensors(folder), architecture.shape)
+    except UserError as error:
+        yield str(error)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a safetensors file, as its header has it."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor in the folder's safetensors files, by its name there.
+
+    Raises:
+        UserError: a file is missing, cut off, or something else.
+    """
+    if (folder / SINGLE).exists():
+        files = [SINGLE]
+    elif (folder / INDEX).exists():
+        weight_map = _read_json(folder, INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise UserError(f"{folder / INDEX} has no weight_map from tensors to files")
+        files = sorted(set(weight_map.values()))
+    else:
+        raise UserError(f"there is neither {SINGLE} nor {INDEX} in {folder}; other formats of weights are not read")
+    found = {}
+    for file in files:
+        found.update(_header(folder / file))
+    return found
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder} (names on a hub are not looked up: download the model first)")
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(plain, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return plain
+
+
+def _header(path: Path) -> dict[str, StoredTensor]:
+    """What the header of a safetensors file says; no tensor is read."""
+    try:
+        with safe_open(path, "np") as stored:
+            slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+            return {name: StoredTensor(path, each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except SafetensorError as error:
+        if "not fully covered" in str(error):
+            raise UserError(f"{path} is not as long as its header says: it was not copied whole") from None
+        raise UserError(f"{path} is not a safetensors file: {error}") from None
+
+
+def _model_keys(plain: dict[str, Any]) -> dict[str, Any]:
+    """The model keys that a config.json comes to. What it leaves out has the value that transformers gives it.
+
+    Raises:
+        UserError: it is another architecture, or asks for what this decoder does not compute.
+    """
+    qk_norm = _has_qk_norm(plain)
+    foreign = list(_foreign(plain))
+    if foreign:
+        raise UserError(f"its config.json has {', '.join(foreign)}, which this decoder does not compute")
+    heads, width = plain.get("num_attention_heads"), plain.get("hidden_size")
+    sizes = {**plain}
+    if qk_norm:
+        sizes = {"num_key_value_heads": 32, "head_dim": 128, **sizes}
+    if sizes.get("num_key_value_heads") is None:
+        sizes["num_key_value_heads"] = heads
+    if sizes.get("head_dim") is None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
+        sizes["head_dim"] = width // heads
+    found: dict[str, Any] = {}
+    for ours, theirs in _SIZES.items():
+        if not _is_size(sizes.get(theirs)):
+            raise UserError(
+                f"its config.json has {theirs}={json.dumps(sizes.get(theirs))}: a whole number from 1 up belongs there"
+            )
+        found[ours] = sizes[theirs]
+    numbers = {"rope_theta": _rope(plain).get("rope_theta", 10_000.0), "norm_eps": plain.get("rms_norm_eps", 1e-6)}
+    for ours, number in numbers.items():
+        if not isinstance(number, int | float) or not 0 < number < math.inf:
+            raise UserError(f"its config.json has {json.dumps(number)} where model.{ours} belongs")
+        found[ours] = float(number)
+    tied = bool(plain.get("tie_word_embeddings", False))
+    return {**found, "ffn": "swiglu", "tie_embeddings": tied, "qk_norm": qk_norm}
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _has_qk_norm(plain: dict[str, Any]) -> bool:
+    named = plain.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else None
+    for qk_norm, (name, model_type) in ARCHITECTURES.items():
+        if architecture == name or (architecture is None and plain.get("model_type") == model_type):
+            return qk_norm
+    known = " and ".join(name for name, _ in ARCHITECTURES.values())
+    other = json.dumps(architecture or plain.get("model_type"))
+    raise UserError(f"its config.json names the architecture {other}; {known} can be read")
+
+
+def _rope(plain: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the rotary embedding, which older versions of transformers keep in two places."""
+    scaling = plain.get("rope_scaling")
+    parameters = plain.get("rope_parameters")
+    found = {**(scaling if isinstance(scaling, dict) else {}), **(parameters if isinstance(parameters, dict) else {})}
+    if "rope_theta" not in found and "rope_theta" in plain:
+        found["rope_theta"] = plain["rope_theta"]
+    return found
+
+
+def _foreign(plain: dict[str, Any]) -> Iterator[str]:
+    """What a config.json asks for and this decoder does not compute."""
+    for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
+        if plain.get(key):
+            yield f"{key}={json.dumps(plain[key])}"
+    if plain.get("quantization_config"):
+        yield "quantization_config"
+    if plain.get("hidden_act", "silu") not in ("silu", "swish"):
+        yield f"hidden_act={json.dumps(plain['hidden_act'])}"
+    rope = _rope(plain)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default" or rope.get("factor", 1.0) != 1.0:
+        yield f"rope scaling ({json.dumps(kind)})"
+    if any(isinstance(value, dict) for value in rope.values()):
+        yield "a rotary embedding for each kind of layer"
+    if plain.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
+        yield "partial_rotary_factor"
+    kinds = plain["layer_types"] if isinstance(plain.get("layer_types"), list) else []
+    if others := sorted({str(kind) for kind in kinds} - {"full_attention"}):
+        yield f"layers of {', '.join(others)}"
+
+
+def _another_model(theirs: dict[str, Any], ours: dict[str, Any], differences: list[str]) -> str:
+    said = ", ".join(f"{key}={hydra_word(theirs[key])}, not {hydra_word(ours[key])}" for key in differences)
+    # Both follow from the others where they are null, so they change with them.
+    follow = ("num_kv_heads", "head_dim") if {"hidden_size", "num_heads"} & set(differences) else ()
+    words = [f"model.{key}={hydra_word(value)}" for key, value in theirs.items() if key in differences or key in follow]
+    return f"it holds another model: it has {said}. Type: {' '.join(words)}"
+
+
+def _tensor_problems(stored: dict[str, StoredTensor], shape: ModelShape) -> Iterator[str]:
+    expected = {place.name: place.shape for place in places(shape).values()}
+    if missing := [name for name in expected if name not in stored]:
+        yield f"its safetensors files lack {_some(missing)}"
+    present = {name: stored[name] for name in expected if name in stored}
+    if wrong := [f"{name} {list(entry.shape)}" for name, entry in present.items() if entry.shape != expected[name]]:
+        yield f"tensors are not of the shape that its config.json gives them: {_some(wrong)}"
+    if packed := [f"{name} ({entry.dtype})" for name, entry in present.items() if entry.dtype not in _FLOAT_TYPES]:
+        yield f"tensors are of types other than {', '.join(_FLOAT_TYPES)}: {_some(packed)}"
+    # Old Llamas store angles, which are computed; a tied head may be stored beside the table it equals.
+    ignored = {"lm_head.weight"} if shape.tie_embeddings else set()
+    extra = [name for name in stored if name not in expected and name not in ignored and not name.endswith(".inv_freq")]
+    if extra:
+        yield f"it holds tensors that this decoder has no place for: {_some(sorted(extra))}"
+
+
+def _some(names: Iterable[str]) -> str:
+    shown = list(names)
+    more = len(shown) - _SHOWN
+    return ", ".join(shown[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

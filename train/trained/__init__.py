@@ -1,0 +1,1 @@
+"""What reads a trained model: evaluation, continuing a prompt, exports. Always the newest checkpoint, verified."""

@@ -1,0 +1,41 @@
+"""The validation loss of a run's weights."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from parallel.mesh import World, build_meshes
+from train.config import Config
+from train.data.loader import ValidationLoader
+from train.data.prepare import prepare
+from train.data.shards import open_shards
+from train.trained.weights import ready_engine, weights_to_use
+
+
+def evaluate_run(run: Path, config: Config, world: World, quantize: str | None = None) -> dict[str, Any]:
+    """Losses of a run's newest weights: {"loss":, "bits_per_byte":, "losses": {set:}, "errors": {task:}}, and
+    what was evaluated: {"bits":, "weights": in words}. A collective.
+
+    `config` is the run's on the layout at hand (see `evaluation_config`). The validation set is the run's own,
+    tokenised again where its shards are gone.
+
+    Raises:
+        UserError: `run` has no weights, or they cannot be rounded.
+    """
+    weights = weights_to_use(run, config, quantize)
+    if world.rank == 0:
+        world.publish("shards", str(prepare(config.data, config.tokenizer, progress=False).absolute()))
+    shards = open_shards(Path(world.await_value("shards")))
+    engine = ready_engine(weights, world)
+    validation = ValidationLoader(shards.validation, config.train.sequence, config.eval.tokens)
+    ranks, rank = config.parallel.layout.data_parallel, build_meshes(config.parallel.layout, world.device).data_rank
+    loss = engine.evaluate(validation.share(rank, ranks, config.train.microbatch))
+    bits_per_byte = loss / math.log(2) * shards.validation.tokens / shards.validation.bytes
+    return {
+        "loss": loss,
+        "bits_per_byte": bits_per_byte,
+        "losses": {"validation": loss},
+        "errors": {},
+        "bits": weights.quant.bits if weights.quant is not None else None,
+        "weights": str(weights),
+    }

@@ -1,0 +1,50 @@
+"""A run's configuration on the layout of whoever uses its weights. Imports no torch."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from parallel.layout import Layout
+from train.config import Config
+from train.folder.reading import load_run_config
+
+
+def config_on_layout(run: Path, layout: list[str]) -> Config:
+    """The configuration of a run in the layout that `layout` asks for ("parallel.tensor=2", ...), a row at a time.
+
+    Raises:
+        UserError: `run` is not a run, or a word of `layout` is not an axis and its size.
+    """
+    sizes = {}
+    for word in layout:
+        key, _, size = word.partition("=")
+        axis = key.removeprefix("parallel.")
+        if not key.startswith("parallel.") or axis not in {field.name for field in dataclasses.fields(Layout)}:
+            raise UserError(
+                f"'{word}': here the axes of the layout can be set, such as parallel.tensor=2 or parallel.pipeline=2"
+            )
+        if not size.isdecimal() or int(size) < 1:
+            raise UserError(f"'{word}': the size of an axis is a number from 1 up")
+        sizes[axis] = int(size)
+    config = load_run_config(run)
+    axes: dict[str, Any] = {**dataclasses.asdict(Layout()), **sizes, "pipeline_schedule": "gpipe", "recompute": "none"}
+    axes |= {"context_method": "auto", "context_partition": "zigzag"}  # another number of ranks may need another method
+    parallel = dataclasses.replace(config.parallel, **axes)
+    batch_tokens = config.train.sequence * parallel.layout.data_parallel
+    train = dataclasses.replace(
+        config.train, microbatch=1, batch_tokens=batch_tokens, batch_warmup_tokens=0, batch_warmup_start=None, compile=False
+    )
+    return dataclasses.replace(config, parallel=parallel, train=train)
+
+
+def evaluation_config(run: Path, layout: list[str]) -> Config:
+    """The configuration of a run in the layout that `layout` asks for, in micro-batches as it was trained.
+
+    Raises what `config_on_layout` raises.
+    """
+    config, microbatch = config_on_layout(run, layout), load_run_config(run).train.microbatch
+    batch_tokens = microbatch * config.train.batch_tokens
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, microbatch=microbatch, batch_tokens=batch_tokens)
+    )
