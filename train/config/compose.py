@@ -3,12 +3,10 @@
 Imports no torch.
 """
 
-import difflib
 import math
 import shlex
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import pydantic
@@ -19,7 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.config_files import default_options, group_options, option_values, read_config_file
 from common.errors import UserError
+from common.words import nearest
 from train.config.schema import Config
 
 Origins = dict[str, set[str]]
@@ -29,7 +29,7 @@ Origins = dict[str, set[str]]
 def load_config(overrides: Sequence[str] = ()) -> Config:
     """The configuration that `overrides` (Hydra's syntax) ask for, typed, every default filled in.
 
-    Rules across fields are not checked here: see `train.rules.check`.
+    Rules across fields are not checked here: see `train.config.rules.check`.
 
     Raises:
         UserError: unknown key or option (the nearest known one is named), missing or mistyped value. All of them at once.
@@ -174,14 +174,14 @@ def _unknown(override: Override) -> str | None:
         value = override.value()
         if str(value) in options or (value is None and key in _optional_groups()):
             return None
-        return f"{key}={_word(value)}: no such option, there is {', '.join(options)}{_nearest(str(value), options, 0.5)}"
+        return f"{key}={_word(value)}: no such option, there is {', '.join(options)}{_hint(str(value), options, 0.5)}"
     group = key.removesuffix(".name")
     if group in config_groups():
         return f"'{key}' follows from the option of its group: type {group}={_word(override.value())}"
     if key in known_keys():
         return None
-    nearest = _nearest(key, [*known_keys(), *config_groups()], 0.7)
-    return f"unknown key '{key}'{nearest} (all keys: foretrain train --help)"
+    hint = _hint(key, [*known_keys(), *config_groups()], 0.7)
+    return f"unknown key '{key}'{hint} (all keys: foretrain train --help)"
 
 
 def _misplaced(override: Override, options: Any) -> str | None:
@@ -200,35 +200,28 @@ def _word(value: Any) -> str:
     return "null" if value is None else str(value).replace("\n", "\\n")
 
 
-def _nearest(word: str, choices: Sequence[str], cutoff: float) -> str:
-    found = difflib.get_close_matches(word, choices, n=1, cutoff=cutoff)
+def _hint(word: str, known: Sequence[str], cutoff: float) -> str:
     # A right name in the wrong section is near, whatever the section's length.
-    found = found or [choice for choice in choices if choice.split(".")[-1] == word.split(".")[-1]][:1]
-    return f"; did you mean '{found[0]}'?" if found else ""
+    same_name = [name for name in known if name.split(".")[-1] == word.split(".")[-1]]
+    near = nearest(word, known, cutoff) or next(iter(same_name), None)
+    return f"; did you mean '{near}'?" if near else ""
 
 
-@cache
-def config_groups() -> dict[str, list[str]]:
-    """Every configuration group and its options, as the files in `configs/` have them."""
-    folders = [entry for entry in files("configs").iterdir() if entry.is_dir() and not entry.name.startswith("_")]
-    return {
-        folder.name: sorted(option.name.removesuffix(".yaml") for option in folder.iterdir())
-        for folder in sorted(folders, key=lambda entry: entry.name)
-    }
+config_groups = cache(group_options)
 
 
 @cache
 def known_keys() -> Origins:
     """Every key a user may set, sections included."""
     keys: Origins = {}
-    base = _read("config.yaml")
+    base = read_config_file("config.yaml")
     base.pop("defaults")
-    for key in _flatten(base):
+    for key in _names(base):
         keys[key] = set()
     for group, options in config_groups().items():
         if group == "experiment":
             continue
-        keys_of = {option: _flatten({group: _read(group, f"{option}.yaml")}) for option in options}
+        keys_of = {option: _names({group: option_values(group, option)}) for option in options}
         for option, its_keys in keys_of.items():
             for key in its_keys:
                 keys.setdefault(key, set()).add(f"{group}={option}")
@@ -237,31 +230,24 @@ def known_keys() -> Origins:
     return keys
 
 
-@cache
 def _optional_groups() -> set[str]:
-    entries = [entry for entry in _read("config.yaml")["defaults"] if isinstance(entry, dict)]
-    return {group for entry in entries for group, option in entry.items() if option is None}
+    return {group for group, option in default_options().items() if option is None}
 
 
 def section_defaults(section: str, option: str | None) -> dict[str, Any]:
     """The values a section starts from, as they stand in the files; `option` None is the default one of a group."""
     if section not in config_groups():
-        return dict(_read("config.yaml")[section])
-    entries = [entry for entry in _read("config.yaml")["defaults"] if isinstance(entry, dict) and section in entry]
-    return _read(section, f"{option or entries[0][section]}.yaml")
+        return dict(read_config_file("config.yaml")[section])
+    chosen = option or default_options()[section]
+    assert chosen is not None
+    return option_values(section, chosen)
 
 
-def _read(*path: str) -> dict[str, Any]:
-    text = files("configs").joinpath(*path).read_text(encoding="utf-8")
-    plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    keys = []
+def _names(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """Every key of a tree, its branches included."""
+    names = []
     for key, value in tree.items():
-        keys.append(prefix + str(key))
+        names.append(prefix + str(key))
         if isinstance(value, dict):
-            keys.extend(_flatten(value, f"{prefix}{key}."))
-    return keys
+            names.extend(_names(value, f"{prefix}{key}."))
+    return names
