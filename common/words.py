@@ -18,7 +18,7 @@ def hydra_word(value: Any) -> str:
     text = str(value)
     if isinstance(value, str) and (not _UNQUOTED.fullmatch(text) or text.lower() in ("null", "true", "false", "inf", "nan")):
         # Backslashes escape only before a quote, the closing one included.
-        return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text) + "'"
+        return "'" + re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + match[2].replace("'", "\\'"), text) + "'"
     return text
 
 

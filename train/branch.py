@@ -1,6 +1,6 @@
 """`foretrain branch RUN [--at TOKENS] [--decay-tokens D] [overrides]`: another end of a run off its trunk, as a run of its own.
 
-The branch is the run that had been planned with that end from the start; only the tokens behind the trunk are trained. The end
+The branch is the run that had been planned with that end from the start; only the tokens after the trunk are trained. The end
 is a decay, and where `quant=qat` is among the overrides the quantized phase.
 """
 
@@ -41,7 +41,7 @@ def branch(
     ] = None,
     decay_tokens: Annotated[
         str | None,
-        typer.Option(help="tokens behind --at, rounded up to whole steps; with quant=qat by default the rest of RUN's"),
+        typer.Option(help="tokens after --at, rounded up to whole steps; with quant=qat by default the rest of RUN's"),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -87,7 +87,7 @@ def branch_words(run: Path, at: int, decay_tokens: int, overrides: list[str]) ->
 def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: list[str]) -> list[str]:
     """The overrides that train a branch with `quant=qat`, those of the user last.
 
-    The whole has the trunk's length, or ends `tokens` behind `at`. It goes on from the newest checkpoint of the trunk, unless
+    The whole has the trunk's length, or ends `tokens` after `at`. It goes on from the newest checkpoint of the trunk, unless
     `at` names one, up to which both runs are one: before the quantized phase, before any decay of either.
 
     Raises:
@@ -171,7 +171,7 @@ def _require_trunk(run: Path, config: Config, at: int) -> float:
     """Up to how many tokens a run is a trunk.
 
     Raises:
-        UserError: `at` is behind that.
+        UserError: `at` is after that.
     """
     schedule = schedule_of(config)
     decays = schedule.decays
@@ -181,7 +181,7 @@ def _require_trunk(run: Path, config: Config, at: int) -> float:
         )
     if decays and at > decays[0][0]:
         raise UserError(
-            f"--at {at}: {run} ({config.schedule.name}) begins to decay at {decays[0][0]} tokens and is no trunk behind that: "
+            f"--at {at}: {run} ({config.schedule.name}) begins to decay at {decays[0][0]} tokens and is no trunk after that: "
             f"choose a checkpoint before"
         )
     return decays[0][0] if decays else math.inf
@@ -195,11 +195,11 @@ def _checkpoint(run: Path, at: int, branch: Path, last: float = math.inf) -> str
     if at in held:
         return str(held[at].resolve())  # the same from wherever it is typed
     nearest = sorted(sorted((tokens for tokens in held if tokens <= last), key=lambda tokens: abs(tokens - at))[:3])
-    there = f"the nearest are at {', '.join(map(str, nearest))}" if nearest else "it has none before its decay"
+    hint = f"the nearest are at {', '.join(map(str, nearest))}" if nearest else "it has none before its decay"
     if (above := load_run_config(run).run.trunk) is not None:
-        there += f" (it is a branch itself, of {Path(above).parent.parent})"
+        hint += f" (it is a branch itself, of {Path(above).parent.parent})"
     raise UserError(
-        f"--at {at}: no checkpoint of {run} holds these tokens; {there}\n"
+        f"--at {at}: no checkpoint of {run} holds these tokens; {hint}\n"
         f"(a run keeps its newest checkpoint.keep, every checkpoint.keep_every-th, and the one where its decay begins)"
     )
 
@@ -220,9 +220,9 @@ def _newest(run: Path, last: int, branch: Path) -> int:
     held = _held(run)
     before = [tokens for tokens in held if tokens <= last]
     if not before:
-        there = ", ".join(map(str, sorted(held)[:3])) or "none"
+        others = ", ".join(map(str, sorted(held)[:3])) or "none"
         raise UserError(
-            f"{run} has no checkpoint up to {last} tokens, where it and this branch are one run no longer; there is {there}\n"
+            f"{run} has no checkpoint up to {last} tokens, where it and this branch are one run no longer; it has {others}\n"
             f"(a run keeps its newest checkpoint.keep, every checkpoint.keep_every-th, and the one where its decay begins; a "
             f"smaller quantized share, quant.start=..., begins later)"
         )

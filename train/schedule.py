@@ -41,20 +41,20 @@ def schedule(
 
 
 def phases(config: Config) -> list[tuple[str, int, int]]:
-    """(name, first, last) of every phase, in tokens; the trunk of a power law in two, before and behind its bend."""
-    found, total = schedule_of(config), config.total_tokens
-    borders = {0, total, min(found.warmup_tokens, total), *(border for decay in found.decays for border in decay)}
-    trunk = found.trunk
-    if isinstance(trunk, PowerLaw) and trunk.bend < total and found.phase(bend := int(trunk.bend)) == "stable":
+    """(name, first, last) of every phase, in tokens; the trunk of a power law in two, before and after its bend."""
+    rate, total = schedule_of(config), config.total_tokens
+    borders = {0, total, min(rate.warmup_tokens, total), *(border for decay in rate.decays for border in decay)}
+    trunk = rate.trunk
+    if isinstance(trunk, PowerLaw) and trunk.bend < total and rate.phase(bend := int(trunk.bend)) == "stable":
         borders.add(bend)
     start = total
     if (phase := low_precision_phase(config)) is not None:
         start = phase.start
-        borders |= {start, *found.borders()}
-        if found.then is not None:
-            borders.add(start + found.then[1].warmup_tokens)
+        borders |= {start, *rate.borders()}
+        if rate.then is not None:
+            borders.add(start + rate.then[1].warmup_tokens)
     return [
-        (_name(found, first, last) + (", quantized" if first >= start else ""), first, last)
+        (_name(rate, first, last) + (", quantized" if first >= start else ""), first, last)
         for first, last in itertools.pairwise(sorted(borders))
     ]
 
@@ -70,15 +70,15 @@ def _show(config: Config) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    found, total, batches = schedule_of(config), config.total_tokens, config.batches
-    print(_in_characters([found.learning_rate(round(total * (column + 1) / WIDTH)) for column in range(WIDTH)]))
+    rate, total, batches = schedule_of(config), config.total_tokens, config.batches
+    print(_in_characters([rate.learning_rate(round(total * (column + 1) / WIDTH)) for column in range(WIDTH)]))
     print(f"0{f'{total:,} tokens':>{WIDTH + 9}}")
     title = f"{config.schedule.name}: {config.steps:,} step{'' if config.steps == 1 else 's'}"
-    table = Table("phase", *("from", "to", "tokens", "rate there", "and here"), title=title)
+    table = Table("phase", *("from", "to", "tokens", "first rate", "last rate"), title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for name, first, last in phases(config):
-        rates = (f"{rate:.6g}" for rate in (_rate_from(found, first), found.learning_rate(last)))
+        rates = (f"{rate:.6g}" for rate in (_rate_from(rate, first), rate.learning_rate(last)))
         table.add_row(name, f"{first:,}", f"{last:,}", f"{last - first:,}", *rates)
     Console(width=100).print(table)
     if (phase := low_precision_phase(config)) is not None:
@@ -95,7 +95,7 @@ def _show(config: Config) -> None:
 
 
 def _rate_from(schedule: Schedule, first: int) -> float:
-    """Where the rate is as a phase begins: behind a jump, not before it."""
+    """The rate as a phase begins; where it jumps, after the jump."""
     if schedule.then is not None and first >= schedule.then[0]:
         return _rate_from(schedule.then[1], first - schedule.then[0])
     return schedule.trunk(first) if schedule.phase(first + 1) != "warmup" else schedule.learning_rate(first)
@@ -123,13 +123,13 @@ def _draw(config: Config, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found, total = schedule_of(config), config.total_tokens
+    schedule, total = schedule_of(config), config.total_tokens
     # Every border from both sides, so that corners and jumps are where they are.
     places = {round(total * index / 2000) for index in range(2001)}
     places |= {border + side for _, first, last in phases(config) for border in (first, last) for side in (0, 1)}
     tokens = sorted(place for place in places if 0 <= place <= total)
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    rates = [found.learning_rate(place) for place in tokens]
+    rates = [schedule.learning_rate(place) for place in tokens]
     axes.plot(tokens, rates, color="black", linewidth=1.5)
     title = f"{config.schedule.name}: {total:,} tokens in {config.steps:,} steps"
     axes.set(xlabel="tokens", ylabel="learning rate", title=title, xlim=(0, total))

@@ -130,7 +130,7 @@ def test_a_second_start_on_two_processes_says_it_once(group, run, overrides):
 def test_another_run_of_that_name_is_refused(run, overrides):
     before = contents(run)
     other = console.warm("train", "run.name=job", *overrides, "model.hidden_size=32")
-    other.assert_refused("model.hidden_size: 16 there, 32 asked for", "run.name")
+    other.assert_refused("model.hidden_size: was 16, is 32", "run.name")
     console.warm("train", "run.name=job", *overrides, "run.resume=never").assert_refused("run.resume=never")
     assert contents(run) == before
 
@@ -244,7 +244,7 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_lock_is_free(override
         time.sleep(0.05)
     assert read_record(path).status == "running"
     fresh = console.warm("train", "run.name=killed", *overrides, "train.steps=1000000", "run.seed=1", lock_wait=0.0)
-    fresh.assert_refused("run.seed: 0 there, 1 asked for")  # not: in use
+    fresh.assert_refused("run.seed: was 0, is 1")  # not: in use
 
 
 def _children(pid: int) -> list[int]:

@@ -71,7 +71,7 @@ def test_a_branch_in_other_batches_says_its_own_steps(trunk):
     answer = console.warm("branch", str(trunk), *words)
     assert answer.code == 0, answer.err
     assert "2,048 tokens in 12 steps of 256" in answer.err.replace("\n", " ")
-    assert "unlike its trunk: train.batch_tokens: 128 there, 256 asked for\n" in answer.err
+    assert "unlike its trunk: train.batch_tokens: was 128, is 256\n" in answer.err
 
 
 def test_what_cannot_be_branched_is_refused(trunk, tmp_path):

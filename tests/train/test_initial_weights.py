@@ -12,9 +12,8 @@ from common.errors import UserError
 from tests.end_to_end import console
 from tests.parity import cases
 from tests.train import hub
-from train.build.architecture import architecture_of
-from train.build.preconditions import unmet_preconditions
 from train.config import load_config, require
+from train.config.resolve.architecture import architecture_of
 from train.model import huggingface
 from train.trained.checkpoint import load_weights
 
@@ -46,7 +45,7 @@ def test_a_model_that_transformers_saved_has_its_logits_here(tmp_path, shape, sh
     theirs = hub.make_theirs(tmp_path, architecture, shard_size, **settings)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1 or shard_size == "9KB"
     config = hub.imported(tmp_path, *words)
-    require(config, world_size=1, besides=unmet_preconditions(config))
+    require(config, world_size=1)
     ids = hub.tokens(310)
     expected = hub.their_logits(theirs, ids)
     assert expected.abs().max() > 0.5
@@ -59,7 +58,7 @@ def test_a_model_in_bf16_is_taken_exactly(tmp_path):
     halved = {name: tensor.to(torch.bfloat16) for name, tensor in whole.items()}
     save_file(halved, tmp_path / "model.safetensors", metadata={"format": "pt"})
     config = hub.imported(tmp_path, "model.qk_norm=false")
-    require(config, world_size=1, besides=unmet_preconditions(config))
+    require(config, world_size=1)
     model = hub.started(config)
     for name, place in huggingface.places(config.model.shape).items():
         assert torch.equal(model.get_parameter(name), halved[place.name].float())
@@ -83,7 +82,7 @@ def test_every_layout_starts_from_the_same_bits(group, tmp_path, architecture, a
     overrides = [*words, f"model.initial_weights={tmp_path}", f"model.tie_embeddings={str(tied).lower()}"]
     (single,) = group(1).run(cases.initial_weights, overrides)
     config = load_config([*overrides, *(f"parallel.{axis}" for axis in axes)])
-    require(config, world_size=config.parallel.layout.world_size, besides=unmet_preconditions(config))
+    require(config, world_size=config.parallel.layout.world_size)
     assert len(single) == len(huggingface.places(config.model.shape))
     found = group(config.parallel.layout.world_size).run(
         cases.initial_weights, [*overrides, *(f"parallel.{axis}" for axis in axes)]
@@ -164,7 +163,7 @@ def test_another_model_is_told_what_differs_and_what_to_type(model, words):
         key = word.partition("=")[0].removeprefix("model.")
         value = getattr(config, key)
         assert f"{key}=" in said
-        assert re.search(rf"\b{key}=\S+ there and {re.escape(str(value).lower())} here", said) or key == "head_dim"
+        assert re.search(rf"\b{key}=\S+, not {re.escape(str(value).lower())}", said) or key == "head_dim"
     typed = said.split("Type: ")[1].split()
     assert problems(model, *words, *typed) == []
 
@@ -174,7 +173,7 @@ def test_what_is_tied_there_is_tied_here(tmp_path, settings, word):
     hub.make_theirs(tmp_path, **settings)
     other = "false" if word == "true" else "true"
     (said,) = problems(tmp_path, f"model.tie_embeddings={other}")
-    assert said.endswith(f"tie_embeddings={word} there and {other} here. Type: model.tie_embeddings={word}")
+    assert said.endswith(f"tie_embeddings={word}, not {other}. Type: model.tie_embeddings={word}")
     assert problems(tmp_path, f"model.tie_embeddings={word}") == []
 
 
@@ -318,7 +317,7 @@ def test_a_missing_folder_or_file_is_refused_by_the_command_in_a_line(model, tmp
 def test_it_is_reported_with_all_other_broken_rules(model):
     config = hub.imported(model, "model.qk_norm=true", "schedule.floor=1", "train.microbatch=3")
     with pytest.raises(UserError) as caught:
-        require(config, world_size=1, besides=unmet_preconditions(config))
+        require(config, world_size=1)
     assert len(str(caught.value).splitlines()) == 3
 
 
@@ -334,7 +333,7 @@ def test_a_tilde_is_the_home_folder(model, tmp_path, monkeypatch):
     config = load_config(
         [*hub.SMALL, "tokenizer=bytes", "model.qk_norm=false", "model.norm_eps=1e-6", "model.initial_weights='~/m'"]
     )
-    require(config, world_size=1, besides=unmet_preconditions(config))
+    require(config, world_size=1)
     assert torch.equal(
         hub.started(config).get_parameter("norm.weight"), load_file(model / "model.safetensors")["model.norm.weight"]
     )

@@ -178,10 +178,10 @@ def test_a_trunk_must_be_in_the_phase_that_the_run_is_in(place, trunk, branches)
     base = ["train", *hub.words(place, *LENGTH[1:]), "train.steps=20", "run.name=other", f"run.trunk={late}"]
     console.warm(*base).assert_refused("is quantized at its 4096 tokens", "is not")
     other = ["quant=qat", "quant.bits=4", "quant.start=0.1", "quant.group=8"]
-    console.warm(*base, *other).assert_refused("quantized in another way", "quant.bits: 2.0 there, 4.0 asked for")
+    console.warm(*base, *other).assert_refused("quantized in another way", "quant.bits: was 2.0, is 4.0")
     same = ["quant=qat", "quant.bits=2", "quant.start=0.1", "quant.group=8"]
     console.warm(*base, *same).assert_refused("quantized from 2048 tokens on, this run would be from 512", "quant.start=0.4")
-    console.warm(*base, *same, "quant.activation_bits=8").assert_refused("quant.activation_bits: null there, 8 asked for")
+    console.warm(*base, *same, "quant.activation_bits=8").assert_refused("quant.activation_bits: was null, is 8")
     full = newest_checkpoint(trunk)
     early = [word for word in base if not word.startswith("run.trunk")] + [f"run.trunk={full}", *other]
     console.warm(*early).assert_refused("is not quantized at its 4096 tokens", "begins at 512 tokens")

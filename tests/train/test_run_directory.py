@@ -146,8 +146,8 @@ def test_another_run_of_that_name_is_refused_with_the_difference_and_stays(confi
     assert str(path) in lines[0]
     assert "run.name" in lines[0]
     assert [line.strip() for line in lines[1:]] == [
-        "model.num_layers: 3 there, 2 asked for",
-        "run.seed: 0 there, 1 asked for",
+        "run.seed: was 0, is 1",
+        "model.num_layers: was 3, is 2",
     ]
     assert contents(path) == before
 

@@ -37,7 +37,7 @@ def initial_values(config: Config) -> Fill:
 
 
 def stored_values(model: ModelConfig, folder: Path) -> Fill:
-    """Fills slices from a folder in Hugging Face's format, which fits `model` (see `train.build.preconditions`).
+    """Fills slices from a folder in Hugging Face's format, which fits `model` (see `train.config.preconditions`).
 
     Reads no more than the slices, and opens no file without one.
     """

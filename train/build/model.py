@@ -3,7 +3,7 @@
 import torch
 
 from parallel.pipeline import Stage
-from train.build.architecture import architecture_of
+from train.config.resolve.architecture import architecture_of
 from train.config.sections.model import ModelConfig
 from train.model.decoder import Decoder
 

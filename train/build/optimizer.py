@@ -81,8 +81,8 @@ class MuonWithAdamW:
 
     @property
     def state(self) -> Mapping[Tensor, dict[str, Tensor]]:
-        """What is kept for every parameter, both optimizers'."""
-        return {parameter: kept for optimizer in self.both for parameter, kept in optimizer.state.items()}
+        """The moments of every parameter, both optimizers'."""
+        return {parameter: moments for optimizer in self.both for parameter, moments in optimizer.state.items()}
 
     def step(self) -> None:
         """Step both, unless `found_inf` is set: Muon has no such switch of its own, so the host must ask."""

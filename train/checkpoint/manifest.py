@@ -28,7 +28,7 @@ class Progress:
     samples: int = 0
     """the global number of the next sample"""
     skipped: tuple[tuple[int, int], ...] = ()
-    """ranges of sample numbers (first, behind the last) that were left out after a rewind"""
+    """ranges of sample numbers (first, one after the last) that were left out after a rewind"""
 
     def after(self, tokens: int, samples: int) -> "Progress":
         """One step further."""
@@ -73,7 +73,7 @@ class Manifest:
         """Read it.
 
         Raises:
-            BrokenCheckpointError: it is not there, or not as it was written.
+            BrokenCheckpointError: it is missing, or not as it was written.
         """
         path = folder / NAME
         try:
@@ -83,7 +83,7 @@ class Manifest:
                 raise ValueError("its checksum is wrong")
             if plain.pop("schema") != SCHEMA:
                 raise ValueError(f"it is not of schema {SCHEMA}")
-            plain["progress"]["skipped"] = tuple((first, behind) for first, behind in plain["progress"]["skipped"])
+            plain["progress"]["skipped"] = tuple((first, end) for first, end in plain["progress"]["skipped"])
             plain["progress"] = Progress(**plain["progress"])
             plain["files"] = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in plain["files"].items()}
             if any(os.path.basename(name) != name for name in plain["files"]):
@@ -106,8 +106,8 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 def step_of(folder: Path) -> int | None:
     """The step a folder's name stands for; None where it is not a checkpoint's."""
-    found = _FOLDER.fullmatch(folder.name)
-    return int(found[1]) if found else None
+    name = _FOLDER.fullmatch(folder.name)
+    return int(name[1]) if name else None
 
 
 def newest_first(checkpoints: Path) -> list[Path]:

@@ -147,9 +147,9 @@ def read_state(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup 
         if not isinstance(what, TensorStorageMetadata):
             raise BrokenCheckpointError(f"it has no {name}")
         if tuple(what.size) != tuple(tensor.shape):
-            raise BrokenCheckpointError(f"{name} is {tuple(what.size)} there and {tuple(tensor.shape)} here")
+            raise BrokenCheckpointError(f"{name} has the shape {tuple(what.size)}, this run's has {tuple(tensor.shape)}")
     with warnings.catch_warnings():
-        # torch warns that it reads without a process group, which is what was asked for.
+        # torch warns that it reads without a process group: that is on purpose.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         warnings.filterwarnings("ignore", message="torch.distributed is unavailable")
         try:

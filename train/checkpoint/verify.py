@@ -14,12 +14,12 @@ from train.checkpoint.storage import read_metadata
 
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
     """(bytes, SHA-256) of each file."""
-    found = {}
+    hashes = {}
     for name in names:
         with open(folder / name, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            found[name] = (stream.tell(), digest)
-    return found
+            hashes[name] = (stream.tell(), digest)
+    return hashes
 
 
 @dataclass(frozen=True)

@@ -142,9 +142,9 @@ def _compose(overrides: Sequence[str]) -> Any:
 
 
 def _report(problems: Iterable[str]) -> None:
-    found = list(problems)
-    if found:
-        raise UserError("\n".join(found))
+    lines = list(problems)
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

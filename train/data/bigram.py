@@ -26,7 +26,7 @@ def bigram_loss(train: Tokens, validation: Tokens, vocab_size: int) -> float:
     """Nats per validation token (all but the first) under an interpolated bigram counted on the training tokens.
 
     Witten-Bell smoothing (Witten & Bell, IEEE Trans. Inf. Theory 37(4), 1991; Chen & Goodman, 1999, section 2.5):
-    with c(h, w) the count of w behind h, N(h) the count of h as a context, T(h) the number of different tokens behind
+    with c(h, w) the count of w after h, N(h) the count of h as a context, T(h) the number of different tokens after
     h, p(w | h) = (c(h, w) + T(h) p(w)) / (N(h) + T(h)), that is lambda = N / (N + T), and p(w) the add-one unigram;
     p(w | h) = p(w) for a context never seen. Counts come from at most the first 20 million tokens. Memory grows with
     the number of different pairs seen, never with the square of the vocabulary.

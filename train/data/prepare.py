@@ -80,7 +80,7 @@ def build_or_reuse(
     except OSError as error:
         raise WorkFailed(
             f"cannot write tokens to {cache_dir}: {error.strerror or error}\n"
-            "make room there, or type data.cache_dir=... with a folder that can be written"
+            "make room on that disk, or type data.cache_dir=... with a folder that can be written"
         ) from error
     return folder, True
 
@@ -146,10 +146,10 @@ def _publish(temporary: Path, folder: Path) -> None:
 
 def _choose_split(corpus: Corpus, fraction: float) -> SplitBy:
     needed = documents_to_split(fraction)
-    found = sum(1 for _ in islice(corpus.documents(), needed or 1))
-    if not found:
+    documents = sum(1 for _ in islice(corpus.documents(), needed or 1))
+    if not documents:
         raise UserError("the corpus has no text at all: every document is empty or blank; check data.files")
-    return "document" if found == needed else "position"
+    return "document" if documents == needed else "position"
 
 
 def _held_out(start: int, stop: int, fraction: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -158,9 +158,9 @@ def _split(texts: Iterator[str], separator: str) -> Iterator[str]:
         for other in others:
             yield "".join([*document, first])
             document, first = [], other
-        kept = max(0, len(first) - len(separator) + 1)
-        document.append(first[:kept])
-        undecided = first[kept:]
+        decided = max(0, len(first) - len(separator) + 1)
+        document.append(first[:decided])
+        undecided = first[decided:]
     yield "".join([*document, undecided])
 
 

@@ -3,7 +3,7 @@
 <cache_dir>/<content hash>/
     tokenizer.json
     train_00000.bin ...  validation_00000.bin ...     little-endian uint16 or uint32 tokens, end to end
-    train_ends.npy       validation_ends.npy          int64 token offset behind each document
+    train_ends.npy       validation_ends.npy          int64 token offset of the end of each document
     index.json                                        sizes, hashes, totals; a folder without it does not count
 """
 
@@ -78,7 +78,7 @@ class Shards:
     Attributes:
         folder: where it lies.
         vocab_size: one more than the largest id of the tokenizer.
-        end_of_text: id of the token behind every document.
+        end_of_text: id of the token that ends every document.
         content_hash: of corpus, tokenizer and split.
         tokenizer_sha256: of tokenizer.json.
         split: how validation was held out: whole documents, or the tail of each ("position").

@@ -42,7 +42,7 @@ class RunDirectory:
         )
         self.trunk = Path(config.run.trunk).expanduser() if config.run.trunk is not None else None
         self.changes: list[str] = []
-        """what is different from the last start of this run, or from its trunk, a line for each key"""
+        """what differs from the last start of this run, or from its trunk, a line for each key"""
         self._metrics: MetricsFile | None = None
         try:
             # A killed run's processes may be dying still.
@@ -85,7 +85,7 @@ class RunDirectory:
         return [folder for folder in newest_first(self.checkpoints) if (step_of(folder) or 0) < step]
 
     def rewind(self, step: int) -> None:
-        """Drop the metrics of steps behind `step`."""
+        """Drop the metrics of steps after `step`."""
         self._metrics = self.metrics.rewind(step)
 
     def begin(self, record: RunRecord, shards: Path, step: int = 0) -> None:

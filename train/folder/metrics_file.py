@@ -20,12 +20,12 @@ class MetricsFile:
     MOST_UNWRITTEN = 10_000
 
     def __init__(self, path: Path, step: int) -> None:
-        """Drop the lines of steps behind `step` and open the file."""
+        """Drop the lines of steps after `step` and open the file."""
         self.path = path
         self._lock = threading.Lock()  # checkpoints make the file durable from their own thread
         self._unwritten: list[str] = []
-        kept = _lines_until(path, step)
-        write_atomically(path, "".join(kept))
+        lines = _lines_until(path, step)
+        write_atomically(path, "".join(lines))
         self._stream = open(path, "ab", buffering=0)
         self._size = path.stat().st_size
 
@@ -74,7 +74,7 @@ class MetricsFile:
         os.fsync(self._stream.fileno())
 
     def rewind(self, step: int) -> "MetricsFile":
-        """The file without the lines of steps behind `step`. This one is closed."""
+        """The file without the lines of steps after `step`. This one is closed."""
         self.close()
         return MetricsFile(self.path, step)
 

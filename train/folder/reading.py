@@ -23,10 +23,10 @@ def named_checkpoint(key: str, value: str) -> Path:
     folder = Path(value).expanduser()
     if not folder.is_dir() or step_of(folder) is None:
         near = [folder / "checkpoints", folder, folder.parent]
-        there = [str(found) for place in near for found in newest_first(place)][:3]
+        checkpoints = [str(checkpoint) for place in near for checkpoint in newest_first(place)][:3]
         what = (
-            f"there is {', '.join(there)}"
-            if there
+            f"there is {', '.join(checkpoints)}"
+            if checkpoints
             else f"type {'auto, never or ' * (key == 'run.resume')}a checkpoint's folder, runs/NAME/checkpoints/step_..."
         )
         raise UserError(f"{key}={value} is no checkpoint: {what}")

@@ -33,7 +33,7 @@ def _follow(config: Config, world: World, stop: StopRequest, asynchronous: bool 
         return int(outcome["exit_code"])
     try:
         return Trainer(config, world, open_shards(Path(outcome["shards"])), None, stop, asynchronous=asynchronous).train()
-    except (UserError, WorkFailed) as error:  # every rank has found the same; rank 0 says so
+    except (UserError, WorkFailed) as error:  # every rank raises the same; rank 0 says so
         return error.exit_code
     except RuntimeError:  # a collective breaks off when rank 0 leaves; it has said why
         outcome = json.loads(world.await_value("start"))

@@ -25,7 +25,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
-        """the signal's number; 0 while there was none"""
+        """the signal's number; 0 before there was one"""
         self._noticed: float | None = None
         self._raises = False
 

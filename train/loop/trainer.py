@@ -216,7 +216,7 @@ class Trainer:
         return False
 
     def _read(self, pending: _Pending) -> StepLine:
-        """The line of a step, once its scalars are there."""
+        """Wait for a step's scalars. Returns its line."""
         loss, gradient_norm = pending.result.loss.item(), pending.result.gradient_norm.item()
         seconds = time.perf_counter() - self._last_read
         self._last_read += seconds

@@ -189,19 +189,19 @@ class Watchdog:
         return self._store.add(key, 1) == 1
 
     def _report(self, number: int) -> None:
-        found: dict[int, Position | str] = {}
+        answers: dict[int, Position | str] = {}
         deadline = time.monotonic() + self._grace
         while True:
             for rank in range(self._world.size):
-                if rank not in found and self._store.check([f"{number}/{rank}"]):
-                    found[rank] = Position(**json.loads(self._store.get(f"{number}/{rank}")))
-                elif rank not in found and self._store.check([f"left/{rank}"]):
-                    found[rank] = _LEFT
-            if len(found) == self._world.size or time.monotonic() > deadline:
+                if rank not in answers and self._store.check([f"{number}/{rank}"]):
+                    answers[rank] = Position(**json.loads(self._store.get(f"{number}/{rank}")))
+                elif rank not in answers and self._store.check([f"left/{rank}"]):
+                    answers[rank] = _LEFT
+            if len(answers) == self._world.size or time.monotonic() > deadline:
                 break
             if self._stop.wait(self._tick):
                 return
-        everyone = {rank: found.get(rank, _NO_ANSWER) for rank in range(self._world.size)}
+        everyone = {rank: answers.get(rank, _NO_ANSWER) for rank in range(self._world.size)}
         alarm = bytes(self._store.get(f"{number}/alarm")).decode()
         self._say("\n  ".join([f"{alarm}; stacks: {self._logs}/stacks_rank_*.txt", *describe(everyone)]))
 

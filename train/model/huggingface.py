@@ -1,4 +1,4 @@
-"""Decoders in Hugging Face's format: what tensors and settings are called there, and what a folder holds. Imports no torch.
+"""Decoders in Hugging Face's format: its names for tensors and settings, and what a folder of weights holds. Imports no torch.
 
 Export and `model.initial_weights` share the tables in here. A folder is read as plain JSON: `config.json`, and the headers of
 its safetensors files.
@@ -21,7 +21,8 @@ from train.model.architecture import Architecture
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Llama's RMSNorm, rotary pairing and SwiGLU are ours; Qwen3 adds our norm of queries and keys, per head, before the rotation.
+# This decoder has Llama's RMSNorm, rotary pairing and SwiGLU. With qk_norm it has Qwen3's norm of queries and keys as well, per
+# head, before the rotation.
 ARCHITECTURES = {False: ("LlamaForCausalLM", "llama"), True: ("Qwen3ForCausalLM", "qwen3")}  # by qk_norm
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 _SHOWN = 3  # names in a message
@@ -47,7 +48,7 @@ class Place:
 
 
 def places(shape: ModelShape) -> dict[str, Place]:
-    """Every parameter of a SwiGLU decoder, in the model's order, with its name there and its shape (the same in both)."""
+    """Every parameter of a SwiGLU decoder, in the model's order, with its name and shape in Hugging Face's format."""
     hidden, queries, keys = shape.hidden_size, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     block = {
         "attention_norm": ("input_layernorm", (hidden,)),
@@ -64,14 +65,14 @@ def places(shape: ModelShape) -> dict[str, Place]:
     }
     if not shape.qk_norm:
         del block["attention.query_norm"], block["attention.key_norm"]
-    found = {"embedding.weight": Place("model.embed_tokens.weight", (shape.vocab_size, hidden))}
+    by_name = {"embedding.weight": Place("model.embed_tokens.weight", (shape.vocab_size, hidden))}
     for layer in range(shape.num_layers):
         for ours, (theirs, sizes) in block.items():
-            found[f"blocks.{layer}.{ours}.weight"] = Place(f"model.layers.{layer}.{theirs}.weight", sizes)
-    found["norm.weight"] = Place("model.norm.weight", (hidden,))
+            by_name[f"blocks.{layer}.{ours}.weight"] = Place(f"model.layers.{layer}.{theirs}.weight", sizes)
+    by_name["norm.weight"] = Place("model.norm.weight", (hidden,))
     if not shape.tie_embeddings:
-        found["head.weight"] = Place("lm_head.weight", (shape.vocab_size, hidden))
-    return found
+        by_name["head.weight"] = Place("lm_head.weight", (shape.vocab_size, hidden))
+    return by_name
 
 
 def folded(name: str, architecture: Architecture) -> float:
@@ -154,7 +155,7 @@ class StoredTensor:
 
 
 def tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor in the folder's safetensors files, by its name there.
+    """Every tensor in the folder's safetensors files, by name.
 
     Raises:
         UserError: a file is missing, cut off, or something else.
@@ -168,10 +169,10 @@ def tensors(folder: Path) -> dict[str, StoredTensor]:
         files = sorted(set(weight_map.values()))
     else:
         raise UserError(f"there is neither {SINGLE} nor {INDEX} in {folder}; other formats of weights are not read")
-    found = {}
+    by_name = {}
     for file in files:
-        found.update(_header(folder / file))
-    return found
+        by_name.update(_header(folder / file))
+    return by_name
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -192,6 +193,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 def _header(path: Path) -> dict[str, StoredTensor]:
     """What the header of a safetensors file says; no tensor is read."""
     try:
+        path.open("rb").close()  # the library's own complaint says less
         with safe_open(path, "np") as stored:
             slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
             return {name: StoredTensor(path, each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
@@ -221,20 +223,20 @@ def _model_keys(plain: dict[str, Any]) -> dict[str, Any]:
         sizes["num_key_value_heads"] = heads
     if sizes.get("head_dim") is None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
         sizes["head_dim"] = width // heads
-    found: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
     for ours, theirs in _SIZES.items():
         if not _is_size(sizes.get(theirs)):
             raise UserError(
                 f"its config.json has {theirs}={json.dumps(sizes.get(theirs))}: a whole number from 1 up belongs there"
             )
-        found[ours] = sizes[theirs]
+        keys[ours] = sizes[theirs]
     numbers = {"rope_theta": _rope(plain).get("rope_theta", 10_000.0), "norm_eps": plain.get("rms_norm_eps", 1e-6)}
     for ours, number in numbers.items():
         if not isinstance(number, int | float) or not 0 < number < math.inf:
             raise UserError(f"its config.json has {json.dumps(number)} where model.{ours} belongs")
-        found[ours] = float(number)
+        keys[ours] = float(number)
     tied = bool(plain.get("tie_word_embeddings", False))
-    return {**found, "ffn": "swiglu", "tie_embeddings": tied, "qk_norm": qk_norm}
+    return {**keys, "ffn": "swiglu", "tie_embeddings": tied, "qk_norm": qk_norm}
 
 
 def _is_size(value: Any) -> bool:
@@ -256,10 +258,10 @@ def _rope(plain: dict[str, Any]) -> dict[str, Any]:
     """Settings of the rotary embedding, which older versions of transformers keep in two places."""
     scaling = plain.get("rope_scaling")
     parameters = plain.get("rope_parameters")
-    found = {**(scaling if isinstance(scaling, dict) else {}), **(parameters if isinstance(parameters, dict) else {})}
-    if "rope_theta" not in found and "rope_theta" in plain:
-        found["rope_theta"] = plain["rope_theta"]
-    return found
+    settings = {**(scaling if isinstance(scaling, dict) else {}), **(parameters if isinstance(parameters, dict) else {})}
+    if "rope_theta" not in settings and "rope_theta" in plain:
+        settings["rope_theta"] = plain["rope_theta"]
+    return settings
 
 
 def _foreign(plain: dict[str, Any]) -> Iterator[str]:

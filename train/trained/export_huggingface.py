@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from parallel.compose import Fill
-from train.build.architecture import architecture_of
+from train.config.resolve.architecture import architecture_of
 from train.folder.reading import load_run_config
 from train.model.huggingface import INDEX, SINGLE, describe, folded, places
 from train.trained.output import json_bytes, output_folder, read_run_tokenizer, show_written, write_parts

@@ -68,9 +68,9 @@ class Weights:
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A whole parameter in full precision, from the checkpoint."""
-        found = torch.empty(shape, dtype=PARAMETER_DTYPES[self.config.train.precision])
-        read_weights(self.folder, {f"model.{name}": found})
-        return found
+        whole = torch.empty(shape, dtype=PARAMETER_DTYPES[self.config.train.precision])
+        read_weights(self.folder, {f"model.{name}": whole})
+        return whole
 
     def matrix(self, name: str, shape: tuple[int, ...], precision: Precision) -> tuple[Tensor, Tensor]:
         """A matrix in the compute dtype, and its scales."""

@@ -216,11 +216,11 @@ def test_a_disk_too_full_for_checkpoints_does_not_stop_the_run_until_its_end(pla
 
 
 def test_another_configuration_is_shown_and_refused_unless_forced(run, place):
-    console.warm("train", *words(place, "schedule.peak=1e-3")).assert_refused("schedule.peak: 0.005 there, 0.001 asked for")
+    console.warm("train", *words(place, "schedule.peak=1e-3")).assert_refused("schedule.peak: was 0.005, is 0.001")
     forced = console.warm("train", *words(place, "schedule.peak=1e-3", "run.resume_force=true", "parallel.shard=1"))
     assert forced.code == 0, forced.err
-    assert "changed since the last start: schedule.peak: 0.005 there, 0.001 asked for" in forced.err
-    assert "changed since the last start: parallel.shard: 2 there, 1 asked for" in forced.err
+    assert "changed since the last start: schedule.peak: was 0.005, is 0.001" in forced.err
+    assert "changed since the last start: parallel.shard: was 2, is 1" in forced.err
 
 
 def test_a_named_checkpoint_is_gone_on_from(run, place):

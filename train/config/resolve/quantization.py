@@ -10,12 +10,12 @@ class LowPrecisionPhase:
     """The end of a run with low-precision weights."""
 
     start: int
-    """tokens before it, whole steps: a step that begins there or later is a quantized one"""
+    """tokens before it, whole steps: a step that begins at it or later is a low-precision one"""
     why: str
     """where that comes from, for people"""
 
     def holds(self, tokens: int) -> bool:
-        """Whether the step that ended at `tokens` tokens was quantized, so that a state of that moment has scales."""
+        """Whether the step that ended at `tokens` tokens was a low-precision one: its state has the method's parameters."""
         return tokens > self.start
 
 

@@ -56,25 +56,25 @@ def warnings_of(config: Config) -> list[str]:
 def _schedule_over(config: Config, total: int, longest_decay: int) -> Schedule:
     """The schedule of so many tokens, with no decay longer than `longest_decay`."""
     schedule = config.schedule
-    found = Schedule(
+    trunk_only = Schedule(
         trunk=Constant(schedule.peak),
         warmup_tokens=schedule.warmup_tokens,
         warmup_shape=schedule.warmup_shape,
         warmup_start=schedule.warmup_start,
     )
     if isinstance(schedule, ConstantScheduleConfig):
-        return found
+        return trunk_only
     if isinstance(schedule, CosineScheduleConfig):
         decays = final_decay(total, total - schedule.warmup_tokens)
-        return replace(found, decays=decays, decay_shape="cosine", floor=schedule.floor)
+        return replace(trunk_only, decays=decays, decay_shape="cosine", floor=schedule.floor)
     if isinstance(schedule, PowerScheduleConfig):
-        found = replace(found, trunk=PowerLaw(schedule.peak, schedule.a, schedule.b, config.train.batch_tokens))
+        trunk_only = replace(trunk_only, trunk=PowerLaw(schedule.peak, schedule.a, schedule.b, config.train.batch_tokens))
     if isinstance(schedule, WsdSScheduleConfig):
         decays = periodic_decays(ends_of(config, schedule), schedule.decay_fraction)
     else:
         decays = final_decay(total, min(round(schedule.decay_fraction * total), longest_decay))
     return replace(
-        found,
+        trunk_only,
         decays=decays,
         decay_shape=schedule.decay_shape,
         decay_residue=schedule.decay_residue,

@@ -38,11 +38,11 @@ def schedule_rules(config: Config) -> Iterator[str]:
         yield from ends
         if ends:
             return
-    found = schedule_of(config)
-    first = found.decays[0] if found.decays else (total, total)
+    rate = schedule_of(config)
+    first = rate.decays[0] if rate.decays else (total, total)
     if schedule.warmup_tokens > first[0]:
         fraction = not isinstance(schedule, ConstantScheduleConfig | CosineScheduleConfig)
-        where = "first period's" if len(found.decays) > 1 else "run's"
+        where = "first period's" if len(rate.decays) > 1 else "run's"
         shorter = "schedule.decay_fraction" if config.run.trunk is None else "--decay-tokens"
         yield (
             f"schedule.warmup_tokens={schedule.warmup_tokens} and the decay of {first[1] - first[0]} tokens do not fit into "
@@ -50,16 +50,16 @@ def schedule_rules(config: Config) -> Iterator[str]:
         )
     if isinstance(schedule, ConstantScheduleConfig):
         return
-    if not found.decays and (isinstance(schedule, CosineScheduleConfig) or schedule.decay_fraction > 0):
+    if not rate.decays and (isinstance(schedule, CosineScheduleConfig) or schedule.decay_fraction > 0):
         advice = (
             "lower schedule.warmup_tokens" if isinstance(schedule, CosineScheduleConfig) else "raise schedule.decay_fraction"
         )
         yield f"schedule={schedule.name} has not one of the run's {total} tokens to decay in: {advice}"
-    elif found.decays and found.trunk(found.decays[-1][0]) == 0:  # too small for a float
+    elif rate.decays and rate.trunk(rate.decays[-1][0]) == 0:  # too small for a float
         yield "schedule.a and .b leave a learning rate of 0 where the decay begins: raise them (the paper has 4 and -0.51)"
     elif schedule.floor > schedule.peak:
         yield f"schedule.floor={schedule.floor} is above schedule.peak={schedule.peak}"
-    elif found.decays and schedule.floor > (lowest := found.trunk(found.decays[-1][0])):
+    elif rate.decays and schedule.floor > (lowest := rate.trunk(rate.decays[-1][0])):
         yield (
             f"schedule.floor={schedule.floor} is above {lowest:.3g}, the learning rate at which the decay begins: lower it to "
             f"at most that"

@@ -80,7 +80,7 @@ class TokenizerSource(Protocol):
 
 
 def pieces(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Cut a long text into pieces of at most `limit` characters, behind the last line end in reach if there is one."""
+    """Cut a long text into pieces of at most `limit` characters, after the last line end in reach if there is one."""
     start = 0
     while len(text) - start > limit:
         end = text.rfind("\n", start, start + limit) + 1

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from train.build.architecture import architecture_of
-from train.config import Config
+from train.config.resolve.architecture import architecture_of
+from train.config.schema import Config
 from train.model.huggingface import problems
 
 
