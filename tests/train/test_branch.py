@@ -92,7 +92,7 @@ def test_what_cannot_be_branched_is_refused(trunk, tmp_path):
     refused(str(tmp_path), "--at", "512", *length, says="is not a run")
     refused(str(trunk.parent / "b"), "--at", "512", *length, says=f"(it is a branch itself, of {trunk})")
     refused(run, "--at", "512", "--decay-tokens", "1e300", says="--decay-tokens 1e300: a number of tokens is a whole number")
-    refused(run, "--at", "512", *length, "optimizer.mup=true", "run.name=mup", says="optimizer.mup: false there, true")
+    refused(run, "--at", "512", *length, "optimizer.mup=true", "run.name=mup", says="optimizer.mup: was false, is true")
     refused(run, "--at", "512", *length, "model.logit_multiplier=0.5", "run.name=m", says="model.logit_multiplier")
     checkpoint = str(trunk / "checkpoints" / "step_00000008")
     refused(checkpoint, "--at", "512", *length, says=f"it is a checkpoint of the run {trunk}")
