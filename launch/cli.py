@@ -1,4 +1,4 @@
-"""The `foretrain` command: one name for the rooms' own commands, which are imported only when called."""
+"""The `foretrain` command, which dispatches to the packages' own commands. It imports them only when they are called."""
 
 import importlib
 import sys
@@ -29,7 +29,7 @@ def command() -> NoReturn:
     """The console command."""
     try:
         code = main()
-    except KeyboardInterrupt:  # before a command listens to signals itself, while Python still imports
+    except KeyboardInterrupt:  # during imports, before a command handles signals itself
         print("interrupted", file=sys.stderr)
         code = 130
     leave(code)
