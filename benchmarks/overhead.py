@@ -105,7 +105,8 @@ def main() -> None:
             two.append(command([*overrides, "parallel.shard=2"], folder / "c"))
         print(
             f"round {number + 1}: bare {bare[-1]:,.0f}, trainer {trained[-1]:,.0f} tokens/s, "
-            f"ratio {trained[-1] / bare[-1]:.3f}; one process {one[-1]:,.0f}, two {two[-1]:,.0f}, ratio {two[-1] / one[-1]:.3f}",
+            f"ratio {trained[-1] / bare[-1]:.3f}; one process {one[-1]:,.0f}, two {two[-1]:,.0f}, "
+            f"ratio {two[-1] / one[-1]:.3f}",
             flush=True,
         )
     for what, sides in (("trainer / bare loop", (trained, bare)), ("two processes / one", (two, one))):

@@ -199,7 +199,7 @@ def fraction(study: Study, out: Path) -> None:
 
 
 def fused(study: Study, out: Path) -> None:
-    """The decay inside QAT, or in full precision before it (classic), for the same tokens. Classic QAT has two peaks."""
+    """The decay inside QAT, or in full precision before QAT warms up again (classic, to two peaks), for the same tokens."""
     study.trunks()
     peak = 0.015625
     branches: dict[str, tuple[int, int, list[str]]] = {}
@@ -297,10 +297,10 @@ def cost(rounds: int, overrides: Sequence[str]) -> None:
                     seconds.setdefault(kind, []).append(time.process_time() - start)
     full = seconds["full precision"]
     print("| | step, processor ms | / full precision | quartiles |\n|---|---|---|---|")
-    for kind, taken in seconds.items():
-        ratios = sorted(ours / theirs for ours, theirs in zip(taken, full, strict=True))
+    for kind, of_kind in seconds.items():
+        ratios = sorted(ours / theirs for ours, theirs in zip(of_kind, full, strict=True))
         low, _, high = statistics.quantiles(ratios, n=4)
-        print(f"| {kind} | {1000 * statistics.median(taken):.1f} | {statistics.median(ratios):.3f} | {low:.3f}, {high:.3f} |")
+        print(f"| {kind} | {1000 * statistics.median(of_kind):.1f} | {statistics.median(ratios):.3f} | {low:.3f}, {high:.3f} |")
 
 
 def _draw_lines(path: Path, labels: list[str], lines: dict[str, list[list[float]]], full: list[float]) -> None:

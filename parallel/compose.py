@@ -89,7 +89,7 @@ def compose(
             model.share_sequences(context)
 
         # Recompute before compile: the compiler then sees the recomputation and fuses it. Not with context parallelism: its
-        # exchange is not compiled, and because of it the compiler would give up on the whole recomputed region.
+        # exchange is not compiled, which would make the compiler give up on the whole recomputed region.
         if composition.compile and context is not None:
             for block in blocks:
                 block.forward = torch.compile(block.forward)

@@ -30,7 +30,7 @@ class World:
         self.store.set(key, value)
 
     def await_value(self, key: str) -> str:
-        """Wait for the value that another rank publishes, however long it takes. Not a collective, so none times out."""
+        """Wait for the value that another rank publishes. Not a collective, so no timeout of collectives applies."""
         self.store.wait([key], _FOREVER)
         return bytes(self.store.get(key)).decode()
 

@@ -69,7 +69,7 @@ class LearnedScales(Method):
     def treatment(self, parameter: str, weight_lr_scale: float) -> Treatment:
         """The learning rate of a scale is its weight's, divided by the largest level that the scale multiplies.
 
-        A step of Adam moves a parameter by about the learning rate, whatever the size of its gradient. Divided by the largest
+        A step of Adam moves a parameter by about the learning rate, for gradients of any size. Divided by the largest
         level, a step of the scale moves no quantized value by more. (The paper on quantization-aware pretraining, arXiv
         2509.22935, does not say what it does.)
         """

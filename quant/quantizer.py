@@ -7,7 +7,7 @@ Esser et al., arXiv 1902.08153) at 3 and 4. That code stops at 4 bits; LSQ at 6 
 A weight w with scale a becomes a (n + shift) / slope, where the integer n = round(slope clip(w / a, low, high) - shift). Halves
 round to even. At 1 bit n is 0 if w >= 0, else -1: zero counts as positive, or there would be three values.
 
-Everything is computed in fp32 (fp64 under fp64), whatever the dtype of the weight.
+Everything is computed in fp32 (fp64 if the scale is fp64), for weights of any dtype.
 
 Shape suffixes: O output rows, I input columns, G groups of columns in a row, C columns of a group.
 """

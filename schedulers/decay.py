@@ -1,6 +1,6 @@
 """Shapes of a decay: from 1 where it begins to exactly 0 where it ends.
 
-`x` is the fraction of the decay that is done, from 0 to 1. A warmup runs a shape backwards: there x is the fraction to come.
+`x` is the fraction of the decay that is done, from 0 to 1. A warmup runs a shape backwards: x is then the fraction to come.
 """
 
 import math
