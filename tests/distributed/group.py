@@ -123,7 +123,7 @@ def _serve(
 
     torch.set_num_threads(1)
     store = dist.TCPStore("localhost", port, is_master=False)
-    world = World(rank, size, size, torch.device("cpu"), dist.PrefixStore("case", store))
+    world = World(rank, size, torch.device("cpu"), dist.PrefixStore("case", store))
     dist.init_process_group("gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=size)
     try:
         answer = ("ok", case(world, *arguments))
