@@ -3,8 +3,8 @@
     python -m benchmarks.house [--tree DIR] [--picture docs/house.png]
 
 A room is a package, or a file, directly inside `train/` or `scaling/`; the other packages are rooms themselves. An arrow is a
-pair of rooms, one of which imports the other. A room stands one floor above the highest one that it imports. A circle is a set of rooms,
-or of files, that all reach each other.
+pair of rooms, one of which imports the other. A room stands one floor above the highest one that it imports. A circle is a set
+of rooms, or of files, that all reach each other.
 """
 
 import argparse
