@@ -30,7 +30,7 @@ class Batch:
         return Batch(
             self.tokens_BS.to(device, non_blocking=True),
             self.targets_BS.to(device, non_blocking=True),
-            self.document_BS.to(device, non_blocking=True),
+            self.document_BS,
         )
 
     @staticmethod

@@ -19,6 +19,7 @@ _EXPENSIVE = {
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._flash_attention_forward.default,
     _collectives.all_gather_into_tensor.default,
     _collectives.reduce_scatter_tensor.default,
     _collectives.all_reduce.default,
@@ -44,7 +45,8 @@ def _recomputed(forward: Callable[..., Tensor], options: dict[str, Any]) -> Call
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in _EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
+    ours = getattr(operator, "namespace", None) == "foretrain"  # in compiled code: attention over pieces
+    return CheckpointPolicy.MUST_SAVE if ours or operator in _EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _selective() -> tuple[Any, Any]:

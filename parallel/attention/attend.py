@@ -47,7 +47,9 @@ def forward(query: Tensor, key: Tensor, value: Tensor, encoded: Tensor, scale: f
             call.queries.take(query), call.keys.take(key), call.keys.take(value), call.causal, scale
         )
         if not plan.disjoint:
-            part, part_lse = merged(call.queries.take(output), call.queries.take(lse), part, part_lse)
+            before = call.queries.take(output), call.queries.take(lse)
+            merge_into(*before, part, part_lse)
+            part, part_lse = before
         call.queries.put(output, part)
         call.queries.put(lse, part_lse)
     return output.to(query.dtype), lse
@@ -93,13 +95,14 @@ def backward(
     return totals
 
 
-def merged(output: Tensor, lse: Tensor, other_output: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp over two sets of keys from those over each: O - sigmoid(m - l) (O - o), logaddexp(l, m).
+def merge_into(output: Tensor, lse: Tensor, other_output: Tensor, other_lse: Tensor) -> None:
+    """Make output and log-sum-exp those over two sets of keys, in place: O <- O - sigmoid(m - l) (O - o), l <- logaddexp(l, m).
 
     If neither has seen a key, both stay as they are.
     """
     share = torch.where(other_lse == float("-inf"), 0.0, torch.sigmoid(other_lse - lse))
-    return output + share[..., None] * (other_output - output), torch.logaddexp(lse, other_lse)
+    output.add_(share[..., None] * (other_output - output))
+    lse.copy_(torch.logaddexp(lse, other_lse))
 
 
 def _plan(query: Tensor, key: Tensor, encoded: Tensor) -> Plan:

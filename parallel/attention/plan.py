@@ -1,9 +1,11 @@
 """What is computed together: pieces become calls of a kernel, few and large where documents are many and short."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -89,7 +91,10 @@ def encode(pieces: Pieces) -> Tensor:
     The last row is an empty piece: a compiler treats a length of 1 apart from all others.
     """
     rows = [(piece.row, *piece.queries, *piece.keys, int(piece.causal)) for piece in pieces]
-    return torch.tensor([*rows, (0, 0, 0, 0, 0, 0)], dtype=torch.int64)
+    encoded = torch.tensor([*rows, (0, 0, 0, 0, 0, 0)], dtype=torch.int64)
+    if dynamo := sys.modules.get("torch._dynamo"):  # slow to import, and of no use where nothing is compiled
+        dynamo.mark_dynamic(encoded, 0)
+    return encoded
 
 
 def plan_of(encoded: Tensor, rows: int, queries: int, keys: int, device: torch.device) -> Plan:
@@ -156,6 +161,6 @@ def _once(pieces: list[Piece]) -> bool:
     """Whether no query is in two pieces, and no key."""
     for side in ("queries", "keys"):
         ordered = sorted((piece.row, *getattr(piece, side)) for piece in pieces)
-        if any(row == next_row and stop > start for (row, _, stop), (next_row, start, _) in zip(ordered, ordered[1:])):  # noqa: B905
+        if any(row == next_row and stop > start for (row, _, stop), (next_row, start, _) in pairwise(ordered)):
             return False
     return True

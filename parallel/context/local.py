@@ -3,20 +3,18 @@
 Shape suffixes: B batch, H query heads, K key/value heads, s tokens of some chunks, D head_dim.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.context import block
+from parallel.attention import attend
 from parallel.context.partition import Chunks, Partition
 
 TOKENS = 2
 """The token dimension of (B, heads, s, D) tensors."""
-TILE = 256
-"""How many queries have their mask in memory at once, if documents need one."""
 
 
 def select(tensor: Tensor, held: Chunks, wanted: Chunks) -> Tensor:
@@ -27,16 +25,11 @@ def select(tensor: Tensor, held: Chunks, wanted: Chunks) -> Tensor:
     return torch.cat([pieces[held.index(chunk)] for chunk in wanted], dim=TOKENS)
 
 
-def add_into(total: Tensor, held: Chunks, part: Tensor, chunks: Chunks, tokens: slice = slice(None)) -> None:
-    """Add `part` to a total over the `held` chunks. `part` has the slice `tokens` of the tokens of `chunks`, in order."""
-    size, first = total.shape[TOKENS] // len(held), tokens.start or 0
-    done = 0
-    while done < part.shape[TOKENS]:
-        number, offset = divmod(first + done, size)
-        length = min(size - offset, part.shape[TOKENS] - done)
-        place = held.index(chunks[number]) * size + offset
-        total.narrow(TOKENS, place, length).add_(part.narrow(TOKENS, done, length))
-        done += length
+def add_into(total: Tensor, held: Chunks, part: Tensor, chunks: Chunks) -> None:
+    """Add `part`, which has the tokens of `chunks`, to a total over the `held` chunks."""
+    places = total.chunk(len(held), dim=TOKENS)
+    for chunk, its_part in zip(chunks, part.chunk(len(chunks), dim=TOKENS), strict=True):
+        places[held.index(chunk)].add_(its_part)
 
 
 @dataclass
@@ -55,17 +48,12 @@ class Accumulator:
         return Accumulator(held, output, torch.full(output.shape[:-1], float("-inf"), dtype=dtype, device=output.device))
 
     def merge(self, chunks: Chunks, output_BHsD: Tensor, lse_BHs: Tensor) -> None:
-        """Merge the output o and the log-sum-exp m of another block, for the queries of `chunks`.
-
-        O <- O - sigmoid(m - l) (O - o), l <- logaddexp(l, m). If neither has seen a key, O and l stay as they are.
-        """
+        """Merge the output and the log-sum-exp of another block, for the queries of `chunks`."""
         outputs, lses = (total.chunk(len(self.held), dim=TOKENS) for total in (self.output_BHsD, self.lse_BHs))
         pieces = zip(chunks, *(part.chunk(len(chunks), dim=TOKENS) for part in (output_BHsD, lse_BHs)), strict=True)
         for chunk, new_output, new_lse in pieces:
             output, lse = (total[self.held.index(chunk)] for total in (outputs, lses))
-            share = torch.where(new_lse == float("-inf"), 0.0, torch.sigmoid(new_lse - lse))
-            output.add_(share[..., None] * (new_output - output))
-            lse.copy_(torch.logaddexp(lse, new_lse))
+            attend.merge_into(output, lse, new_output, new_lse)
 
 
 @dataclass(frozen=True)
@@ -85,51 +73,11 @@ class LocalAttention:
         needs = self.partition.needs
         return tuple(key for key in keys if any(needs[query][key] for query in queries))
 
-    def _calls(self, queries: Chunks, keys: Chunks) -> list[tuple[Chunks, Chunks]]:
-        """(chunks of queries, chunks of keys they see): all queries that see the same keys are in one call."""
-        # Several chunks under one causal mask are a single call of the kernel, which skips what is above the diagonal.
-        if self.partition.is_triangle(queries, keys):
-            return [(queries, keys)]
-        calls: dict[Chunks, list[int]] = {}
-        for query in queries:
-            if seen := self.columns((query,), keys):
-                calls.setdefault(seen, []).append(query)
-        return [(tuple(chunks), seen) for seen, chunks in calls.items()]
-
-    def _tiles(self, queries: Chunks, keys: Chunks) -> Iterator[tuple[slice, slice, block.Mask]]:
-        """(tokens of the queries, tokens of the keys, mask) of each kernel call.
-
-        If a mask tensor is needed, it covers at most TILE queries and only the keys in their documents, so that it stays small
-        for sequences of any length.
-        """
-        partition, whole = self.partition, slice(None)
-        if partition.sees_all(queries, keys):
-            yield whole, whole, True
-        elif partition.is_triangle(queries, keys):
-            yield whole, whole, False
-        else:
-            query_s, key_s = partition.positions(queries), partition.positions(keys)
-            for start in range(0, len(query_s), TILE):
-                rows = slice(start, start + TILE)
-                columns = partition.span(query_s[rows], key_s)
-                yield rows, columns, partition.seen_at(query_s[rows], key_s[columns])
-
     def forward(self, query: Tensor, queries: Chunks, key: Tensor, value: Tensor, keys: Chunks) -> tuple[Tensor, Tensor]:
         """(output, log-sum-exp) of the chunks `rows(queries, keys)`, in order."""
         rows = self.rows(queries, keys)
-        outputs: dict[int, Tensor] = {}
-        lses: dict[int, Tensor] = {}
-        for call_queries, call_keys in self._calls(queries, keys):
-            its_query = select(query, queries, call_queries)
-            its_key, its_value = (select(tensor, keys, call_keys) for tensor in (key, value))
-            tiles = [
-                block.forward(its_query[:, :, tile], its_key[:, :, columns], its_value[:, :, columns], mask, self.scale)
-                for tile, columns, mask in self._tiles(call_queries, call_keys)
-            ]
-            output, lse = (_join(parts) for parts in zip(*tiles, strict=True))
-            outputs |= zip(call_queries, output.chunk(len(call_queries), dim=TOKENS), strict=True)
-            lses |= zip(call_queries, lse.chunk(len(call_queries), dim=TOKENS), strict=True)
-        return _join([outputs[row] for row in rows]), _join([lses[row] for row in rows])
+        output, lse = attend.forward(query, key, value, self.partition.pieces(queries, keys), self.scale)
+        return select(output, queries, rows), select(lse, queries, rows)
 
     def backward(
         self,
@@ -146,26 +94,14 @@ class LocalAttention:
         query_gradient: Tensor,
     ) -> None:
         """Add this block's gradients to the totals: `query_gradient` over `queries`, the other two over `keys`."""
-        for call_queries, call_keys in self._calls(queries, keys):
-            of_queries = [select(tensor, queries, call_queries) for tensor in (gradient, query, output, lse)]
-            of_keys = [select(tensor, keys, call_keys) for tensor in (key, value)]
-            totals = [query_gradient, key_gradient, value_gradient]
-            for tile, columns, mask in self._tiles(call_queries, call_keys):
-                its_gradient, its_query, its_output, its_lse = (tensor[:, :, tile] for tensor in of_queries)
-                its_key, its_value = (tensor[:, :, columns] for tensor in of_keys)
-                gradients = block.backward(its_gradient, its_query, its_key, its_value, its_output, its_lse, mask, self.scale)
-                places = (queries, call_queries, tile), (keys, call_keys, columns), (keys, call_keys, columns)
-                for total, (held, chunks, tokens), part in zip(totals, places, gradients, strict=True):
-                    add_into(total, held, part, chunks, tokens)
+        pieces = self.partition.pieces(queries, keys)
+        totals = (query_gradient, key_gradient, value_gradient)
+        attend.backward(gradient, query, key, value, output, lse, pieces, self.scale, totals)
 
 
 def zeros_like(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
     """Zeros in `dtype` with the shape of each tensor."""
     return [torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format) for tensor in tensors]
-
-
-def _join(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=TOKENS)
 
 
 @dataclass

@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from parallel.attention.pieces import Span, between_stretches, document_spans
+from parallel.attention.plan import encode
 from parallel.context.names import CHUNKS_OF_A_RANK, PartitionName
 
 Chunks = tuple[int, ...]
@@ -124,34 +126,23 @@ class Partition:
 
         return [[sees(query, key) for key in chunks] for query in chunks]
 
-    def in_one_document(self, chunks: Chunks) -> bool:
-        """Whether all tokens of these chunks are in the same document, in every row."""
-        documents = ({document for chunk in chunks for document in row[chunk]} for row in self._documents_of_chunks)
-        return all(len(of_row) == 1 for of_row in documents)
+    def pieces(self, queries: Chunks, keys: Chunks) -> Tensor:
+        """What the tokens of `queries` see of those of `keys`, as `parallel.attention` takes it."""
+        if (queries, keys) not in self._pieces:
+            seen = between_stretches(self._documents, self._spans(queries), self._spans(keys), causal=self.causal)
+            self._pieces[queries, keys] = encode(seen)
+        return self._pieces[queries, keys]
 
-    def sees_all(self, query: Chunks, keys: Chunks) -> bool:
-        """Whether every query of `query` may see every key of `keys`."""
-        return (not self.causal or keys[-1] < query[0]) and self.in_one_document((*query, *keys))
+    @cached_property
+    def _pieces(self) -> dict[tuple[Chunks, Chunks], Tensor]:
+        return {}
 
-    def is_triangle(self, query: Chunks, keys: Chunks) -> bool:
-        """Whether every query of `query` may see exactly the keys of `keys` up to its own position."""
-        return self.causal and query == keys and self.in_one_document(query)
+    @cached_property
+    def _documents(self) -> list[list[Span]]:
+        return document_spans(self.document_BS)
 
-    def span(self, query_s: Tensor, key_s: Tensor) -> slice:
-        """The shortest slice of the keys, of at least one, that has all keys in documents of the queries. Positions ascend."""
-        first_B1, last_B1 = self.document_BS[:, query_s[:1]], self.document_BS[:, query_s[-1:]]
-        document_Bs = self.document_BS[:, key_s]
-        shared = ((document_Bs >= first_B1) & (document_Bs <= last_B1)).any(dim=0).nonzero()
-        return slice(int(shared[0]), int(shared[-1]) + 1) if len(shared) else slice(0, 1)
-
-    def seen(self, query: Chunks, keys: Chunks) -> Tensor:
-        """Which keys of `keys` each query of `query` may see: bool (B, 1, tokens of query, tokens of keys)."""
-        return self.seen_at(self.positions(query), self.positions(keys))
-
-    def seen_at(self, query_s: Tensor, key_s: Tensor) -> Tensor:
-        """Which keys at positions `key_s` each query at positions `query_s` may see: bool (B, 1, queries, keys)."""
-        same_Bss = self.document_BS[:, query_s, None] == self.document_BS[:, None, key_s]
-        return (same_Bss & (query_s[:, None] >= key_s) if self.causal else same_Bss)[:, None]
+    def _spans(self, chunks: Chunks) -> list[Span]:
+        return [(chunk * self.chunk, (chunk + 1) * self.chunk) for chunk in chunks]
 
     def work_of_chunks(self) -> list[float]:
         """Number of (query, key) pairs of the queries of each chunk, over all rows."""

@@ -1,13 +1,13 @@
-"""Grouped-query attention with rotary positions and a document mask.
+"""Grouped-query attention with rotary positions, within documents.
 
 Shape suffixes: B batch, S sequence (where ranks share one, this rank's part of it), E hidden size, H heads, K key/value heads,
 D head_dim.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.attention.attend import attend
 from parallel.context.partition import Partition
 from parallel.context.protocol import ContextParallel
 from parallel.shape import ModelShape
@@ -26,21 +26,11 @@ def rotate(heads_BHSD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
     return turned.to(heads_BHSD.dtype)
 
 
-def document_mask(document_BS: Tensor, dtype: torch.dtype) -> Tensor:
-    """An additive mask, shape (B, 1, S, S): 0 where a query may look (its own document, not the future), else -inf.
-
-    Additive rather than boolean because attention kernels convert a boolean one again in every layer.
-    """
-    same_BSS = document_BS[:, :, None] == document_BS[:, None, :]
-    allowed_BSS = same_BSS.tril()
-    mask = torch.zeros(allowed_BSS.shape, dtype=dtype, device=document_BS.device)
-    return mask.masked_fill_(~allowed_BSS, float("-inf"))[:, None]
-
-
 class Attention(nn.Module):
     """Causal self-attention within documents. Input and output (B, S, E).
 
-    `seen` is the mask of whole sequences or, where ranks share them, who holds which part: then `context` attends.
+    `seen` says which query sees which keys of whole rows (`parallel.attention.plan.encode`) or, where ranks share them, who
+    holds which part: then `context` attends.
     """
 
     def __init__(self, shape: ModelShape, norm_eps: float, scale: float) -> None:
@@ -70,13 +60,6 @@ class Attention(nn.Module):
             assert self.context is not None
             attended_BHSD = self.context.attend(query_BHSD, key_BKSD, value_BKSD, seen, self.scale)
         else:
-            attended_BHSD = F.scaled_dot_product_attention(
-                query_BHSD,
-                key_BKSD,
-                value_BKSD,
-                attn_mask=seen,
-                enable_gqa=self.num_kv_heads != self.num_heads,
-                scale=self.scale,
-            )
+            attended_BHSD = attend(query_BHSD, key_BKSD, value_BKSD, seen, self.scale)
         merged: Tensor = self.output(attended_BHSD.transpose(1, 2).reshape(batch, sequence, -1))
         return merged

@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel.attention.pieces import within_documents
+from parallel.attention.plan import encode
 from parallel.compose import StageModel
 from parallel.context.partition import Partition
 from parallel.context.protocol import ContextParallel
 from parallel.tensor import Role
 from quant.linear import QuantEmbedding
 from train.model.architecture import Architecture
-from train.model.attention import Attention, document_mask, rotary_angles
+from train.model.attention import Attention, rotary_angles
 from train.model.ffn import FEED_FORWARDS
 
 
@@ -107,6 +109,8 @@ class Decoder(StageModel):
 
     def forward(self, inputs: Tensor, document_BS: Tensor) -> Tensor:
         # Where ranks share sequences, `inputs` are this rank's part, `document_BS` is whole: from it follows who holds what.
+        # Documents stay on the host: who sees whom is known there once per micro-batch, and no layer waits for a device.
+        document_BS = document_BS.cpu()
         hidden_BSE: Tensor = inputs
         if self.first and self.embedding is not None:
             hidden_BSE = scaled(self.embedding(inputs), self.multipliers.embedding)
@@ -114,12 +118,12 @@ class Decoder(StageModel):
         angle_dtype = torch.promote_types(hidden_BSE.dtype, torch.float32)
         seen: Tensor | Partition
         if self.context is None:
-            seen = document_mask(document_BS, hidden_BSE.dtype)
-            positions_S = torch.arange(document_BS.shape[1], device=document_BS.device)
+            seen = encode(within_documents(document_BS))
+            positions_S = torch.arange(document_BS.shape[1])
         else:
             seen = self.context.partition(document_BS)
             positions_S = self.context.positions(seen)
-        angles_SD = rotary_angles(positions_S, self.shape.head_dim, self.rope_theta, angle_dtype)
+        angles_SD = rotary_angles(positions_S.to(hidden_BSE.device), self.shape.head_dim, self.rope_theta, angle_dtype)
         cos_SD, sin_SD = angles_SD.cos(), angles_SD.sin()
         for block in self.blocks.values():
             hidden_BSE = block(hidden_BSE, cos_SD, sin_SD, seen)

@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from parallel.context import local
+from parallel.attention import plan
 from parallel.context.local import Transfers
 from parallel.context.protocol import ContextParallel
 from parallel.mesh import World
@@ -75,10 +75,11 @@ def relative_errors(methods, sequence, ranks) -> dict[str, list[float]]:
 
 
 def _attend(
-    world, method, partition, shape, documents, causal, dtype, seed, tile=local.TILE
+    world, method, partition, shape, documents, causal, dtype, seed, short=plan.SHORT
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """(found, expected, largest value anywhere) of output and gradients, on this rank's tokens."""
-    local.TILE = tile
+    plan.SHORT = short
+    plan._plan.cache_clear()
     batch, _, _, sequence, head_dim = shape
     whole = tensors(*shape, seed)
     documents = torch.tensor(documents).expand(batch, sequence)

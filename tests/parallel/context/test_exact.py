@@ -46,7 +46,7 @@ def runs(ranks: int, dtype: str) -> list[dict]:
                         "causal": causal,
                         "dtype": dtype,
                         "seed": len(found),
-                        "tile": 7 if len(found) % 2 else 256,  # queries under a mask: in parts, and all together
+                        "short": 7 if len(found) % 2 else 256,  # documents one by one, and together
                     }
                 )
     return found[::5] if dtype == "float64" else found[::17]  # co-prime to the four choices: every kind comes
