@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, and that survive a crash of the machine once they are there."""
+"""Files that are never seen half-written, and that survive a crash of the machine once they are written."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How things are said to people: ranges, Hydra's words, the nearest known name."""
+"""Text for people and for command lines: ranges, Hydra's words, the nearest known name."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ def hydra_word(value: Any) -> str:
     text = str(value)
     if isinstance(value, str) and (not _UNQUOTED.fullmatch(text) or text.lower() in ("null", "true", "false", "inf", "nan")):
         # Backslashes escape only before a quote, the closing one included.
-        return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text) + "'"
+        return "'" + re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + match[2].replace("'", "\\'"), text) + "'"
     return text
 
 

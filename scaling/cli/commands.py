@@ -69,7 +69,7 @@ def table(
         format = kinds[out.suffix.lower()]
     format = "json" if json else format
     if format not in ("terminal", "csv", "markdown", "json"):
-        raise UserError(f"--format {format}: there are terminal, csv, markdown and json")
+        raise UserError(f"--format {format}: choose terminal, csv, markdown or json")
     frame = read_runs(runs, rename or [])
     frame = frame[select(frame, where, "--where")]
     tables.runs_table(frame, columns, sort, format, out)
@@ -106,7 +106,7 @@ def fit(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="write DIR/fit.json (for predict, plan, report)")] = None,
     json: _Json = False,
 ) -> None:
-    """Fit a law to runs, with intervals, held-out forecasts, and warnings about what the runs cannot tell."""
+    """Fit a law to runs, with intervals, held-out forecasts, and warnings about what the runs cannot determine."""
     from common.files import write_atomically
     from scaling.fit.file import as_plain, name_of_law, to_json
     from scaling.fit.fitting import fit as fit_law
@@ -173,7 +173,7 @@ def _check_columns(law: "Law", frame: "pd.DataFrame", data: list[Path], weights:
 
     missing_columns(frame, needed_columns(law, frame), law.name, data)
     if weights is not None and weights not in frame.columns:
-        raise UserError(f"--weights {weights}: there is no such column; there are {', '.join(map(str, frame.columns))}")
+        raise UserError(f"--weights {weights}: no such column; columns: {', '.join(map(str, frame.columns))}")
     if chain is not None:
         missing_columns(frame, chain.law.columns, f"{chain.law.name} (--loss-fit)", data)
 

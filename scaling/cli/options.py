@@ -26,7 +26,7 @@ def numbers(given: Mapping[str, float | None]) -> dict[str, float]:
         if option in _SHARES and not value < 1:
             raise UserError(f"{option} {value:g} is a share of the whole: it must be below 1")
         if value > _MOST:
-            raise UserError(f"{option} {value:g} is more than anybody has; type a number such as 1e21")
+            raise UserError(f"{option} {value:g} is too large; type a number such as 1e21")
     return typed
 
 
@@ -42,7 +42,7 @@ def named_numbers(words: Sequence[str] | None, option: str) -> dict[str, float]:
         if not name or not math.isfinite(number):
             raise UserError(f"{option} {word!r} is not NAME=VALUE with a number, such as {option} E=1.7")
         if name in values:
-            raise UserError(f"{option} {name}={values[name]:g} and {option} {word}: which one? Leave one out")
+            raise UserError(f"{option} {name}={values[name]:g} and {option} {word} contradict each other: leave one out")
         values[name] = number
     return values
 
@@ -86,15 +86,15 @@ def widths(text: str | None) -> tuple[float, ...]:
 
 
 def objective(name: str | None) -> "ObjectiveName | None":
-    """--objective: one of the two that there are."""
+    """--objective: one of the two."""
     known: tuple[ObjectiveName, ...] = ("huber-log", "least-squares")
     if name is not None and name not in known:
-        raise UserError(f"--objective {name}: there are {' and '.join(known)}")
+        raise UserError(f"--objective {name}: choose {' or '.join(known)}")
     return next((one for one in known if one == name), None)
 
 
 def file_of_kind(out: Path | None, *kinds: str) -> Path | None:
     """--out: a file whose name says what is written into it."""
     if out is not None and out.suffix.lower() not in kinds:
-        raise UserError(f"--out {out}: {' or '.join(kinds)} is what can be written; type --out {out.with_suffix(kinds[0])}")
+        raise UserError(f"--out {out}: the name must end in {' or '.join(kinds)}; type --out {out.with_suffix(kinds[0])}")
     return out

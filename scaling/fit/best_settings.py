@@ -24,7 +24,7 @@ def best_settings(law: Law, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Lef
     """
     assert law.optimum_of is not None
     if "loss" not in frame.columns:
-        return frame, [], ["there is no column loss: every row is taken as an optimum already found"]
+        return frame, [], ["no column loss: every row is taken to be an optimum"]
     keys = [key for key in law.group_by if key in frame.columns and key != law.optimum_of]
     labels = [_equal_within(frame[key].to_numpy(dtype=float), law.group_tolerance) for key in keys]
     rows, left_out, alone = [], [], 0

@@ -67,12 +67,12 @@ def as_plain(fit: Fit) -> dict[str, Any]:
 
 
 def to_json(plain: Any, indent: int | None = None) -> str:
-    """JSON; what is no number becomes null."""
+    """JSON; NaN and infinity become null."""
     return json.dumps(without_nan(plain), indent=indent)
 
 
 def name_of_law(path: Path) -> str | None:
-    """The law of the fit in a file; None where there is no such file, or it is no fit."""
+    """The law of the fit in a file; None where there is no such file, or it is not a fit."""
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -167,7 +167,7 @@ def read_fit(path: str | Path) -> Fit:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; `scaling fit LAW DATA --out DIR` writes DIR/fit.json") from None
     except ValueError:
-        raise UserError(f"{path} is no JSON; `scaling fit LAW DATA --out DIR` writes DIR/fit.json") from None
+        raise UserError(f"{path} is not JSON; `scaling fit LAW DATA --out DIR` writes DIR/fit.json") from None
     if not isinstance(plain, dict) or not {"law", "parameters", "version"} <= set(plain):
         raise UserError(f"{path} is not a fit; `scaling fit LAW DATA --out DIR` writes DIR/fit.json")
     if plain["version"] is True or plain["version"] != VERSION:

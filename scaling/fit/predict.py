@@ -37,7 +37,7 @@ def predict_run(fits: Sequence[Fit], given: Mapping[str, float]) -> dict[str, An
             raise UserError(f"{fit.law.name} needs {', '.join(needed[id(fit)])} of a run; type {words}{chain}")
     if unused := _unused(given, {name for names in needed.values() for name in names}):
         laws = " and ".join(fit.law.name for fit in fits)
-        raise UserError(f"{' '.join(map(_option, unused))}: {laws} knows nothing of it; leave it out")
+        raise UserError(f"{' '.join(map(_option, unused))}: {laws} does not use it; leave it out")
     predictions, warnings = [], []
     for fit in chosen:
         forecast = fit.predict({name: frame[name].to_numpy() for name in needed[id(fit)]})

@@ -111,7 +111,7 @@ class Fit:
 
     @property
     def generic_theta(self) -> Array:
-        """A point that is nobody's optimum, the middle of the starts: what is not determined there, no such runs tell."""
+        """The middle of the starts: a direction that the runs do not determine even here is not determined anywhere."""
         middle = [float(np.median(parameter.starts)) for parameter in self.law.parameters.values()]
         return np.array([self.fixed.get(name, value) for name, value in zip(self.law.names, middle, strict=True)])
 

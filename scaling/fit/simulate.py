@@ -36,7 +36,7 @@ class Simulation:
     law_coverage: float | None
     """share whose interval of the law holds the true law at a run far beyond the study"""
     run_coverage: float | None
-    """share whose interval of a run holds a new noisy run there"""
+    """share whose interval of a run holds a new noisy run at that point"""
     median: Mapping[str, float]
     """median of the estimates"""
     failed: int

@@ -91,9 +91,9 @@ def solve(
     weights: Array | None = None,
     fixed: frozenset[str] = frozenset(),
 ) -> Solutions:
-    """Minimise from every row of `starts` (problems, parameters; solver units; fixed parameters stay as they are there).
+    """Minimise from every row of `starts` (problems, parameters; solver units).
 
-    `target` and `weights` are (runs,) or (problems, runs).
+    Fixed parameters keep the values they start with; `target` and `weights` are (runs,) or (problems, runs).
     """
     problems, runs = len(starts), target.shape[-1]
     free = tuple(index for index, name in enumerate(law.names) if name not in fixed)
@@ -135,7 +135,7 @@ class _Chunk:
         damping = np.full(len(starts), _LAMBDA_START)
         value, residuals, jacobian = self._evaluate(theta)
         for _ in range(_MAX_ITERATIONS):
-            with np.errstate(all="ignore"):  # what is no number is taken care of there
+            with np.errstate(all="ignore"):  # the solver refuses steps that are not finite
                 trial, predicted_decrease = self._step(theta, residuals, jacobian, damping)
             trial_value, trial_residuals, trial_jacobian = self._evaluate(trial)
             better = trial_value < value
@@ -182,10 +182,10 @@ class _Chunk:
         matrix = np.matmul(jacobian * bent[:, None, :], jacobian.transpose(0, 2, 1))
         counted = self.weights * reweighted
         diagonal = np.matmul(jacobian * jacobian, counted[:, :, None])[:, :, 0]
-        # A parameter at a bound that wants to go beyond stays there for this step.
+        # A parameter at a bound whose gradient points beyond it does not move in this step.
         at = theta[:, self.free]
         held = ((at <= self.low) & (gradient > 0)) | ((at >= self.high) & (gradient < 0))
-        # So does a coefficient whose term is lost in rounding: the slope of a logarithm there asks for steps without end.
+        # Nor does a coefficient whose term is lost in rounding: the slope of its logarithm would ask for endless steps.
         total = np.sum(counted if self.objective.log else counted * (residuals + self.target) ** 2, axis=1, keepdims=True)
         held |= self.logarithmic & (diagonal < _UNSEEN**2 * total)
         scale = 1.0 / np.sqrt(np.maximum(diagonal, 1e-300))

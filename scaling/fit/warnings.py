@@ -69,7 +69,7 @@ def _bounds(fit: Fit) -> list[str]:
     for name, share in zip(fit.free, felt, strict=True):
         parameter, value = fit.law.parameters[name], float(fit.theta[fit.law.names.index(name)])
         if parameter.log and share < _VANISHED:
-            remarks.append(f"{name} vanished: the runs do not need its term, or cannot tell it from another")
+            remarks.append(f"{name} vanished: the runs do not need its term, or cannot separate it from another")
         for bound in (parameter.low, parameter.high):
             if np.isfinite(bound) and abs(value - bound) <= 1e-6 * max(1.0, abs(bound)) and not (parameter.log and bound == 0):
                 remarks.append(f"{name} is at its bound {bound:g}: the runs would take it further. Do not read it as a result")
@@ -133,7 +133,7 @@ def leave_one_out(fit: Fit, optimum: Array) -> Array:
 
 
 def _influence(fit: Fit, optimum: Array) -> list[str]:
-    """Runs without which the law would be another, or could not be fitted."""
+    """Runs without which the law would be different, or could not be fitted."""
     runs = len(fit.runs)
     if not runs > fit.rank > 0 or runs > 2000 or not len(fit.draws.theta):
         return []
@@ -211,4 +211,4 @@ def extrapolation(fit: Fit, runs: pd.DataFrame) -> list[str]:
     if not said:
         return []
     lead = f"{far.sum()} of {len(runs)} forecasts lie far outside the fitted runs: " if len(runs) > 1 else ""
-    return [f"{lead}{'; '.join(said)}. The interval knows about noise, not about the law being wrong out there"]
+    return [f"{lead}{'; '.join(said)}. The interval covers noise, not an error of the law itself so far out"]

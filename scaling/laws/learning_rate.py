@@ -20,7 +20,9 @@ def _one_length(columns: Columns) -> list[str]:
     tokens = columns["tokens"]
     if tokens.max() > 1.5 * tokens.min():
         return []
-    return [f"all optima are at about {tokens.mean():.3g} tokens: the exponent b cannot be told; add shorter or longer runs"]
+    return [
+        f"all optima are at about {tokens.mean():.3g} tokens: the exponent b cannot be determined; add shorter or longer runs"
+    ]
 
 
 def _study() -> Columns:

@@ -53,7 +53,7 @@ def _too_few_widths(columns: Columns) -> list[str]:
         return []
     return [
         f"runs at {len(widths)} bit width{'s' * (len(widths) > 1)}: how the penalties depend on bits (kappa, chi, mu) "
-        "cannot be told; add widths or fix them with --fix"
+        "cannot be determined; add widths or fix them with --fix"
     ]
 
 

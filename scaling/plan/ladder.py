@@ -1,4 +1,4 @@
-"""Which cheap runs would tell more: a ladder below a planned run that narrows its forecast."""
+"""Which cheap runs would sharpen a forecast: a ladder below a planned run."""
 
 from dataclasses import dataclass
 

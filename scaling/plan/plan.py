@@ -1,4 +1,4 @@
-"""From fits to decisions: what to train under a budget, what every alternative costs, which cheap runs would tell more."""
+"""From fits to decisions: what to train under a budget, what every alternative costs, which cheap runs would sharpen the forecast."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ def plan(
         batch_tokens: tokens of an optimizer step.
 
     Raises:
-        UserError: no fit to plan from, two for the same, one whose runs cannot tell size from tokens, a wish that none serves.
+        UserError: no fit to plan from, two for the same, one whose runs cannot separate size from tokens, a wish that none serves.
     """
     roles = by_role(fits)
     wish = _wish(roles, fits, Budget(flops, inference_tokens or 0.0), memory_gib, bits, batch_tokens)
@@ -102,7 +102,7 @@ def _wish(
     sizing = roles.get(SIZE)
     if sizing is not None and sizing.law.target != "loss" and (memory_gib or budget.served):
         raise UserError(
-            f"{sizing.law.name} knows the best size for compute alone: --memory-gib and --inference-tokens need a loss law"
+            f"{sizing.law.name} gives the best size for compute alone: --memory-gib and --inference-tokens need a loss law"
         )
     batches = [fit.context["config"].get("train.batch_tokens") for fit in fits if "config" in fit.context]
     batch = batch_tokens or (float(batches[0]) if batches and batches[0] else None)
@@ -263,7 +263,7 @@ def _warnings(roles: Mapping[str, Fit], source: Fit, optimum: Choice, widths: Se
         )
     if source.law.target != "loss":
         warnings.append(
-            f"an {source.law.name} fit knows the best size, not the loss: no cost of alternatives "
+            f"an {source.law.name} fit gives the best size, not the loss: no cost of alternatives "
             f"(a {loss_laws(SIZE)} fit of the same runs does)"
         )
     if widths and "bits" not in source.law.columns:

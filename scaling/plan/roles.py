@@ -13,7 +13,7 @@ def by_role(fits: Sequence[Fit]) -> dict[str, Fit]:
     """The fits by the question they answer (`Law.role`).
 
     Raises:
-        UserError: a fit answers none, two answer the same, none says the size, or one's runs cannot tell size from tokens.
+        UserError: a fit answers none, two answer the same, none gives the size, or one's runs cannot separate size from tokens.
     """
     roles: dict[str, Fit] = {}
     for fit in fits:
@@ -21,7 +21,7 @@ def by_role(fits: Sequence[Fit]) -> dict[str, Fit]:
         if role is None:
             raise UserError(f"plan has no use for a fit of {fit.law.name}: leave it out")
         if role in roles:
-            raise UserError(f"{roles[role].law.name} and {fit.law.name} both say {role}: give one of them")
+            raise UserError(f"{roles[role].law.name} and {fit.law.name} both give {role}: leave one out")
         roles[role] = fit
     if not any(_says_the_size(fit.law) for fit in fits):
         names = ", ".join(fit.law.name for fit in fits)

@@ -89,5 +89,5 @@ def _oddness(width: int, heads: int, fitted: int | None) -> float:
     """How far heads are from what people build: of another width than wanted, or so many that few device counts divide them."""
     unequal = abs(math.log(width / heads / _wanted_head(width, fitted)))
     divisor = 1 if heads <= 4 else 2 if heads <= 16 else 4 if heads <= 64 else 8
-    narrow = fitted is None and width < 256  # nobody minds there
+    narrow = fitted is None and width < 256  # in so small a model any width of head is common
     return (0.0 if narrow else 10.0 * unequal) + 2.0 * (heads % divisor != 0)

@@ -39,7 +39,7 @@ def evaluate(expression: str, frame: pd.DataFrame) -> Any:
     """The expression's value: a column (with the table's index), or a number or text where no column is in it.
 
     Raises:
-        ExpressionError: it is no expression of this language, names a column that is not there, or mixes text and numbers.
+        ExpressionError: it is not an expression of this language, names a column that is missing, or mixes text and numbers.
     """
     names: dict[str, str] = {}
 
@@ -118,8 +118,8 @@ class _Evaluator:
         for sign, comparator in zip(node.ops, node.comparators, strict=True):
             right = self.value(comparator)
             if isinstance(sign, ast.In | ast.NotIn) or isinstance(right, list):
-                found = left.isin(right)
-                part = ~found if isinstance(sign, ast.NotIn | ast.NotEq) else found
+                inside = left.isin(right)
+                part = ~inside if isinstance(sign, ast.NotIn | ast.NotEq) else inside
             elif type(sign) in _COMPARE:
                 part = _COMPARE[type(sign)](left, right)
             else:
@@ -136,9 +136,9 @@ class _Evaluator:
         if isinstance(function, ast.Attribute):
             owner = function.value
             if isinstance(owner, ast.Attribute) and owner.attr == "str" and function.attr in _TEXT_METHODS:
-                found = self._column(owner.value).str
+                text = self._column(owner.value).str
                 options = {"na": False, **options} if function.attr in _TEXT_METHODS[:3] else options
-                return getattr(found, function.attr)(*arguments, **options)
+                return getattr(text, function.attr)(*arguments, **options)
             if function.attr in _METHODS:
                 return getattr(self._column(owner), function.attr)(*arguments, **options)
         return self._refuse(node)
@@ -146,5 +146,5 @@ class _Evaluator:
     def _column(self, node: ast.expr) -> pd.Series:
         value = self.value(node)
         if not isinstance(value, pd.Series):
-            raise ExpressionError(f"{ast.unparse(node)} is no column")
+            raise ExpressionError(f"{ast.unparse(node)} is not a column")
         return value

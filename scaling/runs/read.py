@@ -1,4 +1,4 @@
-"""Runs in: run directories, CSV, Parquet, JSON lines and offline wandb directories become one table, a row per run.
+"""Reading runs: run directories, CSV, Parquet, JSON lines and offline wandb directories become one table, a row per run.
 
 Columns are those of the run record (`scaling.record`), nested ones joined by underscores; `loss_<set>` and `error_<task>` are
 its losses and errors. Columns that follow from others are added where they are missing (`DERIVED`).
@@ -18,10 +18,11 @@ from scaling.runs.columns import SOURCE, derive, listed, make_numeric
 from scaling.runs.expression import ExpressionError, evaluate
 from scaling.runs.offline_wandb import wandb_row
 
+
 def read_runs(
     places: Sequence[str | Path], rename: Sequence[str] = (), roles: Mapping[str, str | None] | None = None
 ) -> pd.DataFrame:
-    """All runs found in files and directories, with renamed and derived columns.
+    """All runs in files and directories, with renamed and derived columns.
 
     Args:
         places: run directories or folders of them, .csv, .tsv, .parquet, .jsonl files, offline wandb directories.
@@ -29,7 +30,7 @@ def read_runs(
         roles: which column is the loss, the error, ..., as --loss, --error, ... say it; None: the one of that name.
 
     Raises:
-        UserError: a place that is not there, holds no runs or cannot be read; a column to rename that is not there.
+        UserError: a place that does not exist, holds no runs or cannot be read; a column to rename that is missing.
     """
     frames = [_read(Path(place)) for place in places]
     frame = pd.concat(frames, ignore_index=True)
@@ -49,7 +50,7 @@ def read_runs(
 
 
 def select(frame: pd.DataFrame, expression: str | None, option: str) -> pd.Series:
-    """Which rows an expression (`scaling.expression`) chooses; all where there is none.
+    """Which rows an expression (`scaling.runs.expression`) chooses; all where there is none.
 
     Raises:
         UserError: the expression cannot be evaluated, is neither true nor false of a row, or chooses none.
@@ -87,7 +88,7 @@ def _assign(frame: pd.DataFrame, new: str, old: str, said: str) -> None:
     try:
         frame[new] = evaluate(old, make_numeric(frame))
     except ExpressionError as problem:
-        raise UserError(f"{said}: {problem}\ncolumns there: {listed(frame.columns)}") from None
+        raise UserError(f"{said}: {problem}\ncolumns: {listed(frame.columns)}") from None
 
 
 def _read(place: Path) -> pd.DataFrame:

@@ -51,7 +51,7 @@ def usable_rows(frame: pd.DataFrame, needed: Iterable[str]) -> tuple[pd.DataFram
         else:
             mark(values <= 0, f"{column} is " + shown + "; it must be above 0")
     plain = [column for column in frame.columns if column != SOURCE]
-    mark(_duplicated(frame[plain]), "it stands there twice (every column is equal)")
+    mark(_duplicated(frame[plain]), "it is a copy of another row (every column is equal)")
     left_out = [LeftOut(str(frame.at[index, "name"]), str(reason)) for index, reason in reasons[reasons != ""].items()]
     return frame[reasons == ""], left_out
 
@@ -92,9 +92,9 @@ def remarks_on_numbers(frame: pd.DataFrame, needed: Iterable[str]) -> list[str]:
         same = ["name", *(column for column in columns if column != target)]
         twice = frame[frame.duplicated(same) & ~frame.duplicated([*same, target])]
         if len(twice):
-            more = f" and {len(twice) - 1} more stand" if len(twice) > 1 else " stands"
+            more = f" and {len(twice) - 1} more appear" if len(twice) > 1 else " appears"
             remarks.append(
-                f"{twice['name'].iloc[0]}{more} there again with another {target}: all are fitted; "
+                f"{twice['name'].iloc[0]}{more} again with another {target}: all are fitted; "
                 "if one replaces the other, drop the old one"
             )
     return remarks + _compute(frame) + _embeddings(frame)

@@ -61,7 +61,7 @@ def runs_table(frame: pd.DataFrame, columns: str | None, sort: str, format: str,
     shown = [word.strip() for word in columns.split(",")] if columns else usual
     for column in [*shown, *([sort] if sort != "flops" else [])]:
         if column not in frame.columns:
-            raise UserError(f"no column {column!r}; there are {', '.join(map(str, frame.columns))}")
+            raise UserError(f"no column {column!r}; columns: {', '.join(map(str, frame.columns))}")
     chosen = written[shown]
     if format == "terminal" and out is None:
         rows = [[number(None if pd.isna(value) else value) for value in row] for row in chosen.itertuples(index=False)]
@@ -162,7 +162,7 @@ def fit_table(fit: Fit, plain: Mapping[str, Any]) -> None:
 
 
 def warnings(texts: Sequence[str]) -> None:
-    """Warnings, on standard error. A table that goes into a file says that there are some."""
+    """Warnings, on standard error. Where the table goes into a file, a line of it says how many."""
     if texts and not _console().is_terminal:
         print(f"{len(texts)} warning{'s' * (len(texts) > 1)} on standard error")
     console = _console(errors=True)
@@ -220,7 +220,7 @@ def plan_table(plan: Plan) -> None:
         print(command(run["overrides"]))
     if not plan.context.get("config"):
         batch = "" if plan.batch_tokens else ", batch"
-        console.print(f"(data, tokenizer{batch} and the rest are yours to add: the fitted runs do not say)", markup=False)
+        console.print(f"(data, tokenizer{batch} and other settings are not in the fitted runs: add them)", markup=False)
     warnings(plan.warnings)
 
 
@@ -245,7 +245,7 @@ def _choices(title: str, choices: Sequence[Choice]) -> Table:
 
 
 def simulation(simulated: Simulation) -> None:
-    """What a simulation found."""
+    """The results of a simulation."""
     console = _console()
     what = "optima" if simulated.law.optimum_of else "runs"
     console.print(

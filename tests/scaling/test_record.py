@@ -149,7 +149,7 @@ def _without(key: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("", "not JSON"),
         ('{"schema": 1', "not JSON"),
@@ -162,9 +162,9 @@ def _without(key: str) -> str:
         (json.dumps(asdict(RECORD) | {"status": "done"}), "'done'"),
     ],
 )
-def test_what_is_no_record_is_refused_and_named(tmp_path, text, said):
+def test_what_is_no_record_is_refused_and_named(tmp_path, text, message):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read_record(tmp_path)
     assert str(tmp_path / "run.json") in str(caught.value)
 
@@ -199,6 +199,6 @@ def test_an_evaluation_never_carries_a_learning_rate():
 
 def test_only_the_standard_library_is_imported():
     code = "import sys; before = set(sys.modules); import scaling.record; print(*(set(sys.modules) - before))"
-    said = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
-    rooms = {name.split(".")[0] for name in said.split()}
+    printed = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
+    rooms = {name.split(".")[0] for name in printed.split()}
     assert rooms - set(sys.stdlib_module_names) == {"common", "scaling"}

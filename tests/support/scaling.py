@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ def simulated(name: str, *, seed: int = 0, noise: float | None = None, columns: 
     assert law.design is not None
     chosen = columns or law.design()
     return study(law, law.truth, chosen, law.noise if noise is None else noise, np.random.default_rng(seed))
+
+
+def few_starts(name: str, count: int = 24) -> Law:
+    """A law fitted from so many random starts, not from its whole grid: enough where a test is about something else."""
+    return replace(LAWS[name], num_starts=count)
 
 
 def written(folder: Path, frame: pd.DataFrame, name: str = "runs.csv") -> Path:

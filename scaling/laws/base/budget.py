@@ -63,7 +63,7 @@ def best_ratios(
     """
     least = min(max(LEAST_RATIO, budget.least_ratio(cap)), MOST_RATIO)
     axis = np.linspace(np.log(least), np.log(MOST_RATIO), max(3, round((np.log(MOST_RATIO) - np.log(least)) / 2e-2)))
-    if budget.least_ratio(cap) >= MOST_RATIO:  # so small a model sees all the tokens there are
+    if budget.least_ratio(cap) >= MOST_RATIO:  # so small a model takes all the tokens that the budget pays for
         axis = np.log(budget.least_ratio(cap)) + np.arange(3) * 1e-9
     ratio = np.exp(axis)
     size = budget.size(ratio)

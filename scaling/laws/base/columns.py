@@ -30,7 +30,7 @@ def one_ratio(columns: Columns) -> list[str]:
     if ratio.max() > 1.05 * ratio.min():
         return []
     return [
-        f"all runs have about {ratio.mean():.3g} tokens per parameter: size and data cannot be told apart. "
+        f"all runs have about {ratio.mean():.3g} tokens per parameter: the effects of size and data cannot be separated. "
         "Only forecasts at that ratio mean anything; add runs at another one"
     ]
 

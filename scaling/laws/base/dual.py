@@ -29,7 +29,7 @@ _CHAIN: dict[Any, Callable[[Any, Any], Any]] = {
 
 
 class Dual:
-    """A value and its derivatives by the number of the parameter; a derivative that is not there is zero."""
+    """A value and its derivatives by the number of the parameter; a derivative that is missing is zero."""
 
     __slots__ = ("parts", "value")
 

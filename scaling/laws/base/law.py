@@ -79,7 +79,7 @@ class Law:
     source: str = ""
     """paper and equation"""
     needs: str = ""
-    """what the data must vary for the parameters to be told apart, in words"""
+    """what the data must vary to determine the parameters, in words"""
     target: str = "loss"
     """the column the formula gives"""
     objective: ObjectiveName = "huber-log"

@@ -14,7 +14,7 @@ from scaling.laws.base.dual import Array
 
 Rows = npt.NDArray[np.intp]
 MOST_GROUPS = 6
-"""Curves that can still be told apart."""
+"""The most curves in one panel: more cannot be distinguished."""
 
 
 class Fitted(Protocol):

@@ -15,7 +15,7 @@ def rate_fit(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"version": 9}, "is of version 9, this program reads 1"),
         ({"version": "1"}, "is of version '1'"),
@@ -41,7 +41,7 @@ def rate_fit(tmp_path_factory):
         ({"holdout": [{"name": 3}]}, "holdout.0.name"),
     ],
 )
-def test_a_fit_that_was_changed_is_refused_by_every_reader(rate_fit, tmp_path, change, said):
+def test_a_fit_that_was_changed_is_refused_by_every_reader(rate_fit, tmp_path, change, message):
     plain = copy.deepcopy(rate_fit)
     for path, value in change.items():
         *way, last = (int(word) if word.isdigit() else word for word in path.split("."))
@@ -50,15 +50,15 @@ def test_a_fit_that_was_changed_is_refused_by_every_reader(rate_fit, tmp_path, c
             place = place[word]
         place[last] = value
     (tmp_path / "odd.json").write_text(json.dumps(plain))
-    scaling("predict", tmp_path / "odd.json", "--tokens", 1e9, "--batch-tokens", 1e6).assert_refused("odd.json", said)
-    scaling("plan", tmp_path / "odd.json", "--flops", 1e20).assert_refused("odd.json", said)
-    scaling("report", tmp_path / "odd.json", "--out", tmp_path / "r.html").assert_refused("odd.json", said)
+    scaling("predict", tmp_path / "odd.json", "--tokens", 1e9, "--batch-tokens", 1e6).assert_refused("odd.json", message)
+    scaling("plan", tmp_path / "odd.json", "--flops", 1e20).assert_refused("odd.json", message)
+    scaling("report", tmp_path / "odd.json", "--out", tmp_path / "r.html").assert_refused("odd.json", message)
 
 
-@pytest.mark.parametrize("content, said", [("{", "is no JSON"), ("[]", "is not a fit"), ('{"law": "x"}', "is not a fit")])
-def test_what_is_no_fit_is_refused(tmp_path, content, said):
+@pytest.mark.parametrize("content, message", [("{", "is not JSON"), ("[]", "is not a fit"), ('{"law": "x"}', "is not a fit")])
+def test_what_is_no_fit_is_refused(tmp_path, content, message):
     (tmp_path / "odd.json").write_text(content)
-    scaling("predict", tmp_path / "odd.json", "--tokens", 1e9).assert_refused("odd.json", said)
+    scaling("predict", tmp_path / "odd.json", "--tokens", 1e9).assert_refused("odd.json", message)
 
 
 def test_a_fit_is_not_written_over_another_laws(tmp_path):

@@ -17,7 +17,7 @@ from scaling.plan.choice import BITS, GIB
 from scaling.plan.plan import plan
 from scaling.plan.train_command import words_for
 from scaling.show.plain import plan_plain
-from tests.support.scaling import scaling, simulated, written
+from tests.support.scaling import few_starts, scaling, simulated, written
 from train.config import load_config
 
 
@@ -31,9 +31,9 @@ def exact():
     return {name: fit(LAWS[name], simulated(name, noise=0.0), bootstrap=0) for name in ("chinchilla", "over-training")}
 
 
-def best_size(found, flops):
+def best_size(fitted, flops):
     """And its loss."""
-    best = found.law.best_runs(found.theta[None], Budget(flops))
+    best = fitted.law.best_runs(fitted.theta[None], Budget(flops))
     return best.parameters[0], best.loss[0]
 
 
@@ -105,9 +105,9 @@ def test_memory_caps_the_size(fits):
 def words_of(folder, fits, *words):
     """What `plan` prints to be typed, as one dictionary a run."""
     paths = []
-    for found in fits:
-        paths.append(folder / f"{found.law.name}.json")
-        paths[-1].write_text(to_json(as_plain(found)))
+    for one in fits:
+        paths.append(folder / f"{one.law.name}.json")
+        paths[-1].write_text(to_json(as_plain(one)))
     answer = scaling("plan", *paths, *words)
     assert answer.code == 0, answer.err
     lines = [line.split()[3:] for line in answer.out.splitlines() if line.startswith("python -m train ")]
@@ -136,10 +136,10 @@ def test_a_width_whose_fraction_is_nothing_gets_no_quantized_phase(fits):
     assert "quant=qat" in words_for({}, 1e9, 1e8, name="x", bits=8)  # the trainer's own choice of the fraction
     law = LAWS["isoflop"]
     large = study(law, {**law.truth, "size_coefficient": 2.0}, law.design(), 0.003, np.random.default_rng(0))
-    found = plan([fit(law, large, bootstrap=50), fits["qat-fraction"]], 1e21, bits=[8])
-    assert found.optimum.tokens < found.optimum.parameters
-    assert any("the law's QAT fraction is 0" in text for text in found.warnings)
-    assert not any("quant" in word for word in plan_plain(found)["optimum"]["overrides"])
+    fitted = plan([fit(law, large, bootstrap=50), fits["qat-fraction"]], 1e21, bits=[8])
+    assert fitted.optimum.tokens < fitted.optimum.parameters
+    assert any("the law's QAT fraction is 0" in text for text in fitted.warnings)
+    assert not any("quant" in word for word in plan_plain(fitted)["optimum"]["overrides"])
 
 
 def test_the_widths_are_the_trainers():
@@ -151,14 +151,14 @@ def test_the_widths_are_the_trainers():
 def test_fits_that_contradict_or_are_of_no_use_are_refused(fits):
     rate = fits["learning-rate"]
     for chosen, said in (
-        ([fits["chinchilla"], fits["over-training"]], "chinchilla and over-training both say the size"),
-        ([fits["chinchilla"], fits["isoflop"]], "chinchilla and isoflop both say the size"),
+        ([fits["chinchilla"], fits["over-training"]], "chinchilla and over-training both give the size"),
+        ([fits["chinchilla"], fits["isoflop"]], "chinchilla and isoflop both give the size"),
         ([fits["chinchilla"], replace(rate, law=replace(rate.law, name="own", answers=None))], "no use for a fit of own"),
         ([fits["chinchilla"], rate], "type --batch-tokens B"),
     ):
         with pytest.raises(UserError, match=said):
             plan(chosen, 1e21)
-    with pytest.raises(UserError, match="isoflop knows the best size for compute alone"):
+    with pytest.raises(UserError, match="isoflop gives the best size for compute alone"):
         plan([fits["isoflop"]], 1e21, memory_gib=1.0)
 
 
@@ -177,20 +177,20 @@ def test_plans_far_from_the_runs_say_so_to_both_sides(fits):
 
 
 def test_a_qat_loss_fit_plans_width_fraction_and_size():
-    found = fit(
+    fitted = fit(
         LAWS["qat-loss"],
         simulated("qat-loss", noise=0.0).iloc[::2],
         bootstrap=0,
         fixed=dict(list(LAWS["qat-loss"].truth.items())[:14]),
     )
-    answer = plan([found], 3e21, memory_gib=0.5, bits=[1, 2, 4, 6])
+    answer = plan([fitted], 3e21, memory_gib=0.5, bits=[1, 2, 4, 6])
     by_bits = {choice.bits: choice for choice in answer.widths}
     assert all(choice.parameters * choice.bits / 8 <= 0.5 * GIB * 1.0001 for choice in answer.widths)
     assert min(choice.cost for choice in answer.widths) == 0
     assert answer.optimum.loss == min(choice.loss for choice in answer.widths)
     best = by_bits[4.0]
     for shift in (-0.1, 0.1):  # no better fraction next to it
-        other = found.predict({
+        other = fitted.predict({
             "parameters": np.array([best.parameters]), "bits": np.array([4.0]),
             "qat_tokens": np.array([(best.qat_fraction + shift) * best.tokens]),
             "fp_tokens": np.array([(1 - best.qat_fraction - shift) * best.tokens]),
@@ -212,22 +212,22 @@ def test_other_fits_add_error_learning_rate_and_size(fits):
 
 def test_a_ladder_narrows_the_forecast_as_much_as_it_says():
     """Refit with the proposed runs added: the interval shrinks about as far as was promised."""
-    law = LAWS["chinchilla"]
+    law = few_starts("chinchilla")
     frame = simulated("chinchilla", columns={key: value[:24] for key, value in law.design().items()})
-    before = fit(law, frame, bootstrap=600)
+    before = fit(law, frame, bootstrap=300)
     answer = plan([before], 3e20, ladder_share=0.3)
     assert sum(run.flops for run in answer.ladder) <= 0.3 * 3e20
     assert answer.ladder_after < 0.9 * answer.ladder_before
+    best = answer.optimum
     ratios = []
-    for seed in range(4):
+    for seed in range(3):
         random = np.random.default_rng(seed)
         added = frame.copy()
         for run in answer.ladder:
             true = law.formula(run.parameters, run.tokens, **law.truth) * np.exp(0.003 * random.normal())
             row = {"parameters": run.parameters, "tokens": run.tokens, "flops": run.flops, "loss": true, "name": run.name}
             added.loc[len(added)] = row | {"tokens_per_parameter": run.tokens / run.parameters}
-        after = fit(law, added, bootstrap=600)
-        best = plan([before], 3e20).optimum
+        after = fit(law, added, bootstrap=300)
         goal = {"parameters": np.array([best.parameters]), "tokens": np.array([best.tokens])}
         widths = [forecast.law_high[0] - forecast.law_low[0] for forecast in (before.predict(goal), after.predict(goal))]
         ratios.append(widths[1] / widths[0])
@@ -239,8 +239,8 @@ def test_where_no_ladder_helps_a_sentence_says_so(fits, tmp_path):
     assert "none of 1e+15 FLOPs together would narrow the forecast by 10 %" in answer.out
     assert len(runs) == 1
     few = fit(LAWS["chinchilla"], simulated("chinchilla").iloc[::3], bootstrap=100)
-    found = plan([few], 1e21).ladder
-    sizes = sorted({run.parameters for run in found})
+    fitted = plan([few], 1e21).ladder
+    sizes = sorted({run.parameters for run in fitted})
     assert all(large > 1.4 * small for small, large in pairwise(sizes))
 
 

@@ -1,8 +1,6 @@
 """Runs in: every kind of file, renamed, derived, and what cannot be used."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +11,6 @@ from scaling.record import write_record
 from scaling.runs.read import read_runs
 from scaling.runs.rows import usable_rows
 from tests.support.scaling import PLAIN, RECORD, scaling, written
-
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "jsonl"])
@@ -57,49 +54,17 @@ def test_a_broken_record_is_named(tmp_path):
     scaling("table", tmp_path / "run").assert_refused("run.json", "not JSON")
 
 
-
-
-
-
-
-
-
-
-
-
-
-
 def test_renaming_takes_columns_and_expressions(tmp_path):
     path = written(tmp_path, PLAIN.rename(columns={"loss": "val loss", "tokens": "billions"}).assign(billions=[1.0, 1.0, 2.0]))
     frame = read_runs([path], ["loss=val loss", "tokens=billions*1e9"])
     assert frame["tokens"].tolist() == [1e9, 1e9, 2e9]
-    for word, said in (("loss", "is not NEW=OLD"), ("loss=val_los", "no column 'val_los'; did you mean 'val loss'?")):
-        with pytest.raises(UserError, match=said):
+    for word, message in (("loss", "is not NEW=OLD"), ("loss=val_los", "no column 'val_los'; did you mean 'val loss'?")):
+        with pytest.raises(UserError, match=message):
             read_runs([path], [word])
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 @pytest.mark.parametrize(
-    "name, content, said",
+    "name, content, message",
     [
         ("semi.csv", "a;b\n1;2\n", "separated by ';'"),
         ("runs.csv", "", "cannot be read as csv"),
@@ -110,8 +75,6 @@ def test_renaming_takes_columns_and_expressions(tmp_path):
         ("runs.xlsx", "nothing", "runs come as .csv"),
     ],
 )
-def test_files_that_hold_no_runs(tmp_path, name, content, said):
+def test_files_that_hold_no_runs(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
-    scaling("table", tmp_path / name).assert_refused(name, said)
-
-
+    scaling("table", tmp_path / name).assert_refused(name, message)

@@ -46,8 +46,8 @@ def legend(figure):
 def test_every_ratio_has_a_line_and_every_band_a_name():
     frame = simulated("over-training")
     held = np.isclose(frame["tokens_per_parameter"], frame["tokens_per_parameter"].max())
-    found = fit(LAWS["over-training"], frame, held_out=pd.Series(held), bootstrap=50)
-    _, _, figure = pictures(found)[0]
+    fitted = fit(LAWS["over-training"], frame, held_out=pd.Series(held), bootstrap=50)
+    _, _, figure = pictures(fitted)[0]
     ratios = [f"{ratio:.3g}" for ratio in sorted(frame["tokens_per_parameter"].round(6).unique())]
     assert legend(figure) == [*ratios, "held out"]
     assert len([line for line in figure.axes[0].lines if line.get_marker() == "None"]) == len(ratios)

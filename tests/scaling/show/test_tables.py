@@ -23,5 +23,5 @@ def test_tables_in_every_format(tmp_path):
     assert scaling("table", path, "--out", tmp_path / "t.md").code == 0
     assert (tmp_path / "t.md").read_text().startswith("| name |")
     scaling("table", path, "--columns", "nam").assert_refused("no column 'nam'")
-    scaling("table", path, "--format", "xml").assert_refused("terminal, csv, markdown and json")
+    scaling("table", path, "--format", "xml").assert_refused("terminal, csv, markdown or json")
     json.dumps(scaling("table", path, "--json").json)
