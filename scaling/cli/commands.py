@@ -45,6 +45,14 @@ _Where = Annotated[
 _LawFile = Annotated[
     Path | None, typer.Option(metavar="FILE.py", help="a Python file that defines laws of your own (docs/laws.md)")
 ]
+_LossFit = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FIT.json",
+        help="for a law that takes the loss: forecasts take the one that this fit predicts, not a measured one",
+    ),
+]
+_Objective = Annotated[str | None, typer.Option(metavar="NAME", help="huber-log or least-squares; the law's own unless given")]
 _Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 _Seed = Annotated[int, typer.Option(help="of random starts and draws", min=0)]
 
@@ -86,20 +94,12 @@ def fit(
     loss: Annotated[str | None, typer.Option(metavar="COLUMN", help="the column that is the loss (nats per token)")] = None,
     error: Annotated[str | None, typer.Option(metavar="COLUMN", help="the column that is the error (1 - accuracy)")] = None,
     rename: _Rename = None,
-    objective: Annotated[
-        str | None, typer.Option(metavar="NAME", help="huber-log or least-squares; the law's own unless given")
-    ] = None,
+    objective: _Objective = None,
     fix: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="a parameter that is known. May be repeated")
     ] = None,
     weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="how much each run counts (1 / variance)")] = None,
-    loss_fit: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FIT.json",
-            help="for a law that takes the loss: forecasts take the one that this fit predicts, not a measured one",
-        ),
-    ] = None,
+    loss_fit: _LossFit = None,
     bootstrap: Annotated[int, typer.Option(metavar="N", help="draws for the intervals; 0: none", min=0, max=100_000)] = 1000,
     seed: _Seed = 0,
     law_file: _LawFile = None,
@@ -107,19 +107,13 @@ def fit(
     json: _Json = False,
 ) -> None:
     """Fit a law to runs, with intervals, held-out forecasts, and warnings about what the runs cannot determine."""
-    from common.files import write_atomically
-    from scaling.fit.file import as_plain, name_of_law, to_json
     from scaling.fit.fitting import fit as fit_law
     from scaling.laws import find_law
     from scaling.plan.train_command import common_context
     from scaling.runs.columns import SOURCE
     from scaling.runs.read import read_runs
-    from scaling.show import tables
-    from scaling.show.destination import writing
 
-    file = None if out is None else out / "fit.json"
-    if file is not None and name_of_law(file) not in (None, law):
-        raise UserError(f"--out {out} holds a fit of {name_of_law(file)}: give another --out, or remove {file}")
+    _refuse_another_laws(out, law)
     options.draws(bootstrap, none_allowed=True)
     chosen_law = find_law(law, law_file)
     chain = _chain(chosen_law, loss_fit)
@@ -127,20 +121,31 @@ def fit(
     _check_columns(chosen_law, frame, data, weights, chain if holdout is not None else None)
     chosen, held = _rows(frame, where, holdout)
     fitted = fit_law(
-        chosen_law,
-        frame,
-        chosen=chosen,
-        held_out=held,
-        objective=options.objective(objective),
-        fixed=options.named_numbers(fix, "--fix"),
-        weights=weights,
-        bootstrap=bootstrap,
-        seed=seed,
-        law_file=str(law_file.resolve()) if law_file else None,
-        chain=chain,
+        chosen_law, frame, chosen=chosen, held_out=held, objective=options.objective(objective),
+        fixed=options.named_numbers(fix, "--fix"), weights=weights, bootstrap=bootstrap, seed=seed,
+        law_file=str(law_file.resolve()) if law_file else None, chain=chain,
         context=common_context(frame[chosen][SOURCE].astype(str)),
-    )
-    plain = as_plain(fitted)
+    )  # fmt: skip
+    _give(fitted, out, json)
+
+
+def _refuse_another_laws(out: Path | None, law: str) -> None:
+    """A fit is not written over that of another law."""
+    from scaling.fit.file import name_of_law
+
+    before = None if out is None else name_of_law(out / "fit.json")
+    if out is not None and before not in (None, law):
+        raise UserError(f"--out {out} holds a fit of {before}: give another --out, or remove {out / 'fit.json'}")
+
+
+def _give(fitted: "Fit", out: Path | None, json: bool) -> None:
+    """Write a fit and print it."""
+    from common.files import write_atomically
+    from scaling.fit.file import as_plain, to_json
+    from scaling.show import tables
+    from scaling.show.destination import writing
+
+    plain, file = as_plain(fitted), None if out is None else out / "fit.json"
     if file is not None:
         with writing(file):
             write_atomically(file, to_json(plain) + "\n")
@@ -299,9 +304,7 @@ def simulate(
     ] = None,
     where: _Where = None,
     rename: _Rename = None,
-    objective: Annotated[
-        str | None, typer.Option(metavar="NAME", help="huber-log or least-squares; the law's own unless given")
-    ] = None,
+    objective: _Objective = None,
     bootstrap: Annotated[int, typer.Option(metavar="N", help="draws of each fit")] = 400,
     seed: _Seed = 0,
     law_file: _LawFile = None,
@@ -362,12 +365,12 @@ def main(words: list[str]) -> int:
         code = app(args=words or ["--help"], prog_name="scaling", standalone_mode=False)
         sys.stdout.flush()
     except (UserError, WorkFailed) as error:
-        return _said(str(error), error.exit_code)
+        return _refused(str(error), error.exit_code)
     except BrokenPipeError:  # whoever reads has enough; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        return _said(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+        return _refused(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -375,13 +378,13 @@ def main(words: list[str]) -> int:
         if not hasattr(error, "format_message"):
             raise
         command = " ".join(["scaling", *words[:1]] if words and words[0] in _COMMANDS else ["scaling"])
-        return _said(f"{error.format_message()}\n`{command} --help` says what can be typed", 2)
+        return _refused(f"{error.format_message()}\n`{command} --help` says what can be typed", 2)
     if code == 130:
         print("interrupted", file=sys.stderr)
         return 130
     return 0 if words else 2
 
 
-def _said(message: str, code: int) -> int:
+def _refused(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code

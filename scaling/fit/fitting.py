@@ -170,8 +170,8 @@ def _sort_out(
     fitted, unseen = usable[inside & ~held], usable[held]
     remarks = remarks_on_numbers(fitted, needed) if len(fitted) else []
     if law.optimum_of is not None and len(fitted):
-        fitted, more, said = best_settings(law, fitted)
-        left_out, remarks = left_out + more, remarks + said
+        fitted, more, about_optima = best_settings(law, fitted)
+        left_out, remarks = left_out + more, remarks + about_optima
         if len(unseen):
             unseen, more, _ = best_settings(law, unseen)
             left_out = left_out + more

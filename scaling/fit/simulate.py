@@ -175,7 +175,7 @@ class _Counts:
 
     def report(self, noise: float, sets: int, seconds: float) -> Simulation:
         estimates = pd.DataFrame([fitted.values() for fitted in self.fits])
-        said = pd.Series([" ".join(text.split()[:5]) for fitted in self.fits for text in fitted.warnings], dtype=object)
+        warned = pd.Series([" ".join(text.split()[:5]) for fitted in self.fits for text in fitted.warnings], dtype=object)
         return Simulation(
             law=self.law,
             truth=self.truth,
@@ -188,7 +188,7 @@ class _Counts:
             run_coverage=None if self.law.optimum_of else _share(self.run_inside),
             median={name: float(estimates[name].median()) for name in self.truth},
             failed=self.failed,
-            warned={str(text): float(count) / len(self.fits) for text, count in said.value_counts().head(6).items()},
+            warned={str(text): float(count) / len(self.fits) for text, count in warned.value_counts().head(6).items()},
             fraction_mae=self._fraction_mae(),
             seconds=seconds,
         )

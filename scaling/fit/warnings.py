@@ -1,4 +1,4 @@
-"""What to distrust about a fit, in plain words."""
+"""Warnings about a fit, in plain words."""
 
 from collections.abc import Iterator
 
@@ -142,8 +142,8 @@ def _influence(fit: Fit, optimum: Array) -> list[str]:
         shown = ", ".join(str(fit.runs["name"].iloc[index]) for index in alone[:4])
         these = "these runs" if len(alone) > 1 else "this run"
         return [f"the law goes through {shown} whatever the other runs say: part of it rests on {these} alone"]
-    told = [name not in fit.unknown_parameters() and name not in fit.fixed for name in fit.law.names]
-    moved = (leave_one_out(fit, optimum) - optimum) * told
+    determined = [name not in fit.unknown_parameters() and name not in fit.fixed for name in fit.law.names]
+    moved = (leave_one_out(fit, optimum) - optimum) * determined
     drawn = fit.law.to_solver(fit.draws.theta)
     low, high = np.quantile(drawn, (0.1587, 0.8413), axis=0)
     distance = np.abs(moved) / np.where(high > low, (high - low) / 2.0, np.inf)
@@ -200,15 +200,15 @@ def far_columns(fit: Fit, run: pd.DataFrame) -> tuple[str, ...]:
 
 def extrapolation(fit: Fit, runs: pd.DataFrame) -> list[str]:
     """Whether forecasts lie far outside the fitted runs, to either side: one warning that names the furthest in each column."""
-    far, said = np.zeros(len(runs), dtype=bool), []
+    far, distances = np.zeros(len(runs), dtype=bool), []
     for column, value, times, low, high in _distances(fit, runs):
         outside = times > REACH[column]
         if outside.any():
             far |= outside
             worst = int(np.argmax(np.where(outside, times, 0.0)))
             side = f"above the largest fitted ({high:.3g})" if value[worst] > high else f"below the smallest fitted ({low:.3g})"
-            said.append(f"{column} {value[worst]:.3g} is {times[worst]:.3g} times {side}")
-    if not said:
+            distances.append(f"{column} {value[worst]:.3g} is {times[worst]:.3g} times {side}")
+    if not distances:
         return []
     lead = f"{far.sum()} of {len(runs)} forecasts lie far outside the fitted runs: " if len(runs) > 1 else ""
-    return [f"{lead}{'; '.join(said)}. The interval covers noise, not an error of the law itself so far out"]
+    return [f"{lead}{'; '.join(distances)}. The interval covers noise, not an error of the law itself so far out"]

@@ -1,4 +1,4 @@
-"""From fits to decisions: what to train under a budget, what every alternative costs, which cheap runs would sharpen the forecast."""
+"""From fits to a plan: what to train under a budget, what alternatives cost, which cheap runs would sharpen the forecast."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +44,8 @@ def plan(
         batch_tokens: tokens of an optimizer step.
 
     Raises:
-        UserError: no fit to plan from, two for the same, one whose runs cannot separate size from tokens, a wish that none serves.
+        UserError: no fit gives the size, two answer the same question, runs cannot separate size from tokens, or no fit
+            can serve an option.
     """
     roles = by_role(fits)
     wish = _wish(roles, fits, Budget(flops, inference_tokens or 0.0), memory_gib, bits, batch_tokens)

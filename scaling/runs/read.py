@@ -78,7 +78,7 @@ def _rename(frame: pd.DataFrame, word: str, before: set[str]) -> str:
     return new
 
 
-def _assign(frame: pd.DataFrame, new: str, old: str, said: str) -> None:
+def _assign(frame: pd.DataFrame, new: str, old: str, option: str) -> None:
     """Make a column from another, or from an expression."""
     if old in frame.columns:
         frame[new] = frame[old]
@@ -88,7 +88,7 @@ def _assign(frame: pd.DataFrame, new: str, old: str, said: str) -> None:
     try:
         frame[new] = evaluate(old, make_numeric(frame))
     except ExpressionError as problem:
-        raise UserError(f"{said}: {problem}\ncolumns: {listed(frame.columns)}") from None
+        raise UserError(f"{option}: {problem}\ncolumns: {listed(frame.columns)}") from None
 
 
 def _read(place: Path) -> pd.DataFrame:

@@ -34,9 +34,9 @@ def usable_rows(frame: pd.DataFrame, needed: Iterable[str]) -> tuple[pd.DataFram
     # A number that should follow from a text is missing: the text is the reason.
     sources = [source for column in needed for source in FOLLOWS_FROM.get(column, ())]
     for column in dict.fromkeys([*needed, *sources]):
-        for index, said in odd.get(column, {}).items():
+        for index, text in odd.get(column, {}).items():
             if index in frame.index and (column in needed or frame.loc[index, needed].isna().any()):
-                mark(pd.Series(frame.index == index, index=frame.index), f"{column} is {said!r}, not a number")
+                mark(pd.Series(frame.index == index, index=frame.index), f"{column} is {text!r}, not a number")
     for column in needed:
         if not pd.api.types.is_numeric_dtype(frame[column]):
             mark(frame[column].notna(), f"{column} is " + frame[column].map(repr) + ", not a number")

@@ -25,7 +25,7 @@ def pictures(fit: Fit) -> list[tuple[str, str, Any]]:
     if len(fit.draws.theta):
         drawn.append(("intervals", "Parameters: estimate and 95 % interval, as multiples of the estimate.", _intervals(fit)))
     if len(fit.holdout):
-        caption = "Runs that were not fitted: what came (cross) and what was predicted, with the 95 % interval of a run."
+        caption = "Runs that were not fitted: actual (cross) and predicted, with the 95 % interval of a run."
         drawn.append(("holdout", caption, _holdout(fit)))
     return drawn
 

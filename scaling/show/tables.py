@@ -75,11 +75,11 @@ def runs_table(frame: pd.DataFrame, columns: str | None, sort: str, format: str,
 
 def _as_written(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with the text that stands where a number should."""
-    odd = {column: said for column, said in frame.attrs.get("not_numbers", {}).items() if column in frame.columns}
+    odd = {column: texts for column, texts in frame.attrs.get("not_numbers", {}).items() if column in frame.columns}
     written = frame.astype(dict.fromkeys(odd, object))
-    for column, said in odd.items():
-        for index in frame.index.intersection(list(said)):
-            written.at[index, column] = said[index]
+    for column, texts in odd.items():
+        for index in frame.index.intersection(list(texts)):
+            written.at[index, column] = texts[index]
     return written
 
 
@@ -122,9 +122,9 @@ def fit_table(fit: Fit, plain: Mapping[str, Any]) -> None:
     console = _console()
     what = "optima" if fit.law.optimum_of else "runs"
     console.print(f"[bold]{fit.law.name}[/bold], {plain['n']} {what}", highlight=False)
-    said = [fit.law.text, f"({fit.law.source})" if fit.law.source else ""]
-    if any(said):
-        console.print("   ".join(word for word in said if word), markup=False)
+    lead = [fit.law.text, f"({fit.law.source})" if fit.law.source else ""]
+    if any(lead):
+        console.print("   ".join(word for word in lead if word), markup=False)
     rows = [
         [name, number(entry["value"]), number(entry["low"]), number(entry["high"]) + (" fixed" if name in fit.fixed else "")]
         for name, entry in plain["parameters"].items()

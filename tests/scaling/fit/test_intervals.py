@@ -71,7 +71,6 @@ def test_nominal_95_percent_cover(name):
     law = LAWS[name]
     columns = {key: values[::3] for key, values in law.design().items()} if name in LARGE else None
     report = simulate(law, columns=columns, sets=40, bootstrap=200)
-    print(name, report.coverage, report.law_coverage, report.run_coverage)
     assert report.failed == 0
     shares = [
         *report.coverage.values(),
@@ -88,7 +87,6 @@ def test_chinchilla_covers_with_few_runs_and_with_many():
     few = from_size_and_tokens(size.ravel(), (size * ratio).ravel())
     for columns, sets in ((few, 15), (None, 10)):
         report = simulate(few_starts("chinchilla"), columns=columns, sets=sets, bootstrap=200)
-        print(report.method, report.coverage, report.law_coverage, report.run_coverage)
         assert min(*report.coverage.values(), report.law_coverage, report.run_coverage or 0) >= 0.8, report
 
 
@@ -101,7 +99,6 @@ def test_five_runs_and_four_parameters_still_cover():
         sets=50,
         bootstrap=150,
     )
-    print(report.coverage, report.law_coverage, report.run_coverage)
     assert report.method == STUDENT
     assert min(*report.coverage.values(), report.law_coverage) >= 0.87, report
 
@@ -111,7 +108,6 @@ def test_runs_of_one_ratio_cover_what_they_determine():
     size = np.array([10_569_312, 78_914_048, 153_677_376, 411_616_256, 1_439_795_200, 6_889_410_560], dtype=float)
     columns, beyond = from_size_and_tokens(size, size * 20), from_size_and_tokens(2e10, 4e11)
     report = simulate(few_starts("over-training"), columns=columns, beyond=beyond, sets=30, bootstrap=150)
-    print(report.coverage, report.law_coverage, report.run_coverage)
     assert report.coverage["a"] is report.coverage["b"] is None
     assert min(report.coverage["E"], report.coverage["eta"], report.law_coverage, report.run_coverage) >= 0.85
     fitted = fit(LAWS["over-training"], study_of(columns), bootstrap=200)
