@@ -35,7 +35,7 @@ def plan(
     """Plan a run of `flops` FLOPs.
 
     Args:
-        fits: one that says the size; beside it any that say quantization, the learning rate, the error on tasks (`Law.role`).
+        fits: one for the size, and at most one each for quantization, learning rate and error on tasks (`Law.role`).
         flops: the budget of training (with `inference_tokens`, of training and inference together).
         memory_gib: the weights must fit in it.
         bits: widths of weights to compare; a single one is what the run is to have.
@@ -48,28 +48,28 @@ def plan(
             can serve an option.
     """
     roles = by_role(fits)
-    wish = _wish(roles, fits, Budget(flops, inference_tokens or 0.0), memory_gib, bits, batch_tokens)
-    widths = _widths(roles, wish)
-    optimum, source = _optimum(roles, widths, wish)
+    request = _request(roles, fits, Budget(flops, inference_tokens or 0.0), memory_gib, bits, batch_tokens)
+    widths = _widths(roles, request)
+    optimum, source = _optimum(roles, widths, request)
     of_sizes = source is roles.get(SIZE) and source.law.target == "loss"
-    alternatives = _alternatives(source, wish.budget, optimum, wish.cap(optimum.bits)) if of_sizes else ()
+    alternatives = _alternatives(source, request.budget, optimum, request.cap(optimum.bits)) if of_sizes else ()
     steps, before, after, none = _ladder(source, optimum, ladder_share * flops, of_sizes)
 
     def complete(choice: Choice) -> Choice:
-        return _with_more(choice, roles, source, wish.batch)
+        return _with_more(choice, roles, source, request.batch)
 
     optimum = complete(optimum)
     return Plan(
-        budget=wish.budget,
+        budget=request.budget,
         optimum=optimum,
-        parameters_range=_size_range(source, optimum, wish),
+        parameters_range=_size_range(source, optimum, request),
         alternatives=tuple(map(complete, alternatives)),
         widths=tuple(map(complete, widths)),
         ladder=tuple(map(complete, steps)),
         ladder_before=before,
         ladder_after=after,
         no_ladder=none,
-        warnings=tuple(_warnings(roles, source, optimum, widths, wish)),
+        warnings=tuple(_warnings(roles, source, optimum, widths, request)),
         context=next((fit.context for fit in fits if fit.context), {}),
         memory_gib=memory_gib,
         batch_tokens=batch_tokens,
@@ -77,7 +77,7 @@ def plan(
 
 
 @dataclass(frozen=True)
-class _Wish:
+class _Request:
     """What is asked of a plan."""
 
     budget: Budget
@@ -91,14 +91,14 @@ class _Wish:
         return most_parameters(self.memory_gib, bits)
 
 
-def _wish(
+def _request(
     roles: Mapping[str, Fit],
     fits: Sequence[Fit],
     budget: Budget,
     memory_gib: float | None,
     bits: Sequence[float],
     batch_tokens: float | None,
-) -> _Wish:
+) -> _Request:
     """Refuse what the fits cannot serve."""
     sizing = roles.get(SIZE)
     if sizing is not None and sizing.law.target != "loss" and (memory_gib or budget.served):
@@ -109,7 +109,7 @@ def _wish(
     batch = batch_tokens or (float(batches[0]) if batches and batches[0] else None)
     if RATE in roles and batch is None:
         raise UserError("the best learning rate depends on the batch, which the fitted runs do not say: type --batch-tokens B")
-    return _Wish(budget, memory_gib, bits, batch)
+    return _Request(budget, memory_gib, bits, batch)
 
 
 def _loss_of_widths(roles: Mapping[str, Fit]) -> Fit | None:
@@ -118,20 +118,20 @@ def _loss_of_widths(roles: Mapping[str, Fit]) -> Fit | None:
     return fit if fit is not None and fit.law.target == "loss" else None
 
 
-def _optimum(roles: Mapping[str, Fit], widths: Sequence[Choice], wish: _Wish) -> tuple[Choice, Fit]:
+def _optimum(roles: Mapping[str, Fit], widths: Sequence[Choice], request: _Request) -> tuple[Choice, Fit]:
     """The best run, and the fit that chose it. Of several widths only a loss law can choose one."""
     sizing, quantized = roles.get(SIZE), _loss_of_widths(roles)
-    if sizing is not None and not (wish.bits and (quantized is not None or len(wish.bits) == 1)):
-        return _best(sizing, wish, None), sizing
+    if sizing is not None and not (request.bits and (quantized is not None or len(request.bits) == 1)):
+        return _best(sizing, request, None), sizing
     source = quantized or sizing
     assert source is not None
     return replace(min(widths, key=lambda choice: choice.loss or np.inf), name="optimum"), source
 
 
-def _best(fit: Fit, wish: _Wish, bits: float | None) -> Choice:
+def _best(fit: Fit, request: _Request, bits: float | None) -> Choice:
     """The best run for the budget, at a width where one is given."""
     name = "optimum" if bits is None else f"{bits:g}-bit weights"
-    best = fit.law.best_runs(fit.theta[None], wish.budget, cap=wish.cap(bits), bits=bits)
+    best = fit.law.best_runs(fit.theta[None], request.budget, cap=request.cap(bits), bits=bits)
     parameters, tokens = float(best.parameters[0]), float(best.tokens[0])
     share = None if best.qat_fraction is None else float(best.qat_fraction[0])
     if best.loss is None:
@@ -139,13 +139,13 @@ def _best(fit: Fit, wish: _Wish, bits: float | None) -> Choice:
     return _choice(fit, name, parameters, tokens, bits=bits, qat_fraction=share)
 
 
-def _size_range(fit: Fit, optimum: Choice, wish: _Wish) -> tuple[float, float] | None:
+def _size_range(fit: Fit, optimum: Choice, request: _Request) -> tuple[float, float] | None:
     """95 % interval of the best size; None where there are no draws, or nothing but the cap decides."""
     theta = fit.draws.theta
     if not len(theta):
         return None
-    cap = wish.cap(optimum.bits)
-    sizes = fit.law.best_runs(theta, wish.budget, cap=cap, bits=optimum.bits or FULL_BITS, quick=True).parameters
+    cap = request.cap(optimum.bits)
+    sizes = fit.law.best_runs(theta, request.budget, cap=cap, bits=optimum.bits or FULL_BITS, quick=True).parameters
     low, high = (float(end) for end in fit.draws.interval(sizes))
     return (low, high) if high > 1.0001 * low else None  # the memory decides in all of them
 
@@ -192,15 +192,15 @@ def _alternatives(fit: Fit, budget: Budget, optimum: Choice, cap: float | None) 
     return tuple(choices)
 
 
-def _widths(roles: Mapping[str, Fit], wish: _Wish) -> tuple[Choice, ...]:
+def _widths(roles: Mapping[str, Fit], request: _Request) -> tuple[Choice, ...]:
     """For every bit width the best size, tokens and QAT fraction under the memory cap."""
     source, quantized = roles.get(QUANTIZATION), _loss_of_widths(roles)
     known = set(source.runs["bits"]) & set(BITS) if source is not None and "bits" in source.runs.columns else set()
-    if source is not None and not (wish.bits or known):
+    if source is not None and not (request.bits or known):
         raise UserError(f"{source.law.name}: no fitted width is one of training's; type --bits 2,4,...")
     choices = []
-    for width in sorted(wish.bits or known):
-        choice = _best(quantized or roles[SIZE], wish, width)
+    for width in sorted(request.bits or known):
+        choice = _best(quantized or roles[SIZE], request, width)
         if source is not None and quantized is None:
             at = {"tokens": choice.tokens, "parameters": choice.parameters, "bits": width}
             share = float(source.predict({key: np.array([value]) for key, value in at.items()}).value[0])
@@ -251,25 +251,25 @@ def _frame(choice: Choice, batch: float | None = None) -> pd.DataFrame:
     return pd.DataFrame([{key: value for key, value in row.items() if value is not None}])
 
 
-def _warnings(roles: Mapping[str, Fit], source: Fit, optimum: Choice, widths: Sequence[Choice], wish: _Wish) -> list[str]:
+def _warnings(roles: Mapping[str, Fit], source: Fit, optimum: Choice, widths: Sequence[Choice], request: _Request) -> list[str]:
     warnings = []
     for fit in {id(fit): fit for fit in (source, *roles.values())}.values():
         if optimum.bits is not None or "bits" not in fit.law.columns:
-            warnings += [f"{fit.law.name}: {text}" for text in extrapolation(fit, _frame(optimum, wish.batch))]
-    cap = wish.cap(optimum.bits)
+            warnings += [f"{fit.law.name}: {text}" for text in extrapolation(fit, _frame(optimum, request.batch))]
+    cap = request.cap(optimum.bits)
     if cap is not None and optimum.parameters > 0.999 * cap:
         warnings.append(
-            f"{wish.memory_gib:g} GiB hold {cap:.3g} parameters at {optimum.bits or FULL_BITS:g} bits: "
+            f"{request.memory_gib:g} GiB hold {cap:.3g} parameters at {optimum.bits or FULL_BITS:g} bits: "
             "the memory, not the compute, decides the size"
         )
     if source.law.target != "loss":
         warnings.append(
-            f"an {source.law.name} fit gives the best size, not the loss: no cost of alternatives "
-            f"(a {loss_laws(SIZE)} fit of the same runs does)"
+            f"a fit of {source.law.name} gives the best size, not the loss: alternatives have no cost "
+            f"(a fit of {loss_laws(SIZE)} to the same runs gives it)"
         )
     if widths and "bits" not in source.law.columns:
         warnings.append(
-            f"without a {loss_laws(QUANTIZATION)} fit the losses at few bits are those of full precision: "
+            f"without a fit of {loss_laws(QUANTIZATION)} the losses at few bits are those of full precision: "
             "what quantization costs is not in them"
         )
     for choice in widths:

@@ -16,6 +16,7 @@ _TEMPLATES = Environment(
     loader=PackageLoader("scaling.show", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 _TEMPLATES.filters["number"] = number
+DOTS_PER_INCH = 150
 
 
 def write_report(fits: Sequence[Fit], out: Path) -> list[Path]:
@@ -34,7 +35,7 @@ def write_report(fits: Sequence[Fit], out: Path) -> list[Path]:
             shown = []
             for name, caption, figure in pictures(fit):
                 path = out.with_name(f"{out.stem}-{index + 1}-{fit.law.name}-{name}.png")
-                figure.savefig(path, dpi=150)
+                figure.savefig(path, dpi=DOTS_PER_INCH)
                 matplotlib.pyplot.close(figure)
                 written.append(path)
                 shown.append({"caption": caption, "png": base64.b64encode(path.read_bytes()).decode()})

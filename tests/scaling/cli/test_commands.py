@@ -83,7 +83,7 @@ def test_holdout_takes_runs_out_of_the_fit_and_says_whether_they_were_covered(fo
 
 
 def test_the_same_words_give_the_same_bytes(folder):
-    words = ["fit", "chinchilla", folder / "chinchilla.csv", "--json", "--bootstrap", 50]
+    words = ["fit", "over-training", folder / "over-training.csv", "--json", "--bootstrap", 50]
     assert scaling(*words).out == scaling(*words).out
     assert scaling(*words).out != scaling(*words, "--seed", 1).out
 

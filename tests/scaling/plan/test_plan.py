@@ -252,8 +252,8 @@ def test_no_plan_from_runs_of_one_ratio(tmp_path):
 
 
 def test_gpu_hours_are_flops(tmp_path):
-    data = written(tmp_path, simulated("chinchilla"))
-    assert scaling("fit", "chinchilla", data, "--out", tmp_path / "f", "--bootstrap", 40).code == 0
+    data = written(tmp_path, simulated("isoflop"))
+    assert scaling("fit", "isoflop", data, "--out", tmp_path / "f", "--bootstrap", 40).code == 0
     words = ["plan", tmp_path / "f", "--json"]
     hours = scaling(*words, "--gpu-hours", "1000", "--flops-per-gpu-second", "4e14").json
     assert hours["optimum"] == scaling(*words, "--flops", "1.44e21").json["optimum"]

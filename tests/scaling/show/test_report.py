@@ -12,6 +12,11 @@ from scaling.show.pictures import pictures
 from tests.support.scaling import scaling, simulated, written
 
 
+@pytest.fixture(autouse=True)
+def _coarse_pictures(monkeypatch):
+    monkeypatch.setattr("scaling.show.report.DOTS_PER_INCH", 50)
+
+
 @pytest.mark.parametrize("name", ["chinchilla", "over-training", "downstream", "isoflop", "qat-fraction", "learning-rate"])
 def test_every_law_has_its_page_and_pictures(tmp_path, name):
     from matplotlib import image
