@@ -6,13 +6,12 @@ differs from the defaults in `configs/` is spelled out.
 
 import shlex
 from collections.abc import Iterable, Mapping
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from common.config_files import default_options, group_options, option_values, read_config_file
 from common.plain import flatten
 from common.words import hydra_word
 from scaling.plan.shape import DEFAULT_VOCABULARY, shape_for
@@ -91,7 +90,7 @@ def _shared_words(config: Mapping[str, Any]) -> dict[str, str]:
     words = {}
     for group in _GROUPS:
         chosen = config.get(f"{group}.name")
-        if isinstance(chosen, str) and chosen != _default_groups().get(group):
+        if isinstance(chosen, str) and chosen != default_options().get(group):
             words[group] = chosen
     for key, value in config.items():
         if key in _CHOSEN + _SKIPPED or key.startswith(("parallel.", "checkpoint.", "health.")) or key.endswith(".name"):
@@ -104,30 +103,18 @@ def _shared_words(config: Mapping[str, Any]) -> dict[str, str]:
     return words
 
 
-@cache
-def _yaml(name: str) -> dict[str, Any]:
-    path = files("configs").joinpath(name)
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-@cache
-def _default_groups() -> dict[str, str]:
-    return {
-        group: option
-        for entry in _yaml("config.yaml")["defaults"]
-        if isinstance(entry, dict)
-        for group, option in entry.items()
-    }
-
-
 def _default_of(key: str, config: Mapping[str, Any]) -> Any:
     """The default of a flat key, given the chosen group options; a sentinel where there is none."""
     section, _, rest = key.partition(".")
-    option = (
-        config.get(f"{section}.name", _default_groups().get(section)) if section in _GROUPS else _default_groups().get(section)
-    )
-    plain = _yaml(f"{section}/{option}.yaml") if section in _default_groups() else _yaml("config.yaml").get(section, {})
-    return flatten(plain or {}).get(rest, _NOTHING)
+    default = default_options().get(section)
+    option = str(config.get(f"{section}.name", default) if section in _GROUPS else default)
+    if section not in default_options():
+        values = read_config_file("config.yaml").get(section) or {}
+    elif option in group_options().get(section, ()):
+        values = option_values(section, option)
+    else:
+        values = {}
+    return flatten(values).get(rest, _NO_DEFAULT)
 
 
-_NOTHING = object()
+_NO_DEFAULT = object()
