@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.distributed.group import Group
+from tests.support.group import Group
 
 # No test asserts on the clock: a busy machine is no failure.
 settings.register_profile("foretrain", deadline=None)

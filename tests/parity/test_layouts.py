@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from tests.parity import cases, reference
+from tests.support import reference, whole_runs
 from train.config import load_config, require
 from train.data.prepare import prepare
 from train.data.shards import open_shards
@@ -106,7 +106,7 @@ def _compare_each(group, corpus, expected, tmp_path, layout, runs: list[list[str
         [f"run.dir={tmp_path}/{number}", *corpus, *run, *axes, *how]
         for number, (run, how) in enumerate(zip(runs, hows, strict=True))
     ]
-    answers = group(size).run(cases.train, words, timeout=300.0)
+    answers = group(size).run(whole_runs.train, words, timeout=300.0)
     written = [answer for answer in answers if answer is not None]
     assert len(written) == 1
     for found, run, tolerance in zip(written[0], runs, tolerances, strict=True):
@@ -291,16 +291,16 @@ def test_initial_weights_are_bitwise_those_of_one_process(group, corpus):
         "model.head_dim=8",
         "model.ffn_size=54",
     ]  # little divides evenly
-    single = group(1).run(cases.initial_weights, overrides)[0]
+    single = group(1).run(whole_runs.initial_weights, overrides)[0]
     assert len(set(single.values())) > 10
     for axes in (["shard=2"], ["context=2"], ["tensor=2"], ["pipeline=2"], ["pipeline=2", "pipeline_schedule=zbv"]):
         words = [f"parallel.{axis}" for axis in axes]
-        assert group(2).run(cases.initial_weights, [*overrides, *words]) == [single] * 2
+        assert group(2).run(whole_runs.initial_weights, [*overrides, *words]) == [single] * 2
     for axes in (["shard=4"], ["replicate=2", "shard=2"], ["tensor=2", "shard=2"], ["tensor=2", "pipeline=2"]):
         words = [f"parallel.{axis}" for axis in axes]
-        assert group(4).run(cases.initial_weights, [*overrides, *words]) == [single] * 4
+        assert group(4).run(whole_runs.initial_weights, [*overrides, *words]) == [single] * 4
     words = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.shard=2"]
-    assert group(8).run(cases.initial_weights, [*overrides, *words]) == [single] * 8
+    assert group(8).run(whole_runs.initial_weights, [*overrides, *words]) == [single] * 8
 
 
 def test_more_tensor_ranks_than_kv_heads_are_refused(corpus):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.end_to_end import console
-from tests.letters import corpus_of_letters
+from tests.support import console
+from tests.support.letters import corpus_of_letters
 from train.branch import words_of
 from train.config import load_config
 from train.folder.reading import load_run_config
@@ -71,7 +71,7 @@ def test_a_branch_in_other_batches_says_its_own_steps(trunk):
     answer = console.warm("branch", str(trunk), *words)
     assert answer.code == 0, answer.err
     assert "2,048 tokens in 12 steps of 256" in answer.err.replace("\n", " ")
-    assert "unlike its trunk: train.batch_tokens: 128 there, 256 asked for\n" in answer.err
+    assert "unlike its trunk: train.batch_tokens: was 128, is 256\n" in answer.err
 
 
 def test_what_cannot_be_branched_is_refused(trunk, tmp_path):
@@ -92,7 +92,7 @@ def test_what_cannot_be_branched_is_refused(trunk, tmp_path):
     refused(str(tmp_path), "--at", "512", *length, says="is not a run")
     refused(str(trunk.parent / "b"), "--at", "512", *length, says=f"(it is a branch itself, of {trunk})")
     refused(run, "--at", "512", "--decay-tokens", "1e300", says="--decay-tokens 1e300: a number of tokens is a whole number")
-    refused(run, "--at", "512", *length, "optimizer.mup=true", "run.name=mup", says="optimizer.mup: false there, true")
+    refused(run, "--at", "512", *length, "optimizer.mup=true", "run.name=mup", says="optimizer.mup: was false, is true")
     refused(run, "--at", "512", *length, "model.logit_multiplier=0.5", "run.name=m", says="model.logit_multiplier")
     checkpoint = str(trunk / "checkpoints" / "step_00000008")
     refused(checkpoint, "--at", "512", *length, says=f"it is a checkpoint of the run {trunk}")

@@ -8,7 +8,7 @@ import torch
 
 from parallel.context.partition import Partition
 from parallel.context.ulysses import heads_of_ranks
-from tests.parallel.context import cases
+from tests.support import context_attention
 
 METHODS = ("token_ring", "ring", "ring_bidirectional", "ulysses")
 SEQUENCE = 96
@@ -56,7 +56,7 @@ def runs(ranks: int, dtype: str) -> list[dict]:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 def test_every_method_equals_dense_attention(group, ranks, dtype, output, gradients):
     every = [run for run in runs(ranks, dtype) if not (ranks == 3 and run["method"] == "ulysses")]
-    for errors in group(ranks).run(cases.attend, every, timeout=300.0):
+    for errors in group(ranks).run(context_attention.attend, every, timeout=300.0):
         for run, found in zip(every, errors, strict=True):
             assert found[0] < output, (run, found)
             assert max(found[1:]) < gradients, (run, found)
@@ -78,7 +78,7 @@ def test_the_error_in_bf16_does_not_grow_with_the_ranks():
     Their rounding errors count by their shares of the result, which sum to one: together they are at most as large as that of
     rounding the result itself, which is there for a single rank too, and independent of it. Hence the square root of two.
     """
-    alone, *others = (cases.relative_errors(METHODS, 512, ranks) for ranks in (1, 2, 4, 8))
+    alone, *others = (context_attention.relative_errors(METHODS, 512, ranks) for ranks in (1, 2, 4, 8))
     for found in others:
         for method in METHODS:
             for error, least in zip(found[method], alone[method], strict=True):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from scaling.record import StepLine, read_metrics, read_record
-from tests.end_to_end import console
-from tests.letters import corpus_of_letters
+from tests.support import console
+from tests.support.letters import corpus_of_letters
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, Progress, folder_of, newest_first, retain
 from train.checkpoint.storage import read_metadata, read_whole
 from train.checkpoint.verify import hash_files, verify_alone
@@ -43,7 +43,7 @@ def words(place: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def two_ranks(place, group) -> Path:
     """A run of two processes that was killed before it wrote its end: three checkpoints, at steps 4, 8 and 12."""
-    from tests.end_to_end.console import on_rank
+    from tests.support.console import on_rank
 
     answers = group(2).run(on_rank, words(place, "parallel.shard=2"))
     assert [code for code, _, _ in answers] == [0, 0], answers
@@ -216,11 +216,11 @@ def test_a_disk_too_full_for_checkpoints_does_not_stop_the_run_until_its_end(pla
 
 
 def test_another_configuration_is_shown_and_refused_unless_forced(run, place):
-    console.warm("train", *words(place, "schedule.peak=1e-3")).assert_refused("schedule.peak: 0.005 there, 0.001 asked for")
+    console.warm("train", *words(place, "schedule.peak=1e-3")).assert_refused("schedule.peak: was 0.005, is 0.001")
     forced = console.warm("train", *words(place, "schedule.peak=1e-3", "run.resume_force=true", "parallel.shard=1"))
     assert forced.code == 0, forced.err
-    assert "changed since the last start: schedule.peak: 0.005 there, 0.001 asked for" in forced.err
-    assert "changed since the last start: parallel.shard: 2 there, 1 asked for" in forced.err
+    assert "changed since the last start: schedule.peak: was 0.005, is 0.001" in forced.err
+    assert "changed since the last start: parallel.shard: was 2, is 1" in forced.err
 
 
 def test_a_named_checkpoint_is_gone_on_from(run, place):

@@ -11,7 +11,7 @@ from parallel.context import local
 from parallel.context.local import Transfers
 from parallel.context.protocol import ContextParallel
 from parallel.mesh import World
-from tests.distributed.group import Group
+from tests.support.group import Group
 
 
 def tensors(batch, heads, kv_heads, sequence, head_dim, seed) -> list[torch.Tensor]:

@@ -62,7 +62,7 @@ def real(*words: str, limit_bytes: int | None = None, command: tuple[str, ...] =
 def warm(*words: str, limit_bytes: int | None = None, lock_wait: float = 5.0) -> Answer:
     """What `foretrain WORDS...` does, in a fork of the fork server."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.distributed.warm"])
+    context.set_forkserver_preload(["tests.support.preloaded"])
     with tempfile.TemporaryDirectory() as folder:
         process = context.Process(target=_main, args=(list(words), folder, limit_bytes, lock_wait))
         process.start()

@@ -44,7 +44,7 @@ class Group:
         from torch.distributed import TCPStore
 
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.distributed.warm"])
+        context.set_forkserver_preload(["tests.support.preloaded"])
         store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # port 0: a free one
         processes: list[Any] = []
         pipes: list[Connection] = []

@@ -7,7 +7,7 @@ import torch
 
 from parallel.batch import Batch
 from parallel.mesh import World, build_meshes
-from tests.end_to_end.console import on_rank
+from tests.support.console import on_rank
 from train.build.engine import build_engine
 from train.config import load_config
 from train.data.loader import TrainLoader
