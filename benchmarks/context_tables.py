@@ -17,6 +17,7 @@ from parallel.context.choose import METHODS
 from parallel.context.names import PartitionName
 from parallel.context.partition import Partition
 from tests.support.context_attention import packed, relative_errors
+from tests.support.group import Group
 
 SEQUENCE = 2048
 PARTITIONS: tuple[PartitionName, ...] = ("contiguous", "zigzag", "balanced")
@@ -31,7 +32,7 @@ def main() -> None:
 
 def errors() -> None:
     """Of every method by number of ranks."""
-    by_ranks = {ranks: relative_errors(METHODS, SEQUENCE, ranks) for ranks in (1, 2, 4, 8)}
+    by_ranks = {ranks: relative_errors(Group(ranks), METHODS, SEQUENCE) for ranks in (1, 2, 4, 8)}
     print("| method | ranks | output | query gradient | key gradient | value gradient |\n|---|---|---|---|---|---|")
     for method in METHODS:
         for ranks, found in by_ranks.items():

@@ -27,7 +27,7 @@ RUN = [
 def _train(group, layout: str, *runs: list[str], stops: int | None = None) -> list[list[dict[str, object]]]:
     axes = [f"parallel.{axis}={size}" for axis, size in LAYOUTS[layout].items()]
     world = math.prod(LAYOUTS[layout].values())
-    return group(world).run(whole_runs.stop_and_go, [([*run, *axes], stops) for run in runs], timeout=300.0)[0]
+    return group(world).run(whole_runs.stop_and_go, [(load_config([*run, *axes]), stops) for run in runs], timeout=300.0)[0]
 
 
 def _steps(lines: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -102,7 +102,7 @@ def test_a_trace_has_the_named_regions(group, tmp_path):
     (tmp_path / "text.txt").write_text("a little text, many times over. " * 400)
     overrides = [*MODEL, *LENGTH, "data=files", f"data.files=[{tmp_path}/text.txt]", f"data.cache_dir={tmp_path}/cache"]
     overrides += [f"run.dir={tmp_path}", "train.steps=7", "schedule.warmup_tokens=0", "eval.tokens=64", "train.profile=true"]
-    group(1).run(whole_runs.train, [overrides])
+    group(1).run(whole_runs.train, [load_config(overrides)])
     events = json.loads((tmp_path / "run" / "trace" / "rank_0000.json").read_text())["traceEvents"]
     names = [event.get("name") for event in events if event.get("cat") == "user_annotation"]
     assert {"batches", "forward_backward", "gradient_norm", "optimizer"} <= set(names)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import whole_runs
 from tests.support.resumed_runs import LAYOUTS, MEASURED, MODEL
+from train.config import load_config
 
 
 def _words(place: Path, name: str, layout: str, *run: str) -> list[str]:
@@ -20,7 +21,8 @@ def _words(place: Path, name: str, layout: str, *run: str) -> list[str]:
 
 
 def _carry_out(group, layout: str, runs: list[tuple[list[str], int | None]]) -> list[list[dict[str, object]]]:
-    return group(math.prod(LAYOUTS[layout].values())).run(whole_runs.stop_and_go, runs, timeout=400.0)[0]
+    configured = [(load_config(words), steps) for words, steps in runs]
+    return group(math.prod(LAYOUTS[layout].values())).run(whole_runs.stop_and_go, configured, timeout=400.0)[0]
 
 
 def _copy(run: Path, to: Path) -> Path:

@@ -79,14 +79,12 @@ def test_every_layout_starts_from_the_same_bits(group, tmp_path, architecture, a
         "model.norm_eps=1e-6",
     ]
     overrides = [*words, f"model.initial_weights={tmp_path}", f"model.tie_embeddings={str(tied).lower()}"]
-    (single,) = group(1).run(whole_runs.initial_weights, overrides)
+    ((single,),) = group(1).run(whole_runs.initial_weights, [load_config(overrides)])
     config = load_config([*overrides, *(f"parallel.{axis}" for axis in axes)])
     require(config, world_size=config.parallel.layout.world_size, besides=unmet_preconditions(config))
     assert len(single) == len(huggingface.places(config.model.shape))
-    found = group(config.parallel.layout.world_size).run(
-        whole_runs.initial_weights, [*overrides, *(f"parallel.{axis}" for axis in axes)]
-    )
-    assert all(hashes == single for hashes in found)
+    found = group(config.parallel.layout.world_size).run(whole_runs.initial_weights, [config])
+    assert all(hashes == [single] for hashes in found)
 
 
 def test_a_rank_opens_no_file_that_has_nothing_for_it(tmp_path):

@@ -78,10 +78,11 @@ def test_a_skipped_step_changes_nothing(group, layout):
     assert all(group(2).run(broken_steps.step_with_a_broken_gradient, [*RUN, *more]))
 
 
-def test_a_run_that_skips_goes_on_without_the_step(group, words, tmp_path):
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["of CPUs", "of GPUs"])
+def test_a_run_that_skips_goes_on_without_the_step(group, words, tmp_path, asynchronous):
     """Sample 80 (step 11) breaks the gradient, wherever it is met."""
     overrides = [*words, "health.on_nonfinite=skip", "parallel.shard=2"]
-    answers = group(2).run(broken_steps.run_with_bad_samples, overrides, [80])
+    answers = group(2).run(broken_steps.run_with_bad_samples, overrides, [80], asynchronous)
     assert [code for code, _, _ in answers] == [0, 0], answers
     assert "step 11: loss" in answers[0][2]
     assert "the step was skipped" in answers[0][2]
@@ -91,9 +92,10 @@ def test_a_run_that_skips_goes_on_without_the_step(group, words, tmp_path):
     assert read_record(tmp_path / "runs" / "a").skipped_steps == 1
 
 
-def test_a_run_that_rewinds_leaves_the_data_out_and_says_so_in_the_record(group, words, tmp_path):
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["of CPUs", "of GPUs"])
+def test_a_run_that_rewinds_leaves_the_data_out_and_says_so_in_the_record(group, words, tmp_path, asynchronous):
     overrides = [*words, "health.on_nonfinite=rewind", "parallel.shard=2"]
-    answers = group(2).run(broken_steps.run_with_bad_samples, overrides, [80])
+    answers = group(2).run(broken_steps.run_with_bad_samples, overrides, [80], asynchronous)
     assert [code for code, _, _ in answers] == [0, 0], answers
     assert "step 11: loss" in answers[0][2]
     assert "Back to step 8; samples 64 to 87 are left out" in answers[0][2]

@@ -10,10 +10,16 @@ import torch
 
 from parallel.context.local import Transfers
 from tests.support import hanging_ranks
-from tests.support.group import CaseFailed
+from tests.support.group import CaseFailed, Group
 from train.loop.whereabouts import Position, describe, find_position
 
 CASE = "tests/support/hanging_ranks.py"
+
+
+@pytest.fixture
+def group():
+    """On the CPU whatever the others run on: the places that are expected are those where gloo waits."""
+    return Group
 
 
 @pytest.fixture
