@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from tests.end_to_end import console
-from tests.train import hub
+from tests.support import console, huggingface_models, small_runs
 from train.config import load_config
 from train.config.resolve.architecture import architecture_of
 from train.export import main
@@ -52,7 +51,7 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(place) -> Path:
-    return hub.train(place, "run", *hub.HOT)
+    return small_runs.train(place, "run", *small_runs.HOT)
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -64,24 +63,24 @@ def test_transformers_computes_the_same_logits(place, tmp_path, shape):
     from transformers import AutoModelForCausalLM
 
     overrides, architecture = SHAPES[shape]
-    run = hub.train(place, shape, *hub.HOT, *overrides)
+    run = small_runs.train(place, shape, *small_runs.HOT, *overrides)
     export_huggingface(run, tmp_path / "out")
     theirs, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert type(theirs).__name__ == architecture
     assert not any(loading.values()), loading
     assert theirs.dtype == torch.float32
     assert sum(parameter.numel() for parameter in theirs.parameters()) == load_run_config(run).model.shape.parameters
-    ids = hub.tokens(310)
-    expected = hub.logits(hub.trained(run), ids)
+    ids = huggingface_models.tokens(310)
+    expected = huggingface_models.logits(small_runs.trained(run), ids)
     assert expected.abs().max() > 0.5
-    assert (hub.their_logits(theirs, ids) - expected).abs().max() < 1e-5
+    assert (huggingface_models.their_logits(theirs, ids) - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("overrides", [overrides for overrides, _ in SHAPES.values()], ids=list(SHAPES))
 def test_every_parameter_has_a_place(overrides):
     from train.build.model import build_model
 
-    config = load_config([*hub.SMALL, *overrides]).model
+    config = load_config([*small_runs.SMALL, *overrides]).model
     named = build_model(config, torch.float32, torch.device("meta")).named_parameters()
     expected = {name: tuple(parameter.shape) for name, parameter in named}
     found = places(config.shape)
@@ -93,7 +92,7 @@ def test_every_parameter_has_a_place(overrides):
 def test_weights_keep_their_type_and_every_bit(place, tmp_path, precision):
     from transformers import AutoModelForCausalLM
 
-    run = hub.train(place, precision, *hub.HOT, f"train.precision={precision}")
+    run = small_runs.train(place, precision, *small_runs.HOT, f"train.precision={precision}")
     export_huggingface(run, tmp_path / "out")
     ours, theirs = load_weights(run), stored(tmp_path / "out")
     names = places(load_run_config(run).model.shape)
@@ -122,8 +121,8 @@ def test_several_files_with_an_index(run, tmp_path):
     assert one.keys() == many.keys() == index["weight_map"].keys()
     assert all(torch.equal(one[name], many[name]) for name in one)
     models = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("one", "many")]
-    ids = hub.tokens(310)
-    assert torch.equal(*(hub.their_logits(model, ids) for model in models))
+    ids = huggingface_models.tokens(310)
+    assert torch.equal(*(huggingface_models.their_logits(model, ids) for model in models))
 
 
 def test_the_tokenizer_says_what_ours_says(run, tmp_path):
@@ -155,9 +154,9 @@ def test_a_tokenizer_that_adds_tokens_adds_none(place, tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("a").ids == [257, 97]
     words = ["tokenizer=file", f"tokenizer.path={tmp_path}/tokenizer.json", "tokenizer.end_of_text='<|endoftext|>'"]
-    # `hub.train` asks for a tokenizer of 300 entries, which is not a key of this one.
-    overrides = [word for word in hub.words(place, *hub.COLD) if not word.startswith("tokenizer")]
-    (place / "text.txt").write_text(hub.TEXT)
+    # `small_runs.train` asks for a tokenizer of 300 entries, which is not a key of this one.
+    overrides = [word for word in small_runs.words(place, *small_runs.COLD) if not word.startswith("tokenizer")]
+    (place / "text.txt").write_text(small_runs.TEXT)
     assert console.warm("train", "run.name=template", *overrides, *words).code == 0
     export_huggingface(place / "runs" / "template", tmp_path / "out")
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("ab")["input_ids"] == [97, 98]
@@ -207,7 +206,7 @@ def test_what_cannot_be_exported_is_refused(place, run, tmp_path):
     out = str(tmp_path / "out")
     console.warm("export", str(run), "--format", "gguf", "--out", out).assert_refused("gguf", "there is huggingface")
     console.warm("export", str(place / "nothing"), "--out", out).assert_refused("is not a run")
-    gelu = hub.train(place, "gelu", *hub.COLD, "model.ffn=gelu")
+    gelu = small_runs.train(place, "gelu", *small_runs.COLD, "model.ffn=gelu")
     console.warm("export", str(gelu), "--out", out).assert_refused("model.ffn=gelu", "no architecture of Hugging Face's")
     assert list(tmp_path.iterdir()) == []
 
@@ -215,7 +214,7 @@ def test_what_cannot_be_exported_is_refused(place, run, tmp_path):
 def test_sizes_that_their_llama_refuses_are_refused_here():
     import transformers
 
-    config = load_config([*hub.SMALL, "model.num_heads=3", "model.head_dim=8", "model.qk_norm=false"]).model
+    config = load_config([*small_runs.SMALL, "model.num_heads=3", "model.head_dim=8", "model.qk_norm=false"]).model
     with pytest.raises(UserError, match=r"model\.hidden_size=16 .* model\.num_heads=3"):
         describe(architecture_of(config), init_std=0.02, end_of_text=0, sequence=32, dtype="float32")
     with pytest.raises(Exception, match="not a multiple"):
@@ -260,7 +259,7 @@ def test_a_killed_export_leaves_no_folder(run, tmp_path, sent):
     out = tmp_path / "out"
     command = [sys.executable, "-c", STOPS_WITHIN, str(run), "--out", str(out)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
     )
     try:
         assert process.stdout is not None
@@ -281,7 +280,7 @@ def test_a_killed_export_leaves_no_folder(run, tmp_path, sent):
 
 def test_a_run_goes_there_and_back_and_there_again_bit_for_bit(place, run, tmp_path):
     export_huggingface(run, tmp_path / "first")
-    again = hub.train(place, "again", *hub.COLD, f"model.initial_weights={tmp_path}/first", "model.init_std=0.2")
+    again = small_runs.train(place, "again", *small_runs.COLD, f"model.initial_weights={tmp_path}/first", "model.init_std=0.2")
     export_huggingface(again, tmp_path / "second")
     first, second = stored(tmp_path / "first"), stored(tmp_path / "second")
     assert first.keys() == second.keys()

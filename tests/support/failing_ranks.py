@@ -10,7 +10,7 @@ from parallel.mesh import World
 
 
 def total(world: World, value: int) -> tuple[int, int]:
-    tensor = torch.tensor(value * (world.rank + 1))
+    tensor = torch.tensor(value * (world.rank + 1), device=world.device)
     dist.all_reduce(tensor)
     return os.getpid(), int(tensor)
 

@@ -7,7 +7,7 @@ import torch
 
 from parallel.batch import Batch
 from parallel.mesh import World, build_meshes
-from tests.end_to_end.console import on_rank
+from tests.support.console import on_rank
 from train.build.engine import build_engine
 from train.config import load_config
 from train.data.loader import TrainLoader
@@ -19,7 +19,7 @@ def step_with_a_broken_gradient(world: World, overrides: list[str]) -> bool:
     engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
     draw = torch.Generator().manual_seed(0)
     shape = (config.train.microbatch, config.train.sequence)
-    tokens = torch.randint(256, shape, generator=draw)
+    tokens = torch.randint(256, shape, generator=draw).to(world.device)
     batches = [Batch(tokens, tokens, torch.zeros_like(tokens)) for _ in range(config.accumulation)]
     engine.train_step(batches, learning_rate=1e-2, tokens=config.train.batch_tokens)
 
@@ -35,7 +35,9 @@ def step_with_a_broken_gradient(world: World, overrides: list[str]) -> bool:
     return unchanged and any(not torch.equal(value, before[name]) for name, value in copies().items())
 
 
-def run_with_bad_samples(world: World, overrides: list[str], bad: list[int]) -> tuple[int, str, str]:
+def run_with_bad_samples(
+    world: World, overrides: list[str], bad: list[int], asynchronous: bool | None = None
+) -> tuple[int, str, str]:
     """A run in which any step with one of the samples `bad` has a gradient that is not finite."""
     from parallel.engine.native import NativeEngine
 
@@ -47,13 +49,13 @@ def run_with_bad_samples(world: World, overrides: list[str], bad: list[int]) -> 
         return original_batch(loader, numbers)
 
     def train_step(engine: NativeEngine, batches: Sequence[Batch], *, learning_rate: float, tokens: int):
-        mine = torch.tensor(any(seen), dtype=torch.int64)
+        mine = torch.tensor(any(seen), dtype=torch.int64, device=world.device)
         torch.distributed.all_reduce(mine)
         seen.clear()
         return original_step(engine, batches, learning_rate=learning_rate, tokens=0 if mine else tokens)
 
     with mock.patch.object(TrainLoader, "batch", batch), mock.patch.object(NativeEngine, "train_step", train_step):
-        return on_rank(world, overrides)
+        return on_rank(world, overrides, asynchronous)
 
 
 def run_without_samples(world: World, overrides: list[str], first: int, count: int) -> tuple[int, str, str]:

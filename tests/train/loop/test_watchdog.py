@@ -9,16 +9,22 @@ import pytest
 import torch
 
 from parallel.context.local import Transfers
-from tests.distributed.group import CaseFailed
-from tests.train import watchdog_cases as cases
+from tests.support import hanging_ranks
+from tests.support.group import CaseFailed, Group
 from train.loop.whereabouts import Position, describe, find_position
 
-CASE = "tests/train/watchdog_cases.py"
+CASE = "tests/support/hanging_ranks.py"
+
+
+@pytest.fixture
+def group():
+    """On the CPU whatever the others run on: the places that are expected are those where gloo waits."""
+    return Group
 
 
 @pytest.fixture
 def reports(tmp_path):
-    return cases.Reports(tmp_path)
+    return hanging_ranks.Reports(tmp_path)
 
 
 def test_a_rank_that_awaits_a_part_of_a_sequence_waits_for_others():
@@ -58,7 +64,7 @@ def stacks(folder, rank):
 
 
 def test_names_the_rank_that_loads_while_others_reduce(group, tmp_path, reports):
-    group(3).run(cases.one_rank_loads, tmp_path)
+    group(3).run(hanging_ranks.one_rank_loads, tmp_path)
     head, blamed, waiting = only(reports)
     assert head == f"step 2 has taken longer than its limit of 6 s; stacks: {tmp_path}/logs/stacks_rank_*.txt"
     assert re.fullmatch(rf"  rank 1: in no collective, {CASE}:\d+ slow_batch", blamed)
@@ -72,7 +78,7 @@ def test_names_the_rank_that_loads_while_others_reduce(group, tmp_path, reports)
 
 
 def test_names_both_ranks_that_receive_from_each_other(group, tmp_path, reports):
-    group(2).run(cases.ranks_receive_from_each_other, tmp_path)
+    group(2).run(hanging_ranks.ranks_receive_from_each_other, tmp_path)
     _, *lines = only(reports)
     assert [line.split(f", {CASE}")[0] for line in lines] == [
         "  rank 1: waiting in recv from rank 0",
@@ -82,7 +88,7 @@ def test_names_both_ranks_that_receive_from_each_other(group, tmp_path, reports)
 
 @pytest.mark.parametrize("stopped", [0])
 def test_a_stopped_rank_does_not_answer(group, tmp_path, reports, stopped):
-    group(3).run(cases.one_rank_is_stopped, tmp_path, stopped)
+    group(3).run(hanging_ranks.one_rank_is_stopped, tmp_path, stopped)
     _, blamed, silent, waiting = only(reports)
     assert blamed.startswith("  rank 2: in no collective, ")
     assert silent.startswith(f"  rank {stopped}: no answer (dead, stopped, ")
@@ -90,7 +96,7 @@ def test_a_stopped_rank_does_not_answer(group, tmp_path, reports, stopped):
 
 
 def test_a_rank_that_keeps_the_interpreter_does_not_answer_and_its_stacks_are_written(group, tmp_path, reports):
-    group(2).run(cases.one_rank_keeps_the_interpreter, tmp_path)
+    group(2).run(hanging_ranks.one_rank_keeps_the_interpreter, tmp_path)
     _, silent, waiting = only(reports)
     assert silent.startswith("  rank 1: no answer")
     assert waiting.startswith("  rank 0: waiting in all_reduce")
@@ -99,16 +105,16 @@ def test_a_rank_that_keeps_the_interpreter_does_not_answer_and_its_stacks_are_wr
 
 @pytest.mark.parametrize("limit", [3.0, None])
 def test_says_and_leaves_nothing_where_nothing_hangs(group, tmp_path, limit):
-    assert group(2).run(cases.nothing_hangs, tmp_path, limit) == [([], [])] * 2
+    assert group(2).run(hanging_ranks.nothing_hangs, tmp_path, limit) == [([], [])] * 2
 
 
 def test_a_suspended_job_is_no_hang(group, tmp_path):
-    assert group(1).run(cases.suspended, tmp_path) == [[]]
+    assert group(1).run(hanging_ranks.suspended, tmp_path) == [[]]
 
 
 def test_twice_the_limit_ends_the_processes(group, tmp_path):
     with pytest.raises(CaseFailed) as failure:
-        group(2).run(cases.never_ends, tmp_path)
+        group(2).run(hanging_ranks.never_ends, tmp_path)
     text = str(failure.value)
     for rank in (0, 1):
         assert f"rank {rank} of 2: died\nexit code 1" in text
@@ -130,7 +136,7 @@ MODEL = [
     ],
 )
 def test_finds_the_collective_of_a_training_step(group, tmp_path, reports, axis, collective, where):
-    group(2).run(cases.misses_a_training_step, tmp_path, [*MODEL, f"parallel.{axis}"])
+    group(2).run(hanging_ranks.misses_a_training_step, tmp_path, [*MODEL, f"parallel.{axis}"])
     head, blamed, waiting = only(reports)
     assert head.startswith("step 2 has taken longer")
     assert re.fullmatch(rf"  rank 1: in no collective, {CASE}:\d+ slow_batch", blamed)

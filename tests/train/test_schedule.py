@@ -5,7 +5,7 @@ import itertools
 import pytest
 from matplotlib import image
 
-from tests.end_to_end import console
+from tests.support import console
 from train.config import load_config
 from train.schedule import phases
 

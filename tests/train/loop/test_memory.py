@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from tests.parallel import cases
+from tests.support import meshes_and_shards
 from train.loop.memory import LiveBytes, PeakMemory
 
 KIB = 1024
@@ -120,7 +120,7 @@ def test_gathered_parameters_of_fsdp_are_counted_while_they_are_there(group):
     whole gradient, its copy to reduce and the half of it that comes out.
     """
     layer = 256 * KIB
-    for peak, current, shards in group(2).run(cases.fsdp_memory):
+    for peak, current, shards in group(2).run(meshes_and_shards.fsdp_memory):
         assert shards == 4 * layer // 2
         assert peak == pytest.approx(2 * shards + 4.5 * layer, rel=0.05)
         assert current == pytest.approx(2 * shards, rel=0.01)

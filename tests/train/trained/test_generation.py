@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from tests.train.test_run_directory import carry_out
+from tests.support.run_folders import carry_out
 from train.config import load_config
 from train.generate import main
 from train.trained.generation import _draw

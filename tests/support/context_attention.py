@@ -11,7 +11,7 @@ from parallel.context import local
 from parallel.context.local import Transfers
 from parallel.context.protocol import ContextParallel
 from parallel.mesh import World
-from tests.distributed.group import Group
+from tests.support.group import Group
 
 
 def tensors(batch, heads, kv_heads, sequence, head_dim, seed) -> list[torch.Tensor]:
@@ -60,11 +60,11 @@ def mean_squares(world: World, runs: list[dict]) -> list[list[tuple[float, float
     ]
 
 
-def relative_errors(methods, sequence, ranks) -> dict[str, list[float]]:
-    """Method -> root mean square error over root mean square value of output and gradients, in bf16. Starts the ranks."""
-    what = {"partition": "zigzag", "shape": (1, 8, 2, sequence, 64), "documents": [0] * sequence, "causal": True}
+def relative_errors(group: Group, methods, sequence, head_dim=64) -> dict[str, list[float]]:
+    """Method -> root mean square error over root mean square value of output and gradients, in bf16."""
+    what = {"partition": "zigzag", "shape": (1, 8, 2, sequence, head_dim), "documents": [0] * sequence, "causal": True}
     runs = [{"method": method, "dtype": "bfloat16", "seed": 0} | what for method in methods]
-    by_rank = Group(ranks).run(mean_squares, runs)
+    by_rank = group.run(mean_squares, runs)
     found = {}
     for method, of_ranks in zip(methods, zip(*by_rank, strict=True), strict=True):
         found[method] = [
@@ -80,8 +80,8 @@ def _attend(
     """(found, expected, largest value anywhere) of output and gradients, on this rank's tokens."""
     local.TILE = tile
     batch, _, _, sequence, head_dim = shape
-    whole = tensors(*shape, seed)
-    documents = torch.tensor(documents).expand(batch, sequence)
+    whole = [tensor.to(world.device) for tensor in tensors(*shape, seed)]
+    documents = torch.tensor(documents, device=world.device).expand(batch, sequence)
     scale = head_dim**-0.5
     rounded = [tensor.to(getattr(torch, dtype)).double() for tensor in whole]  # what both sides start from
     expected = dense(*rounded, documents, causal, scale)
@@ -116,11 +116,12 @@ def _bytes_sent(world, method, shape, dtype="float32", causal=True) -> list[list
         return post(self)
 
     batch, _, _, sequence, head_dim = shape
-    documents = torch.zeros(batch, sequence, dtype=torch.int64)
+    documents = torch.zeros(batch, sequence, dtype=torch.int64, device=world.device)
     context = ContextParallel(dist.group.WORLD, method, "zigzag" if causal else "contiguous")
     parts = context.partition(documents, causal=causal)
-    mine = [parts.take(tensor.transpose(1, 2), world.rank).transpose(1, 2) for tensor in tensors(*shape, seed=1)]
-    query, key, value, gradient = (tensor.to(getattr(torch, dtype)) for tensor in mine)
+    whole = [tensor.to(world.device) for tensor in tensors(*shape, seed=1)]
+    mine = [parts.take(tensor.transpose(1, 2), world.rank).transpose(1, 2) for tensor in whole]
+    query, key, value, gradient = (tensor.to(world.device, getattr(torch, dtype)) for tensor in mine)
     leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
     with mock.patch.object(Transfers, "add", counted_add), mock.patch.object(Transfers, "post", counted_post):
         output = context.attend(*leaves, parts, head_dim**-0.5)

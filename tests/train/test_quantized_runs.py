@@ -8,19 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.errors import UserError
 from quant.export import HEADER, WEIGHTS, read
-from quant.learned_scales import SCALE_EPS
 from scaling.record import StepLine, read_metrics, read_record
-from tests.end_to_end import console
-from tests.train import hub
-from train.build.model import build_model
-from train.build.optimizer import build_optimizer
-from train.build.quantization import learned_scales
+from tests.support import console, small_runs
 from train.checkpoint.storage import read_metadata
-from train.config import load_config, require
-from train.config.resolve.quantization import low_precision_phase
-from train.config.sections.quantization import QatConfig
 from train.folder.reading import load_run_config
 from train.model.huggingface import places
 from train.trained.checkpoint import newest_checkpoint
@@ -40,7 +31,7 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trunk(place) -> Path:
-    return hub.train(place, "trunk", *LENGTH, "schedule=constant")
+    return small_runs.train(place, "trunk", *LENGTH, "schedule=constant")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +68,7 @@ def test_branches_go_on_from_the_last_common_checkpoint_and_say_what_they_are(tr
 
 def test_a_branch_is_the_run_planned_so_from_the_start(place, branches):
     words = [*LENGTH, "quant=qat", "quant.bits=2", "quant.start=0.55", "quant.group=8", "schedule=wsd"]
-    whole = steps(hub.train(place, "whole", *words))
+    whole = steps(small_runs.train(place, "whole", *words))
     assert [line.learning_rate for line in whole[:9]] == [0.01] + 8 * [0.02]  # and all decay in the quantized phase
     assert [(line.loss, line.gradient_norm) for line in whole[8:]] == [
         (line.loss, line.gradient_norm) for line in steps(branches["2"])
@@ -85,7 +76,7 @@ def test_a_branch_is_the_run_planned_so_from_the_start(place, branches):
 
 
 def test_checkpoints_have_scales_from_the_first_quantized_step_on(place, branches):
-    whole = hub.train(place, "whole_1", *LENGTH, "quant=qat", "quant.bits=1", "quant.start=0.5")
+    whole = small_runs.train(place, "whole_1", *LENGTH, "quant=qat", "quant.bits=1", "quant.start=0.5")
     for step in (2, 8, 10, 16):
         names = read_metadata(whole / "checkpoints" / f"step_{step:08}").state_dict_metadata
         scales = {name for name in names if ".scale" in name}
@@ -175,7 +166,7 @@ def test_what_cannot_be_used_is_refused(tmp_path, trunk, branches):
 
 def test_a_trunk_must_be_in_the_phase_that_the_run_is_in(place, trunk, branches):
     late = newest_checkpoint(branches["2"])
-    base = ["train", *hub.words(place, *LENGTH[1:]), "train.steps=20", "run.name=other", f"run.trunk={late}"]
+    base = ["train", *small_runs.words(place, *LENGTH[1:]), "train.steps=20", "run.name=other", f"run.trunk={late}"]
     console.warm(*base).assert_refused("is quantized at its 4096 tokens", "is not")
     other = ["quant=qat", "quant.bits=4", "quant.start=0.1", "quant.group=8"]
     console.warm(*base, *other).assert_refused("quantized in another way", "quant.bits: was 2.0, is 4.0")
@@ -189,105 +180,12 @@ def test_a_trunk_must_be_in_the_phase_that_the_run_is_in(place, trunk, branches)
 
 def test_a_decay_off_a_quantized_trunk_knows_since_when_it_is_quantized(place):
     quant = ["quant=qat", "quant.bits=4", "quant.start=0.5", "quant.group=8"]
-    whole = hub.train(place, "quantized", *LENGTH, "schedule=constant", *quant)
+    whole = small_runs.train(place, "quantized", *LENGTH, "schedule=constant", *quant)
     answer = console.warm("branch", str(whole), "--at", "4096", "--decay-tokens", "1024", "run.name=decayed")
     assert answer.code == 0, answer.err
     record = read_record(place / "runs" / "decayed")
     assert (record.fp_tokens, record.qat_tokens) == (2048, 3072)
     assert "4 bits over the last 3,072 tokens" in answer.out
     # The kept copies of the quantized phase count, though it begins after the first steps.
-    full = hub.train(place, "full", *LENGTH, "schedule=constant")
+    full = small_runs.train(place, "full", *LENGTH, "schedule=constant")
     assert read_record(whole).peak_memory_bytes > read_record(full).peak_memory_bytes
-
-
-def problems(*words: str) -> str:
-    config = load_config(["train.tokens=1500000", "train.sequence=256", *words])
-    with pytest.raises(UserError) as caught:
-        require(config, world_size=config.parallel.layout.world_size)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "word, said",
-    [
-        ("quant.bits=5", "quant.bits=5: there are quantizers for 1, 1.58, 2, 3, 4, 6, 8 bits"),
-        ("quant.bits=1.5", "quant.bits=1.5: there are quantizers"),
-        ("quant.embedding_bits=true", "there are quantizers"),
-        ("quant.group=0", "quant.group=0: type row, or how many columns"),
-        ("quant.group=rows", "quant.group=rows: type row"),
-        ("quant.start=1", "quant.start=1: type auto, or the share"),
-        ("quant.start=-0.1", "from 0 to below 1"),
-        ("quant.start=later", "from 0 to below 1"),
-        ("quant.activation_bits=4", "quant.activation_bits=4"),
-        ("quant.b_init=6", "unknown key 'quant.b_init'"),
-    ],
-)
-def test_a_wrong_value_is_refused_where_it_is_read(word, said):
-    with pytest.raises(UserError) as caught:
-        load_config(["quant=qat", word])
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("words", [["quant=gaussian"], ["quant=[qat,gaussian]"]])
-def test_noise_is_no_option_beside_it(words):
-    with pytest.raises(UserError, match="no such option, there is none, qat"):
-        load_config(words)
-    with pytest.raises(UserError, match=r"'quant\.bits' is a key of quant=qat, this run has quant=none"):
-        load_config(["quant.bits=4"])
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (
-            ["quant.group=48"],
-            "quant.group=48 does not divide model.hidden_size = 128, model.num_heads x model.head_dim = 128: take row",
-        ),
-        (["quant.group=128", "parallel.tensor=2"], "does not divide model.num_heads x model.head_dim / parallel.tensor=2 = 64"),
-        (["train.tokens=200000"], "S = 0.2914 tokens per byte of parameters, f* = 0 where S is at most 1: less than one step"),
-        (["quant.start=0.9999999"], "quant.start=0.9999999: less than one step"),
-        (["schedule=cosine"], "take schedule=wsd, power or constant or quant.fuse_decay=false"),
-        (["schedule=wsd_s"], "take schedule=wsd, power or constant"),
-        (["quant.fuse_decay=false", "quant.start=0"], "needs tokens in full precision"),
-        (["quant.fuse_decay=false", "schedule.floor=1e-3", "quant.rewarm_peak=1e-4"], "above quant.rewarm_peak=0.0001"),
-        (["quant.start=0.5", "quant.rewarm_peak=1e-4"], "quant.rewarm_peak=0.0001 needs quant.fuse_decay=false"),
-    ],
-)
-def test_what_contradicts_is_refused_before_anything_starts(words, said):
-    assert said in problems("quant=qat", *words)
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("tokens", [3e6, 1e8])
-def test_auto_is_the_law_in_whole_steps(bits, tokens):
-    config = load_config(["quant=qat", f"quant.bits={bits}", f"train.tokens={tokens}"])
-    phase, total = low_precision_phase(config), config.total_tokens
-    fraction = math.exp(-6.7297 / math.log(total / (config.model.shape.parameters * bits / 8)))
-    assert f"f* = exp(-6.7297 / ln S) = {fraction:.3g}" in phase.why
-    if fraction * total < 4096:
-        assert phase.start == total
-        return
-    assert 0 <= (total - phase.start) / total - fraction < 4096 / total
-    assert phase.start % 4096 == 0
-    assert not phase.holds(phase.start)
-    assert phase.holds(phase.start + 4096)
-
-
-def test_scales_learn_slower_the_more_levels_they_multiply_and_never_decay():
-    config = load_config(["quant=qat", "quant.bits=2", "optimizer.mup=true", "optimizer.mup_base_width=32"])
-    assert isinstance(config.quant, QatConfig)
-    model = build_model(config.model, torch.float32, torch.device("meta"))
-    learned_scales(config.quant).convert(model)
-    named = dict(model.named_parameters())
-    groups = build_optimizer(config, named.items()).param_groups
-    of = {id(parameter): group for group in groups for parameter in group["params"]}
-    assert len(of) == len(named)
-    for name, parameter in named.items():
-        group = of[id(parameter)]
-        inner = name.startswith("blocks")
-        if name.endswith("scale"):
-            rate = 32 / 128 if inner else 1 / 7  # 2 bits: the largest level is 1; embedding and head have 4 bits
-            assert (group["weight_decay"], group["eps"], group["lr_scale"]) == (0.0, SCALE_EPS, rate)
-        else:
-            assert group["eps"] == config.optimizer.eps

@@ -62,7 +62,7 @@ def real(*words: str, limit_bytes: int | None = None, command: tuple[str, ...] =
 def warm(*words: str, limit_bytes: int | None = None, lock_wait: float = 5.0) -> Answer:
     """What `foretrain WORDS...` does, in a fork of the fork server."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.distributed.warm"])
+    context.set_forkserver_preload(["tests.support.preloaded"])
     with tempfile.TemporaryDirectory() as folder:
         process = context.Process(target=_main, args=(list(words), folder, limit_bytes, lock_wait))
         process.start()
@@ -89,13 +89,18 @@ def _main(words: list[str], folder: str, limit_bytes: int | None, lock_wait: flo
     sys.exit(main())
 
 
-def on_rank(world: World, overrides: list[str]) -> tuple[int, str, str]:
-    """A case for a group: what `python -m train` says and returns on this rank, in a process group that is there already."""
+def on_rank(world: World, overrides: list[str], asynchronous: bool | None = None) -> tuple[int, str, str]:
+    """A case for a group: what `python -m train` says and returns on this rank, in a process group that is there already.
+
+    `asynchronous`: with the loop that GPUs take.
+    """
     import io
+    from functools import partial
     from unittest import mock
 
     import parallel.mesh
     import train.command.train
+    import train.loop.run
     from parallel.environment import ProcessEnvironment
 
     environment = ProcessEnvironment(world.rank, world.size, world.rank, world.size, restart=0, launched=True)
@@ -103,6 +108,7 @@ def on_rank(world: World, overrides: list[str]) -> tuple[int, str, str]:
     with (
         mock.patch.object(ProcessEnvironment, "read", staticmethod(lambda: environment)),
         mock.patch.object(parallel.mesh, "connect", return_value=contextlib.nullcontext(world)),
+        mock.patch.object(train.loop.run, "run", partial(train.loop.run.run, asynchronous=asynchronous)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

@@ -15,8 +15,7 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from scaling.record import RunRecord
-from tests.scaling.test_record import EVALUATION, RECORD, STEP
+from tests.support.run_folders import RECORD, STEP, carry_out
 from train.config import Config, load_config
 from train.folder import directory as directory_module
 from train.folder.directory import RunDirectory
@@ -59,19 +58,6 @@ def configure(tmp_path):
 @pytest.fixture
 def path(tmp_path) -> Path:
     return tmp_path / "runs" / "a"
-
-
-def carry_out(config: Config, shards: Path, status: str = "finished") -> RunRecord:
-    """A whole run, without the training."""
-    directory = RunDirectory(config)
-    record = replace(RECORD)
-    directory.begin(record, shards)
-    directory.append(STEP)
-    directory.append(EVALUATION)
-    record.status = status  # type: ignore[assignment]
-    directory.write(record)
-    directory.close()
-    return record
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -145,9 +131,9 @@ def test_another_run_of_that_name_is_refused_with_the_difference_and_stays(confi
     lines = str(caught.value).splitlines()
     assert str(path) in lines[0]
     assert "run.name" in lines[0]
-    assert [line.strip() for line in lines[1:]] == [
-        "run.seed: was 0, is 1",
+    assert sorted(line.strip() for line in lines[1:]) == [
         "model.num_layers: was 3, is 2",
+        "run.seed: was 0, is 1",
     ]
     assert contents(path) == before
 

@@ -1,4 +1,4 @@
-"""The one multi-process helper of the tests: gloo groups of warm processes.
+"""The one multi-process helper of the tests: groups of warm processes, on the CPU with gloo or on GPUs with nccl.
 
 `Group(2).run(function, *arguments)` calls `function(world, *arguments)` on every rank and returns the results by rank. A case
 that fails shows the traceback and the output of the rank that failed; one that hangs past its time limit shows every rank's
@@ -30,10 +30,11 @@ class CaseFailed(AssertionError):
 
 
 class Group:
-    """`size` processes with one thread each in one gloo process group."""
+    """`size` processes with one thread each in one process group; with nccl every rank has a GPU of its own."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, backend: str = "gloo") -> None:
         self.size = size
+        self.backend = backend
 
     def run(self, case: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Any]:
         """Results of `case(world, *arguments)` by rank.
@@ -44,7 +45,7 @@ class Group:
         from torch.distributed import TCPStore
 
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.distributed.warm"])
+        context.set_forkserver_preload(["tests.support.preloaded"])
         store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # port 0: a free one
         processes: list[Any] = []
         pipes: list[Connection] = []
@@ -52,7 +53,7 @@ class Group:
             try:
                 for rank in range(self.size):
                     ours, theirs = context.Pipe()
-                    words = (rank, self.size, theirs, folder, store.port, case, arguments)
+                    words = (rank, self.size, self.backend, theirs, folder, store.port, case, arguments)
                     process = context.Process(target=_serve, args=words, daemon=True)
                     process.start()
                     theirs.close()
@@ -105,6 +106,7 @@ def _report(processes: list[Any], answers: dict[int, tuple[str, Any]], folder: s
 def _serve(
     rank: int,
     size: int,
+    backend: str,
     pipe: Connection,
     folder: str,
     port: int,
@@ -123,8 +125,15 @@ def _serve(
 
     torch.set_num_threads(1)
     store = dist.TCPStore("localhost", port, is_master=False)
-    world = World(rank, size, torch.device("cpu"), dist.PrefixStore("case", store))
-    dist.init_process_group("gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=size)
+    device = torch.device("cpu")
+    if backend == "nccl":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    world = World(rank, size, device, dist.PrefixStore("case", store))
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size)
+    # A case without collectives could end on one rank, and close its connections, while another rank still connects.
+    store.set(f"connected {rank}", "")
+    store.wait([f"connected {other}" for other in range(size)])
     try:
         answer = ("ok", case(world, *arguments))
         dist.destroy_process_group()

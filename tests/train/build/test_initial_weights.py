@@ -9,9 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from tests.end_to_end import console
-from tests.parity import cases
-from tests.train import hub
+from tests.support import console, huggingface_models, small_runs, whole_runs
 from train.config import load_config, require
 from train.config.resolve.architecture import architecture_of
 from train.model import huggingface
@@ -42,24 +40,24 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_model_that_transformers_saved_has_its_logits_here(tmp_path, shape, shard_size):
     architecture, settings, words = SHAPES[shape]
-    theirs = hub.make_theirs(tmp_path, architecture, shard_size, **settings)
+    theirs = huggingface_models.make_theirs(tmp_path, architecture, shard_size, **settings)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1 or shard_size == "9KB"
-    config = hub.imported(tmp_path, *words)
+    config = huggingface_models.imported(tmp_path, *words)
     require(config, world_size=1)
-    ids = hub.tokens(310)
-    expected = hub.their_logits(theirs, ids)
+    ids = huggingface_models.tokens(310)
+    expected = huggingface_models.their_logits(theirs, ids)
     assert expected.abs().max() > 0.5
-    assert (hub.logits(hub.started(config), ids) - expected).abs().max() < 1e-5
+    assert (huggingface_models.logits(huggingface_models.started(config), ids) - expected).abs().max() < 1e-5
 
 
 def test_a_model_in_bf16_is_taken_exactly(tmp_path):
-    hub.make_theirs(tmp_path)
+    huggingface_models.make_theirs(tmp_path)
     whole = load_file(tmp_path / "model.safetensors")
     halved = {name: tensor.to(torch.bfloat16) for name, tensor in whole.items()}
     save_file(halved, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    config = hub.imported(tmp_path, "model.qk_norm=false")
+    config = huggingface_models.imported(tmp_path, "model.qk_norm=false")
     require(config, world_size=1)
-    model = hub.started(config)
+    model = huggingface_models.started(config)
     for name, place in huggingface.places(config.model.shape).items():
         assert torch.equal(model.get_parameter(name), halved[place.name].float())
 
@@ -68,11 +66,11 @@ def test_a_model_in_bf16_is_taken_exactly(tmp_path):
 @pytest.mark.parametrize("architecture", ["Llama", "Qwen3"])
 def test_every_layout_starts_from_the_same_bits(group, tmp_path, architecture, axes):
     tied = architecture == "Llama"
-    hub.make_theirs(tmp_path, architecture, "9KB", num_hidden_layers=3, tie_word_embeddings=tied)
+    huggingface_models.make_theirs(tmp_path, architecture, "9KB", num_hidden_layers=3, tie_word_embeddings=tied)
     norm = f"model.qk_norm={str(not tied).lower()}"
     words = [
-        *hub.SMALL,
-        *hub.LENGTH,
+        *small_runs.SMALL,
+        *small_runs.LENGTH,
         "tokenizer=bytes",
         "train.microbatch=1",
         "model.num_layers=3",
@@ -80,21 +78,19 @@ def test_every_layout_starts_from_the_same_bits(group, tmp_path, architecture, a
         "model.norm_eps=1e-6",
     ]
     overrides = [*words, f"model.initial_weights={tmp_path}", f"model.tie_embeddings={str(tied).lower()}"]
-    (single,) = group(1).run(cases.initial_weights, overrides)
+    ((single,),) = group(1).run(whole_runs.initial_weights, [load_config(overrides)])
     config = load_config([*overrides, *(f"parallel.{axis}" for axis in axes)])
     require(config, world_size=config.parallel.layout.world_size)
     assert len(single) == len(huggingface.places(config.model.shape))
-    found = group(config.parallel.layout.world_size).run(
-        cases.initial_weights, [*overrides, *(f"parallel.{axis}" for axis in axes)]
-    )
-    assert all(hashes == single for hashes in found)
+    found = group(config.parallel.layout.world_size).run(whole_runs.initial_weights, [config])
+    assert all(hashes == [single] for hashes in found)
 
 
 def test_a_rank_opens_no_file_that_has_nothing_for_it(tmp_path):
     from train.build.initial_weights import stored_values
 
-    hub.make_theirs(tmp_path, shard_size="9KB")
-    config = hub.imported(tmp_path, "model.qk_norm=false").model
+    huggingface_models.make_theirs(tmp_path, shard_size="9KB")
+    config = huggingface_models.imported(tmp_path, "model.qk_norm=false").model
     where = huggingface.tensors(tmp_path)
     fill = stored_values(config, tmp_path)
     kept = where["model.norm.weight"].file
@@ -111,13 +107,13 @@ def test_a_rank_opens_no_file_that_has_nothing_for_it(tmp_path):
 
 def test_a_run_starts_from_them_and_is_another_run(tmp_path):
     (tmp_path / "model").mkdir()
-    hub.make_theirs(tmp_path / "model")
+    huggingface_models.make_theirs(tmp_path / "model")
     norms = ["model.qk_norm=false", "model.norm_eps=1e-6"]
-    run = hub.train(tmp_path, "run", *hub.COLD, *norms, f"model.initial_weights={tmp_path}/model")
+    run = small_runs.train(tmp_path, "run", *small_runs.COLD, *norms, f"model.initial_weights={tmp_path}/model")
     theirs, ours = load_file(tmp_path / "model" / "model.safetensors"), load_weights(run)
-    for name, place in huggingface.places(load_config([*hub.SMALL, *norms]).model.shape).items():
+    for name, place in huggingface.places(load_config([*small_runs.SMALL, *norms]).model.shape).items():
         assert torch.equal(ours[name], theirs[place.name])
-    answer = console.warm("train", "run.name=run", *hub.words(tmp_path, *hub.COLD, *norms))
+    answer = console.warm("train", "run.name=run", *small_runs.words(tmp_path, *small_runs.COLD, *norms))
     answer.assert_refused("holds another run", "model.initial_weights")
     # What was trained stays usable when the folder it started from is gone.
     shutil.rmtree(tmp_path / "model")
@@ -128,19 +124,21 @@ def test_a_run_starts_from_them_and_is_another_run(tmp_path):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    hub.make_theirs(folder)
+    huggingface_models.make_theirs(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    hub.make_theirs(folder, shard_size="9KB")
+    huggingface_models.make_theirs(folder, shard_size="9KB")
     return folder
 
 
 def problems(folder, *words: str) -> list[str]:
-    return list(huggingface.problems(folder, architecture_of(hub.imported(folder, "model.qk_norm=false", *words).model)))
+    return list(
+        huggingface.problems(folder, architecture_of(huggingface_models.imported(folder, "model.qk_norm=false", *words).model))
+    )
 
 
 OTHERS = [
@@ -158,7 +156,7 @@ OTHERS = [
 @pytest.mark.parametrize("words", OTHERS, ids=lambda words: words[0])
 def test_another_model_is_told_what_differs_and_what_to_type(model, words):
     (said,) = problems(model, *words)
-    config = hub.imported(model, "model.qk_norm=false", *words).model
+    config = huggingface_models.imported(model, "model.qk_norm=false", *words).model
     for word in words:
         key = word.partition("=")[0].removeprefix("model.")
         value = getattr(config, key)
@@ -170,7 +168,7 @@ def test_another_model_is_told_what_differs_and_what_to_type(model, words):
 
 @pytest.mark.parametrize("settings, word", [({"tie_word_embeddings": True}, "true"), ({"tie_word_embeddings": False}, "false")])
 def test_what_is_tied_there_is_tied_here(tmp_path, settings, word):
-    hub.make_theirs(tmp_path, **settings)
+    huggingface_models.make_theirs(tmp_path, **settings)
     other = "false" if word == "true" else "true"
     (said,) = problems(tmp_path, f"model.tie_embeddings={other}")
     assert said.endswith(f"tie_embeddings={word}, not {other}. Type: model.tie_embeddings={word}")
@@ -204,7 +202,7 @@ FOREIGN = {
 def test_what_this_decoder_does_not_compute_is_refused(model, tmp_path, case):
     changes, expected = FOREIGN[case]
     shutil.copytree(model, tmp_path, dirs_exist_ok=True)
-    hub.edit(tmp_path / "config.json", **changes)
+    huggingface_models.edit(tmp_path / "config.json", **changes)
     (said,) = problems(tmp_path)
     assert expected in said
 
@@ -218,9 +216,9 @@ def test_a_config_of_an_older_transformers_is_read(model, tmp_path):
         "tie_word_embeddings": None,
         "mlp_bias": None,
     }
-    hub.edit(tmp_path / "config.json", **gone, rope_theta=500.0)
+    huggingface_models.edit(tmp_path / "config.json", **gone, rope_theta=500.0)
     assert problems(tmp_path, "model.rope_theta=500") == []
-    hub.edit(tmp_path / "config.json", rope_theta=None)
+    huggingface_models.edit(tmp_path / "config.json", rope_theta=None)
     assert problems(tmp_path) == []
 
 
@@ -304,8 +302,8 @@ def test_a_config_that_is_none_is_refused(tmp_path, config):
 
 
 def test_a_missing_folder_or_file_is_refused_by_the_command_in_a_line(model, tmp_path):
-    (tmp_path / "text.txt").write_text(hub.TEXT)
-    words = hub.words(tmp_path, *hub.COLD, "parallel.shard=2")  # refused before any process is started for it
+    (tmp_path / "text.txt").write_text(small_runs.TEXT)
+    words = small_runs.words(tmp_path, *small_runs.COLD, "parallel.shard=2")  # refused before any process is started for it
     hub_name = console.warm("train", *words, "model.initial_weights=meta-llama/Llama-3.2-1B")
     hub_name.assert_refused("model.initial_weights=meta-llama/Llama-3.2-1B", "there is no folder", "download")
     (tmp_path / "empty").mkdir()
@@ -315,7 +313,7 @@ def test_a_missing_folder_or_file_is_refused_by_the_command_in_a_line(model, tmp
 
 
 def test_it_is_reported_with_all_other_broken_rules(model):
-    config = hub.imported(model, "model.qk_norm=true", "schedule.floor=1", "train.microbatch=3")
+    config = huggingface_models.imported(model, "model.qk_norm=true", "schedule.floor=1", "train.microbatch=3")
     with pytest.raises(UserError) as caught:
         require(config, world_size=1)
     assert len(str(caught.value).splitlines()) == 3
@@ -331,10 +329,9 @@ def test_a_tilde_is_the_home_folder(model, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "m").symlink_to(model)
     config = load_config(
-        [*hub.SMALL, "tokenizer=bytes", "model.qk_norm=false", "model.norm_eps=1e-6", "model.initial_weights='~/m'"]
+        [*small_runs.SMALL, "tokenizer=bytes", "model.qk_norm=false", "model.norm_eps=1e-6", "model.initial_weights='~/m'"]
     )
     require(config, world_size=1)
-    assert torch.equal(
-        hub.started(config).get_parameter("norm.weight"), load_file(model / "model.safetensors")["model.norm.weight"]
-    )
+    found = huggingface_models.started(config).get_parameter("norm.weight")
+    assert torch.equal(found, load_file(model / "model.safetensors")["model.norm.weight"])
     assert json.loads((tmp_path / "m" / "config.json").read_text())["model_type"] == "llama"

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from scaling.record import StepLine, read_metrics, read_record
-from tests.end_to_end import console
-from tests.letters import corpus_of_letters
-from tests.train import health_cases
+from tests.support import broken_steps, console
+from tests.support.letters import corpus_of_letters
 from train.config import load_config
 from train.loop.health import Health
 
@@ -76,13 +75,14 @@ def lines_of(run: Path) -> list[StepLine]:
 def test_a_skipped_step_changes_nothing(group, layout):
     """Weights and moments are to the bit what they were, on a layout of each kind."""
     more = ["model.num_layers=2", "train.microbatch=2", f"parallel.{layout}"]
-    assert all(group(2).run(health_cases.step_with_a_broken_gradient, [*RUN, *more]))
+    assert all(group(2).run(broken_steps.step_with_a_broken_gradient, [*RUN, *more]))
 
 
-def test_a_run_that_skips_goes_on_without_the_step(group, words, tmp_path):
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["of CPUs", "of GPUs"])
+def test_a_run_that_skips_goes_on_without_the_step(group, words, tmp_path, asynchronous):
     """Sample 80 (step 11) breaks the gradient, wherever it is met."""
     overrides = [*words, "health.on_nonfinite=skip", "parallel.shard=2"]
-    answers = group(2).run(health_cases.run_with_bad_samples, overrides, [80])
+    answers = group(2).run(broken_steps.run_with_bad_samples, overrides, [80], asynchronous)
     assert [code for code, _, _ in answers] == [0, 0], answers
     assert "step 11: loss" in answers[0][2]
     assert "the step was skipped" in answers[0][2]
@@ -92,9 +92,10 @@ def test_a_run_that_skips_goes_on_without_the_step(group, words, tmp_path):
     assert read_record(tmp_path / "runs" / "a").skipped_steps == 1
 
 
-def test_a_run_that_rewinds_leaves_the_data_out_and_says_so_in_the_record(group, words, tmp_path):
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["of CPUs", "of GPUs"])
+def test_a_run_that_rewinds_leaves_the_data_out_and_says_so_in_the_record(group, words, tmp_path, asynchronous):
     overrides = [*words, "health.on_nonfinite=rewind", "parallel.shard=2"]
-    answers = group(2).run(health_cases.run_with_bad_samples, overrides, [80])
+    answers = group(2).run(broken_steps.run_with_bad_samples, overrides, [80], asynchronous)
     assert [code for code, _, _ in answers] == [0, 0], answers
     assert "step 11: loss" in answers[0][2]
     assert "Back to step 8; samples 64 to 87 are left out" in answers[0][2]
@@ -107,7 +108,7 @@ def test_a_run_that_rewinds_leaves_the_data_out_and_says_so_in_the_record(group,
     assert manifest["progress"]["samples"] == 24 * 8 + 24
     # The same run on the text without those samples' steps is the same from there on.
     clean = [word.replace("run.name=a", "run.name=b") for word in overrides]
-    answers = group(2).run(health_cases.run_without_samples, clean, 64, 24)
+    answers = group(2).run(broken_steps.run_without_samples, clean, 64, 24)
     assert [code for code, _, _ in answers] == [0, 0], answers
     expected = lines_of(tmp_path / "runs" / "b")
     assert [dataclasses.astuple(line)[:5] for line in lines] == [
@@ -117,7 +118,7 @@ def test_a_run_that_rewinds_leaves_the_data_out_and_says_so_in_the_record(group,
 
 def test_a_run_that_stays_broken_stops_in_the_end(group, words, tmp_path):
     overrides = [*words, "health.on_nonfinite=rewind", "health.patience=2", "parallel.shard=2"]
-    first, second = group(2).run(health_cases.run_with_bad_samples, overrides, list(range(80, 500)))
+    first, second = group(2).run(broken_steps.run_with_bad_samples, overrides, list(range(80, 500)))
     console.Answer(*first).assert_refused("went wrong again", "after 2 rewinds", code=1)
     assert second == (1, "", "")
     assert "samples 64 to 87 are left out" in first[2]

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -38,7 +38,6 @@ FAST_BYTES = BytesEncoder(bytes_tokenizer(), END_OF_TEXT)
 some_text = st.text() | st.text("<|endofxt> \n\t\r") | st.lists(st.sampled_from([*TEXTS, END_OF_TEXT, " "])).map("".join)
 
 
-@settings(max_examples=200)
 @given(some_text)
 @pytest.mark.parametrize("encoder", [BPE, SLOW_BYTES, FAST_BYTES], ids=["bpe", "bytes-slow", "bytes-fast"])
 def test_round_trip_without_special_tokens(encoder, text):
@@ -47,7 +46,6 @@ def test_round_trip_without_special_tokens(encoder, text):
     assert encoder.tokenizer.decode(tokens.tolist(), skip_special_tokens=False) == text
 
 
-@settings(max_examples=200)
 @given(st.lists(some_text, max_size=3))
 def test_bytes_fast_path_gives_the_same_ids(texts):
     for fast, slow, text in zip(FAST_BYTES.encode(texts), SLOW_BYTES.encode(texts), texts, strict=True):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from parallel.mesh import World
-from tests.end_to_end.console import on_rank
+from tests.support.console import on_rank
 from train.trained.generation import continue_prompt
 from train.trained.layout import config_on_layout
 
