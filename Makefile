@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint clean
+# Two processes share the tests, a file each at a time: what waits for others runs beside what computes.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-fast test-slow lint clean
 
 demo: .venv/installed
 	@$(BIN)/foretrain train experiment=demo
@@ -10,11 +13,16 @@ demo: .venv/installed
 	@$(BIN)/foretrain generate runs/demo --prompt "class" --tokens 120
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(PYTEST)
 
-# What takes minutes and seldom breaks alone.
+# What starts no process and trains nothing: for every edit.
+test-fast: .venv/installed
+	$(PYTEST) -m 'not slow and not processes'
+
+# What takes minutes and seldom breaks alone, and ten times the examples of every property.
 test-slow: .venv/installed
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
+	$(PYTEST) -m 'not slow and not processes' --hypothesis-profile=thorough
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from parallel.batch import Batch
 from parallel.mesh import World, build_meshes
-from tests.distributed.group import Group
+from tests.support.group import Group
 from train.build.engine import build_engine
 from train.config import load_config, require
 from train.loop.memory import LiveBytes

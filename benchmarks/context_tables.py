@@ -16,7 +16,8 @@ import torch
 from parallel.context.choose import METHODS
 from parallel.context.names import PartitionName
 from parallel.context.partition import Partition
-from tests.parallel.context import cases
+from tests.support.context_attention import packed, relative_errors
+from tests.support.group import Group
 
 SEQUENCE = 2048
 PARTITIONS: tuple[PartitionName, ...] = ("contiguous", "zigzag", "balanced")
@@ -31,7 +32,7 @@ def main() -> None:
 
 def errors() -> None:
     """Print the errors of every method by number of ranks."""
-    by_ranks = {ranks: cases.relative_errors(METHODS, SEQUENCE, ranks) for ranks in (1, 2, 4, 8)}
+    by_ranks = {ranks: relative_errors(Group(ranks), METHODS, SEQUENCE) for ranks in (1, 2, 4, 8)}
     print("| method | ranks | output | query gradient | key gradient | value gradient |\n|---|---|---|---|---|---|")
     for method in METHODS:
         for ranks, by_method in by_ranks.items():
@@ -43,7 +44,7 @@ def balance() -> None:
     print("| tokens | documents | ranks | " + " | ".join(PARTITIONS) + " |\n|" + "---|" * (3 + len(PARTITIONS)))
     for sequence in (8192, 32768):
         for median in (None, 150, 1000):
-            rows = [cases.packed(sequence, median, seed) for seed in range(20)] if median else [torch.zeros(1, sequence)]
+            rows = [packed(sequence, median, seed) for seed in range(20)] if median else [torch.zeros(1, sequence)]
             for ranks in (2, 4, 8):
                 cells = [f"{sequence:,}", f"median {median}" if median else "one", str(ranks)]
                 for name in PARTITIONS:

@@ -20,7 +20,7 @@ import torch
 from parallel.batch import Batch
 from parallel.engine.native import NativeEngine
 from parallel.mesh import World, build_meshes
-from tests.distributed.group import Group
+from tests.support.group import Group
 from train.build.engine import build_engine
 from train.build.model import build_model
 from train.config import load_config, require

@@ -1,5 +1,6 @@
 """The values in `configs/`, as its files have them: what a key is when nobody sets it. Reads YAML by PyYAML."""
 
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -8,9 +9,16 @@ import yaml
 
 def read_config_file(*path: str) -> dict[str, Any]:
     """A file of `configs/` as it stands."""
-    return dict(yaml.safe_load(files("configs").joinpath(*path).read_text(encoding="utf-8")))
+    return dict(_read(*path))
 
 
+@cache
+def _read(*path: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(files("configs").joinpath(*path).read_text(encoding="utf-8"))
+    return values
+
+
+@cache
 def group_options() -> dict[str, list[str]]:
     """Every configuration group and its options. A file whose name begins with `_` is none: others build upon it."""
     folders = sorted((entry for entry in files("configs").iterdir() if entry.is_dir()), key=lambda entry: entry.name)

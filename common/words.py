@@ -1,4 +1,4 @@
-"""How things are said to people: ranges, Hydra's words, the nearest known name."""
+"""Text for people and for command lines: ranges, Hydra's words, the nearest known name."""
 
 import difflib
 import re

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scaling.record import StepLine, read_metrics, read_record
-from tests.end_to_end import console
+from tests.support import console
 from train.data.tokenizers.bpe import train_bpe
 
 MODEL = ["model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "model.ffn_size=32", "model.vocab_size=260"]

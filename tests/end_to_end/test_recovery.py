@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from scaling.record import EvaluationLine, StepLine, read_metrics, read_record
-from tests.end_to_end import cases, console
-from tests.end_to_end.test_train import _children
-from tests.letters import corpus_of_letters
+from tests.support import commands_on_ranks, console
+from tests.support.letters import corpus_of_letters
+from tests.support.processes import workers_of
 from train.checkpoint.manifest import newest_first
 from train.checkpoint.verify import verify_alone
 from train.loop.stop import ONE_REQUEST_SECONDS
@@ -81,7 +81,7 @@ def test_killed_ten_times_it_ends_as_the_uninterrupted_run(place):
             if kill % 2:
                 _wait_for(launcher, lambda: bool(_unfinished(run)))
         finally:
-            for pid in (launcher.pid, *_children(launcher.pid)):
+            for pid in (launcher.pid, *workers_of(launcher.pid)):
                 os.kill(pid, signal.SIGKILL)
             launcher.communicate(timeout=60)
         in_saving += bool(_unfinished(run))
@@ -146,13 +146,13 @@ def test_a_second_signal_stops_at_once_and_damages_nothing(place):
     launcher = console.start("train", *words(place, "twice", *length))
     try:
         _wait_for(launcher, lambda: len(_folders(run)) > 1)
-        first, second = _children(launcher.pid)
+        first, second = workers_of(launcher.pid)
         os.kill(second, signal.SIGSTOP)  # so that no step ends, and the first signal cannot be acted upon
         launcher.send_signal(signal.SIGTERM)
         time.sleep(ONE_REQUEST_SECONDS + 0.5)
         assert launcher.poll() is None
         launcher.send_signal(signal.SIGTERM)
-        _wait_for(launcher, lambda: first not in _children(launcher.pid))
+        _wait_for(launcher, lambda: first not in workers_of(launcher.pid))
         os.kill(second, signal.SIGKILL)
         launcher.communicate(timeout=60)
     finally:
@@ -171,7 +171,7 @@ def test_torchrun_restarts_after_the_death_of_a_rank_and_the_run_goes_on(place):
     launcher = console.start(*words(place, "dead", *length, "parallel.shard=2"), command=torchrun)
     try:
         _wait_for(launcher, lambda: len(_folders(run)) > 1 and steps_done(run) > 15)
-        os.kill(_children(launcher.pid)[1], signal.SIGKILL)
+        os.kill(workers_of(launcher.pid)[1], signal.SIGKILL)
         _, err = launcher.communicate(timeout=120)
     finally:
         launcher.kill()
@@ -191,7 +191,7 @@ def test_a_signal_is_noticed_in_every_phase(group, place, phase):
     if phase == "compile":
         more.append("train.compile=true")
     overrides = words(place, name, *more)
-    answers = group(2).run(cases.signalled_in, overrides, phase, timeout=240.0)
+    answers = group(2).run(commands_on_ranks.signalled_in, overrides, phase, timeout=240.0)
     run = place / "runs" / name
     if phase == "tokenising":  # there is nothing to save
         assert [code for code, _, _ in answers] == [143, 143]

@@ -14,7 +14,8 @@ import torch
 from tokenizers import Tokenizer
 
 from scaling.record import EvaluationLine, StepLine, read_metrics, read_record
-from tests.end_to_end import cases, console
+from tests.support import commands_on_ranks, console
+from tests.support.processes import is_alive, workers_of
 from train.build.model import build_model
 from train.config import load_config
 from train.folder.reading import load_run_config
@@ -148,7 +149,7 @@ def test_torchrun_gives_the_same_losses(run, overrides, place):
 
 def test_generate_is_a_function_of_its_seed(group, run):
     def draw(seed: int, temperature: float = 0.8, top_k: int = 50) -> str:
-        (text,) = group(1).run(cases.generate, str(run), [], "abc ", temperature, top_k, seed)
+        (text,) = group(1).run(commands_on_ranks.generate, str(run), [], "abc ", temperature, top_k, seed)
         return text
 
     assert draw(1) == draw(1) != draw(2)
@@ -192,10 +193,10 @@ def test_generation_is_the_same_on_every_layout(group, place, run, overrides, la
         assert [code for code, _, _ in group(2).run(console.on_rank, words)] == [0, 0]
     words = [f"parallel.{axis}" for axis in layout]
     draw = (0.8, 50, 1)
-    single = group(1).run(cases.generate, str(whole), [], "abcd ", *draw)
+    single = group(1).run(commands_on_ranks.generate, str(whole), [], "abcd ", *draw)
     assert len(single[0]) > len("abcd ") + 5
     size = 2 ** len(layout)
-    assert group(size).run(cases.generate, str(whole), words, "abcd ", *draw) == single * size
+    assert group(size).run(commands_on_ranks.generate, str(whole), words, "abcd ", *draw) == single * size
 
 
 def test_generate_starts_the_processes_its_layout_needs(place, run):
@@ -229,7 +230,7 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_lock_is_free(override
             assert launcher.poll() is None, launcher.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        workers = _children(launcher.pid)
+        workers = workers_of(launcher.pid)
         assert len(workers) == 2
         holder = json.loads((path / ".lock").read_text())["process"]
         assert holder in workers
@@ -239,24 +240,12 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_lock_is_free(override
         os.kill(launcher.pid, signal.SIGKILL)
         launcher.communicate(timeout=60)  # its pipes close when the last worker is dead
     deadline = time.monotonic() + 30
-    while any(_is_alive(pid) for pid in workers):
+    while any(is_alive(pid) for pid in workers):
         assert time.monotonic() < deadline, "workers outlive their launcher"
         time.sleep(0.05)
     assert read_record(path).status == "running"
     fresh = console.warm("train", "run.name=killed", *overrides, "train.steps=1000000", "run.seed=1", lock_wait=0.0)
     fresh.assert_refused("run.seed: was 0, is 1")  # not: in use
-
-
-def _children(pid: int) -> list[int]:
-    text = "".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
-    return [child for child in map(int, text.split()) if b"train" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return re.search(r"State:\s+[ZX]", Path(f"/proc/{pid}/status").read_text()) is None
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_interrupting_ends_the_run_in_one_line(overrides, place):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from tests.parity import cases
-from tests.parity.test_resume import LAYOUTS, MEASURED, MODEL
+from tests.support import whole_runs
+from tests.support.resumed_runs import LAYOUTS, MEASURED, MODEL
 from train.branch import branch_words
 from train.config import load_config
 
@@ -27,7 +27,7 @@ RUN = [
 def _train(group, layout: str, *runs: list[str], stops: int | None = None) -> list[list[dict[str, object]]]:
     axes = [f"parallel.{axis}={size}" for axis, size in LAYOUTS[layout].items()]
     world = math.prod(LAYOUTS[layout].values())
-    return group(world).run(cases.stop_and_go, [([*run, *axes], stops) for run in runs], timeout=300.0)[0]
+    return group(world).run(whole_runs.stop_and_go, [(load_config([*run, *axes]), stops) for run in runs], timeout=300.0)[0]
 
 
 def _steps(lines: list[dict[str, object]]) -> list[dict[str, object]]:

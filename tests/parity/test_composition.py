@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.distributed.group import CaseFailed
-from tests.parity import more_cases
+from tests.support import compositions
+from tests.support.group import CaseFailed
 from train.build.dry_run import shares
 from train.config import load_config
 
@@ -15,24 +15,24 @@ LENGTH = ["model.vocab_size=270", "tokenizer=bytes", "train.sequence=32", "train
 
 def test_sharding_before_splitting_tensors_breaks(group):
     with pytest.raises(CaseFailed, match="Error"):
-        group(4).run(more_cases.shard_before_tensor, [*MODEL, *LENGTH, "parallel.tensor=2", "parallel.shard=2"])
+        group(4).run(compositions.shard_before_tensor, [*MODEL, *LENGTH, "parallel.tensor=2", "parallel.shard=2"])
 
 
 def test_quantizing_after_splitting_tensors_loses_the_split(group):
     overrides = [*MODEL, *LENGTH, "parallel.tensor=2", "quant=qat", "quant.start=0"]
-    assert group(2).run(more_cases.tensor_before_quantize, overrides) == [(0, 6 * 7 + 2)] * 2
+    assert group(2).run(compositions.tensor_before_quantize, overrides) == [(0, 6 * 7 + 2)] * 2
 
 
 def test_sharding_in_bf16_leaves_scales_in_fp32(group):
     overrides = [*MODEL, *LENGTH, "train.precision=bf16", "parallel.shard=2", "quant=qat", "quant.start=0"]
-    assert group(2).run(more_cases.dtypes_in_the_quantizer, overrides) == [{("torch.bfloat16", "torch.float32")}] * 2
+    assert group(2).run(compositions.dtypes_in_the_quantizer, overrides) == [{("torch.bfloat16", "torch.float32")}] * 2
 
 
 def test_materialising_before_sharding_holds_the_whole_model(group):
     overrides = [*MODEL, *LENGTH, "parallel.shard=2"]
     whole = 4 * load_config(overrides).model.shape.parameters
-    early = group(2).run(more_cases.peak_bytes_of_materialising, overrides, "materialise")
-    late = group(2).run(more_cases.peak_bytes_of_materialising, overrides, "shard")
+    early = group(2).run(compositions.peak_bytes_of_materialising, overrides, "materialise")
+    late = group(2).run(compositions.peak_bytes_of_materialising, overrides, "shard")
     assert min(early) >= whole
     assert max(late) <= 0.6 * whole
 
@@ -50,7 +50,7 @@ def test_no_tensor_on_a_context_rank_is_a_sequence_times_a_sequence(group):
     base += ["model.num_layers=1"]
     runs = [[*base, f"parallel.context_method={method}", f"parallel.recompute={choice}"] for method, choice in CHOICES]
     documents = [position // 300 for position in range(sequence)]
-    (found, _) = group(2).run(more_cases.one_step, runs, documents, timeout=300.0)
+    (found, _) = group(2).run(compositions.one_step, runs, documents, timeout=300.0)
     for run, step in zip(runs, found, strict=True):
         assert step["largest"] <= 256 * sequence, run[-2:]
         assert step["loss"] == pytest.approx(found[0]["loss"], rel=1e-6)
@@ -79,7 +79,7 @@ def test_a_dry_run_foretells_every_rank_s_share(group, axes, quant):
         pytest.skip("nothing that the others do not have")
     overrides = [*MODEL, "model.num_heads=6", *LENGTH, *quant, *(f"parallel.{axis}" for axis in axes)]
     config = load_config(overrides)
-    found = group(config.parallel.layout.world_size).run(more_cases.local_sizes, overrides)
+    found = group(config.parallel.layout.world_size).run(compositions.local_sizes, overrides)
     per_coordinate = len(found) // config.parallel.pipeline
     for share in shares(config):
         first = share.pipeline_rank * per_coordinate
@@ -97,12 +97,12 @@ def test_a_large_model_is_divided_whole():
 
 
 def test_a_trace_has_the_named_regions(group, tmp_path):
-    from tests.parity import cases
+    from tests.support import whole_runs
 
     (tmp_path / "text.txt").write_text("a little text, many times over. " * 400)
     overrides = [*MODEL, *LENGTH, "data=files", f"data.files=[{tmp_path}/text.txt]", f"data.cache_dir={tmp_path}/cache"]
     overrides += [f"run.dir={tmp_path}", "train.steps=7", "schedule.warmup_tokens=0", "eval.tokens=64", "train.profile=true"]
-    group(1).run(cases.train, [overrides])
+    group(1).run(whole_runs.train, [load_config(overrides)])
     events = json.loads((tmp_path / "run" / "trace" / "rank_0000.json").read_text())["traceEvents"]
     names = [event.get("name") for event in events if event.get("cat") == "user_annotation"]
     assert {"batches", "forward_backward", "gradient_norm", "optimizer"} <= set(names)

@@ -1,12 +1,16 @@
-"""One loss on every layout: losses and gradient norms of eight steps equal those of a bare single-process loop."""
+"""One loss on every layout: losses and gradient norms of eight steps equal those of a bare single-process loop.
+
+All runs of a layout are carried out by the same processes, one after the other, when the first of them is asked for.
+"""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from common.errors import UserError
-from tests.parity import cases, reference
+from tests.support import reference, whole_runs
 from train.config import load_config, require
 from train.data.prepare import prepare
 from train.data.shards import open_shards
@@ -84,33 +88,38 @@ def expected(corpus):
     return of
 
 
-def _compare(group, corpus, expected, tmp_path, layout: dict[str, object], run: list[str], how: list[str], tolerance: float):
+@dataclass(frozen=True)
+class Case:
     """`run` is what the run computes, `how` what must make no difference."""
-    _compare_all(group, corpus, expected, tmp_path, layout, [run], how, [tolerance])
+
+    run: list[str]
+    how: list[str]
+    tolerance: float
+    slow: bool = False
 
 
-def _compare_both_precisions(group, corpus, expected, tmp_path, layout: dict[str, object], how: list[str]):
-    runs = [_run(precision, layers=_layers(layout)) for precision in TOLERANCE]
-    _compare_all(group, corpus, expected, tmp_path, layout, runs, how, list(TOLERANCE.values()))
+@pytest.fixture
+def carry_out(group, corpus, tmp_path_factory):
+    """The losses and norms of the trainer for every case, on one layout."""
+
+    def carry_out(axes: dict[str, object], cases: list[Case], asynchronous: bool | None = None):
+        place = tmp_path_factory.mktemp("runs")
+        layout = [f"parallel.{key}={value}" for key, value in axes.items()]
+        size = math.prod(value for value in axes.values() if isinstance(value, int))
+        configs = [
+            load_config([f"run.dir={place}/{number}", *corpus, *case.run, *layout, *case.how])
+            for number, case in enumerate(cases)
+        ]
+        answers = group(size).run(whole_runs.train, configs, asynchronous, timeout=300.0)
+        (written,) = [answer for answer in answers if answer is not None]
+        return written
+
+    return carry_out
 
 
-def _compare_all(group, corpus, expected, tmp_path, layout, runs: list[list[str]], how: list[str], tolerances: list[float]):
-    _compare_each(group, corpus, expected, tmp_path, layout, runs, [how] * len(runs), tolerances)
-
-
-def _compare_each(group, corpus, expected, tmp_path, layout, runs: list[list[str]], hows: list[list[str]], tolerances):
-    """Several runs, one after the other in the same processes."""
-    axes = [f"parallel.{key}={value}" for key, value in layout.items()]
-    size = math.prod(value for value in layout.values() if isinstance(value, int))
-    words = [
-        [f"run.dir={tmp_path}/{number}", *corpus, *run, *axes, *how]
-        for number, (run, how) in enumerate(zip(runs, hows, strict=True))
-    ]
-    answers = group(size).run(cases.train, words, timeout=300.0)
-    written = [answer for answer in answers if answer is not None]
-    assert len(written) == 1
-    for found, run, tolerance in zip(written[0], runs, tolerances, strict=True):
-        np.testing.assert_allclose(found, expected(run), rtol=tolerance, atol=0)
+def _assert_equal(carry_out, expected, axes: dict[str, object], *cases: Case) -> None:
+    for found, case in zip(carry_out(axes, list(cases)), cases, strict=True):
+        np.testing.assert_allclose(found, expected(case.run), rtol=case.tolerance, atol=0, err_msg=str(case))
 
 
 def _run(precision: str, *variant: str, layers: int = 2) -> list[str]:
@@ -130,24 +139,28 @@ def _microbatch(layout: dict[str, object]) -> int:
     return rows // 4 if "pipeline" in sizes else rows
 
 
-@pytest.mark.parametrize("microbatch", [2, 4])  # on one rank: 8 and 4 micro-batches; on four: 2 and 1, no accumulation
-@pytest.mark.parametrize("precision", ["fp64", "fp32"])
-@pytest.mark.parametrize("layout", DATA)
-def test_data_parallel(group, corpus, expected, tmp_path, layout, precision, microbatch):
-    how = [f"train.microbatch={microbatch}"]
-    _compare(group, corpus, expected, tmp_path, DATA[layout], _run(precision), how, TOLERANCE[precision])
+def _case(layout: str, precision: str, *variant: str, how: list[str] | None = None, slow: bool = False) -> Case:
+    axes = LAYOUTS[layout]
+    words = [f"train.microbatch={_microbatch(axes)}"] if how is None else how
+    return Case(_run(precision, *variant, layers=_layers(axes)), words, TOLERANCE[precision], slow)
 
 
-@pytest.mark.parametrize("layout", PIPELINE)
-def test_pipeline_schedules(group, corpus, expected, tmp_path, layout):
-    how = ["train.microbatch=4" if PIPELINE[layout]["pipeline"] == 2 else "train.microbatch=2"]  # four or eight micro-batches
-    _compare_both_precisions(group, corpus, expected, tmp_path, PIPELINE[layout], how)
+def _context_case(axes: dict[str, object], precision: str, how: list[str], *variant: str) -> Case:
+    """`how` is a method, and behind it more keys of the layout."""
+    method, *more = how
+    near = precision == "bf16"  # see `_bf16_case`
+    words = [f"train.microbatch={_microbatch(axes)}", *(f"parallel.{word}" for word in (f"context_method={method}", *more))]
+    run = _run("fp32" if near else precision, *variant, layers=_layers(axes))
+    return Case(run, [*words, *(["train.precision=bf16"] if near else [])], BF16 if near else TOLERANCE[precision])
 
 
-@pytest.mark.parametrize("layout", COMPOSED)
-def test_composed(group, corpus, expected, tmp_path, layout):
-    how = [f"train.microbatch={_microbatch(COMPOSED[layout])}"]
-    _compare_both_precisions(group, corpus, expected, tmp_path, COMPOSED[layout], how)
+BF16 = 2e-2
+
+
+def _bf16_case(layout: str) -> Case:
+    """bf16 keeps 8 bits of mantissa: activations carry errors of 2^-9, which average out in a loss over 512 tokens."""
+    case = _case(layout, "fp32")
+    return Case(case.run, [*case.how, "train.precision=bf16"], BF16)
 
 
 CHOSEN = {
@@ -165,57 +178,114 @@ CHOSEN = {
 }
 
 
-@pytest.mark.parametrize("layout", CHOSEN)
-def test_context_parallel(group, corpus, expected, tmp_path, layout):
-    """Every method by itself and beside another axis; the whole product is below."""
-    _compare_context(group, corpus, expected, tmp_path, CONTEXT[layout], CHOSEN[layout])
+VARIANTS = {
+    "tied": ["model.tie_embeddings=true"],
+    "gelu": ["model.ffn=gelu", "model.qk_norm=false"],
+    "z_loss": ["train.z_loss=1e-2"],
+    "clipped": ["optimizer.clip_norm=0.1"],
+}
+GROWING = ["train.batch_warmup_start=256", "train.batch_warmup_tokens=1024"]
+LAYOUTS = DATA | PIPELINE | COMPOSED | CONTEXT
 
 
-def _compare_context(group, corpus, expected, tmp_path, axes, cases_of: list[tuple[str, list[str]]], *variant: str):
-    """`cases_of` are pairs of a precision and a method, with more keys of the layout behind it."""
-    runs, hows, tolerances = [], [], []
-    for precision, (method, *more) in cases_of:
-        near = precision == "bf16"  # see below
-        runs.append(_run("fp32" if near else precision, *variant, layers=_layers(axes)))
-        words = [f"parallel.{word}" for word in (f"context_method={method}", *more)]
-        hows.append([f"train.microbatch={_microbatch(axes)}", *words, *(["train.precision=bf16"] if near else [])])
-        tolerances.append(2e-2 if near else TOLERANCE[precision])
-    _compare_each(group, corpus, expected, tmp_path, axes, runs, hows, tolerances)
+# In fp32 everything is computed as in fp64, only to fewer digits: one layout of each kind shows it, the others do under `slow`.
+IN_FP32 = {"pipeline2_1f1b", "pipeline4_zbv", "tensor2", "tensor2_pipeline2_shard2"}
+
+
+def _cases() -> dict[tuple[str, str], Case]:
+    """(layout, name of a run on it) -> the run."""
+    found: dict[tuple[str, str], Case] = {}
+    for layout in DATA:  # on one rank: 8 and 4 micro-batches; on four: 2 and 1, no accumulation
+        for precision in TOLERANCE:
+            for microbatch in (2, 4):
+                how = [f"train.microbatch={microbatch}"]
+                slow = precision == "fp32" and microbatch == 4
+                found[layout, f"{precision}, micro-batches of {microbatch}"] = _case(layout, precision, how=how, slow=slow)
+    for layout, axes in PIPELINE.items():  # four or eight micro-batches
+        for precision in TOLERANCE:
+            how = ["train.microbatch=4" if axes["pipeline"] == 2 else "train.microbatch=2"]
+            found[layout, precision] = _case(layout, precision, how=how, slow=precision == "fp32" and layout not in IN_FP32)
+    for layout in COMPOSED:
+        for precision in TOLERANCE:
+            found[layout, precision] = _case(layout, precision, slow=precision == "fp32" and layout not in IN_FP32)
+    for layout, chosen in CHOSEN.items():  # every method by itself and beside another axis; the whole product is slow
+        for precision, how in chosen:
+            found[layout, " ".join([precision, *how])] = _context_case(CONTEXT[layout], precision, how)
+    for layout in ("pipeline2_1f1b", "pipeline2_dualpipev", "tensor2_pipeline2"):
+        found[layout, "tied"] = _case(layout, "fp64", *VARIANTS["tied"], how=["train.microbatch=4"])
+    for layout, choice in (
+        ("single", "selective"),
+        ("single", "full"),
+        ("tensor2_shard2", "selective"),
+        ("pipeline2_shard2", "full"),
+    ):
+        how = [f"train.microbatch={_microbatch(LAYOUTS[layout])}", f"parallel.recompute={choice}"]
+        found[layout, f"recompute {choice}"] = _case(layout, "fp64", how=how)
+    for layout in ("replicate2_shard2", "tensor2"):
+        for name, variant in VARIANTS.items():
+            # What a block computes by itself knows nothing of data-parallel ranks.
+            slow = name == "gelu" and layout == "replicate2_shard2"
+            found[layout, name] = _case(layout, "fp64", *variant, slow=slow)
+    for layout in (
+        *("single", "replicate2_shard2", "tensor2"),
+        *("pipeline2_interleaved", "pipeline2_zbv", "tensor2_pipeline2"),
+    ):  # under a power law with growing batches
+        found[layout, "mup"] = _case(layout, "fp64", *MUP, *GROWING, how=["train.microbatch=2"])
+    for layout in ("single", "replicate2", "pipeline2_1f1b"):  # where matrices are whole
+        found[layout, "muon"] = _case(layout, "fp64", "optimizer=muon")
+    for layout in ("single", "shard2", "replicate2_shard2", "tensor2_shard2", "pipeline2_shard2"):
+        found[layout, "bf16 near fp32"] = _bf16_case(layout)
+    return found
+
+
+CASES = dict(sorted(_cases().items(), key=lambda case: list(LAYOUTS).index(case[0][0])))
+
+
+@pytest.fixture(scope="module")
+def carried_out():
+    """Losses and norms of the runs that were carried out; None where their processes failed."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    "layout, name",
+    [pytest.param(*key, id=": ".join(key), marks=[pytest.mark.slow] if case.slow else []) for key, case in CASES.items()],
+)
+def test_a_run_on_a_layout_is_the_bare_loop(carry_out, carried_out, expected, layout, name):
+    case = CASES[layout, name]
+    if (layout, name) not in carried_out:
+        together = {key: other for key, other in CASES.items() if key[0] == layout and other.slow == case.slow}
+        carried_out.update(dict.fromkeys(together))
+        carried_out.update(zip(together, carry_out(LAYOUTS[layout], list(together.values())), strict=True))
+    found = carried_out[layout, name]
+    assert found is not None, "the processes that carry out this layout's runs failed: see its first case"
+    np.testing.assert_allclose(found, expected(case.run), rtol=case.tolerance, atol=0)
+
+
+def test_the_loop_of_gpus_reads_every_step_one_later_and_loses_none(carry_out, expected):
+    """On the CPU, which would wait for every step. Checkpoints and evaluations fall between steps that are not yet read."""
+    run = _run("fp64")
+    between = ["checkpoint.every_tokens=1024", "eval.every_tokens=1536", "train.microbatch=8"]
+    (found,) = carry_out(DATA["shard2"], [Case(run, between, TOLERANCE["fp64"])], asynchronous=True)
+    np.testing.assert_allclose(found, expected(run), rtol=TOLERANCE["fp64"], atol=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", CONTEXT | MORE_CONTEXT)
 @pytest.mark.parametrize("variant", [[], ["model.tie_embeddings=true", "model.qk_norm=true"], MUP], ids=len)
-def test_context_parallel_in_every_way(group, corpus, expected, tmp_path, layout, variant):
+def test_context_parallel_in_every_way(carry_out, expected, layout, variant):
     axes = (CONTEXT | MORE_CONTEXT)[layout]
     split_backward = axes.get("pipeline_schedule") in ("zbv", "dualpipev")
     choices = ["none", "full"] if split_backward else ["none", "full", "selective"]
     # With four context and two tensor ranks there are fewer heads than ranks.
     methods = METHODS[:3] if layout == "context4_tensor2" else METHODS
-    cases_of = [
-        (precision, [method, f"recompute={choice}"])
+    cases = [
+        _context_case(axes, precision, [method, f"recompute={choice}"], *variant)
         for precision in (["fp64"] if variant else TOLERANCE)
         for method in methods
         for choice in choices
     ]
-    _compare_context(group, corpus, expected, tmp_path, axes, cases_of, *variant)
-
-
-@pytest.mark.parametrize("layout", ["pipeline2_1f1b", "pipeline2_dualpipev", "tensor2_pipeline2"])
-def test_tied_embeddings(group, corpus, expected, tmp_path, layout):
-    axes = (PIPELINE | COMPOSED)[layout]
-    run = _run("fp64", "model.tie_embeddings=true", layers=_layers(axes))
-    _compare(group, corpus, expected, tmp_path, axes, run, ["train.microbatch=4"], TOLERANCE["fp64"])
-
-
-@pytest.mark.parametrize(
-    "layout, choice",
-    [("single", "selective"), ("single", "full"), ("tensor2_shard2", "selective"), ("pipeline2_shard2", "full")],
-)
-def test_recomputation(group, corpus, expected, tmp_path, layout, choice):
-    axes = (DATA | COMPOSED)[layout]
-    how = [f"train.microbatch={_microbatch(axes)}", f"parallel.recompute={choice}"]
-    _compare(group, corpus, expected, tmp_path, axes, _run("fp64"), how, TOLERANCE["fp64"])
+    _assert_equal(carry_out, expected, axes, *cases)
 
 
 @pytest.mark.parametrize(
@@ -230,55 +300,10 @@ def test_recomputation(group, corpus, expected, tmp_path, layout, choice):
         pytest.param("context2_tensor2", "full", "fp64", marks=pytest.mark.slow),
     ],
 )
-def test_compiled(group, corpus, expected, tmp_path, layout, choice, precision):
-    axes = (DATA | PIPELINE | COMPOSED | CONTEXT)[layout]
+def test_compiled(carry_out, expected, layout, choice, precision):
     # One size of micro-batch, so that the layouts share their kernels.
     how = ["train.microbatch=4", "train.compile=true", f"parallel.recompute={choice}"]
-    _compare(group, corpus, expected, tmp_path, axes, _run(precision), how, TOLERANCE[precision])
-
-
-@pytest.mark.parametrize("layout", ["replicate2_shard2", "tensor2"])
-@pytest.mark.parametrize(
-    "variant",
-    [
-        ["model.tie_embeddings=true"],
-        ["model.ffn=gelu", "model.qk_norm=false"],
-        ["train.z_loss=1e-2"],
-        ["optimizer.clip_norm=0.1"],
-    ],
-    ids=lambda variant: variant[0],
-)
-def test_variants_of_model_and_objective(group, corpus, expected, tmp_path, layout, variant):
-    axes = (DATA | COMPOSED)[layout]
-    how = [f"train.microbatch={_microbatch(axes)}"]
-    _compare(group, corpus, expected, tmp_path, axes, _run("fp64", *variant), how, TOLERANCE["fp64"])
-
-
-GROWING = ["train.batch_warmup_start=256", "train.batch_warmup_tokens=1024"]
-
-
-@pytest.mark.parametrize(
-    "layout", ["single", "replicate2_shard2", "tensor2", "pipeline2_interleaved", "pipeline2_zbv", "tensor2_pipeline2"]
-)
-def test_mup_under_a_power_law_with_growing_batches(group, corpus, expected, tmp_path, layout):
-    axes = (DATA | PIPELINE | COMPOSED)[layout]
-    run = _run("fp64", *MUP, *GROWING, layers=_layers(axes))
-    _compare(group, corpus, expected, tmp_path, axes, run, ["train.microbatch=2"], TOLERANCE["fp64"])
-
-
-@pytest.mark.parametrize("layout", ["single", "replicate2", "pipeline2_1f1b"])
-def test_muon_where_matrices_are_whole(group, corpus, expected, tmp_path, layout):
-    axes = (DATA | PIPELINE)[layout]
-    how = [f"train.microbatch={_microbatch(axes)}"]
-    _compare(group, corpus, expected, tmp_path, axes, _run("fp64", "optimizer=muon"), how, TOLERANCE["fp64"])
-
-
-@pytest.mark.parametrize("layout", ["single", "shard2", "replicate2_shard2", "tensor2_shard2", "pipeline2_shard2"])
-def test_bf16_stays_near_fp32(group, corpus, expected, tmp_path, layout):
-    """bf16 keeps 8 bits of mantissa: activations carry errors of 2^-9, which average out in a loss over 512 tokens."""
-    axes = (DATA | COMPOSED)[layout]
-    how = [f"train.microbatch={_microbatch(axes)}", "train.precision=bf16"]
-    _compare(group, corpus, expected, tmp_path, axes, _run("fp32"), how, tolerance=2e-2)
+    _assert_equal(carry_out, expected, LAYOUTS[layout], Case(_run(precision), how, TOLERANCE[precision]))
 
 
 def test_initial_weights_are_bitwise_those_of_one_process(group, corpus):
@@ -291,16 +316,16 @@ def test_initial_weights_are_bitwise_those_of_one_process(group, corpus):
         "model.head_dim=8",
         "model.ffn_size=54",
     ]  # little divides evenly
-    single = group(1).run(cases.initial_weights, overrides)[0]
+    ((single,),) = group(1).run(whole_runs.initial_weights, [load_config(overrides)])
     assert len(set(single.values())) > 10
-    for axes in (["shard=2"], ["context=2"], ["tensor=2"], ["pipeline=2"], ["pipeline=2", "pipeline_schedule=zbv"]):
-        words = [f"parallel.{axis}" for axis in axes]
-        assert group(2).run(cases.initial_weights, [*overrides, *words]) == [single] * 2
-    for axes in (["shard=4"], ["replicate=2", "shard=2"], ["tensor=2", "shard=2"], ["tensor=2", "pipeline=2"]):
-        words = [f"parallel.{axis}" for axis in axes]
-        assert group(4).run(cases.initial_weights, [*overrides, *words]) == [single] * 4
-    words = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.shard=2"]
-    assert group(8).run(cases.initial_weights, [*overrides, *words]) == [single] * 8
+    layouts = {
+        2: [["shard=2"], ["context=2"], ["tensor=2"], ["pipeline=2"], ["pipeline=2", "pipeline_schedule=zbv"]],
+        4: [["shard=4"], ["replicate=2", "shard=2"], ["tensor=2", "shard=2"], ["tensor=2", "pipeline=2"]],
+        8: [["tensor=2", "pipeline=2", "shard=2"]],
+    }
+    for size, every in layouts.items():
+        configs = [load_config([*overrides, *(f"parallel.{axis}" for axis in axes)]) for axes in every]
+        assert group(size).run(whole_runs.initial_weights, configs) == [[single] * len(every)] * size
 
 
 def test_more_tensor_ranks_than_kv_heads_are_refused(corpus):

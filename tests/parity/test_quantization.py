@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.parity import cases, quantized
+from tests.support import quantized_reference, whole_runs
 from train.config import load_config
 from train.config.resolve.quantization import low_precision_phase
 from train.data.prepare import prepare
@@ -57,7 +57,7 @@ def expected(corpus):
             config = load_config([*corpus, *MODEL, *RUNS[run][0]])
             assert low_precision_phase(config).start == 4 * 512
             shards = open_shards(prepare(config.data, config.tokenizer, progress=False))
-            known[run, start] = quantized.losses_and_norms(config, shards, start)
+            known[run, start] = quantized_reference.losses_and_norms(config, shards, start)
         return known[run, start]
 
     return of
@@ -69,10 +69,10 @@ def _compare(group, corpus, expected, tmp_path, layout, runs: list[str], *how: s
     rows = 16 // (layout.get("replicate", 1) * layout.get("shard", 1)) // passes
     axes = [f"parallel.{axis}={value}" for axis, value in layout.items()]
     words = [
-        [f"run.dir={tmp_path}/{number}", *corpus, *MODEL, *RUNS[run][0], *axes, f"train.microbatch={rows}", *how]
+        load_config([f"run.dir={tmp_path}/{number}", *corpus, *MODEL, *RUNS[run][0], *axes, f"train.microbatch={rows}", *how])
         for number, run in enumerate(runs)
     ]
-    (found,) = [answer for answer in group(size).run(cases.train, words, timeout=300.0) if answer is not None]
+    (found,) = [answer for answer in group(size).run(whole_runs.train, words, timeout=300.0) if answer is not None]
     for losses, run in zip(found, runs, strict=True):
         np.testing.assert_allclose(losses, expected(run), rtol=RUNS[run][1], atol=0, err_msg=run)
 
@@ -107,7 +107,7 @@ def test_bf16_stays_near_fp32(group, corpus, expected, tmp_path, layout):
     axes = [f"parallel.{axis}={value}" for axis, value in LAYOUTS[layout].items()]
     rows = 8 if LAYOUTS[layout] else 16
     words = [f"run.dir={tmp_path}", *corpus, *MODEL, "quant.bits=4", "train.precision=bf16", f"train.microbatch={rows}", *axes]
-    answers = group(4 if axes else 1).run(cases.train, [words], timeout=300.0)
+    answers = group(4 if axes else 1).run(whole_runs.train, [load_config(words)], timeout=300.0)
     ((found,),) = [answer for answer in answers if answer is not None]
     np.testing.assert_allclose(found, expected("fp32 4 bits"), rtol=2e-2, atol=0)
 
@@ -117,10 +117,10 @@ def test_stopped_before_at_and_behind_the_switch_and_gone_on_elsewhere(group, co
     base = [*corpus, *MODEL, "train.precision=fp64", "quant.bits=2", "quant.group=8", f"run.dir={tmp_path}"]
     single, shard2 = ["train.microbatch=16"], ["train.microbatch=8", "parallel.shard=2"]
     tensor2 = ["train.microbatch=16", "parallel.tensor=2"]
-    (whole,) = group(1).run(cases.stop_and_go, [([*base, *single, "run.name=whole"], None)])[0]
+    (whole,) = group(1).run(whole_runs.stop_and_go, [(load_config([*base, *single, "run.name=whole"]), None)])[0]
     parts = [*base, "run.name=parts"]
     for words, steps in ((single, 2), (shard2, 2), (tensor2, 2), (shard2, None)):
-        found = group(1 if words is single else 2).run(cases.stop_and_go, [([*parts, *words], steps)])[0][0]
+        found = group(1 if words is single else 2).run(whole_runs.stop_and_go, [(load_config([*parts, *words]), steps)])[0][0]
         if steps is not None:
             assert 0 < len(found) < 8
     for line, other in zip(found, whole, strict=True):
@@ -135,8 +135,9 @@ def test_stopped_before_at_and_behind_the_switch_and_gone_on_elsewhere(group, co
 
 def test_on_the_same_layout_a_run_that_was_stopped_is_the_same_to_the_bit(group, corpus, tmp_path):
     base = [*corpus, *MODEL, "quant.bits=4", f"run.dir={tmp_path}", "train.microbatch=16"]
-    runs = [([*base, "run.name=whole"], None), ([*base, "run.name=parts"], 6), ([*base, "run.name=parts"], None)]
-    whole, first, second = group(1).run(cases.stop_and_go, runs)[0]
+    named = [load_config([*base, f"run.name={name}"]) for name in ("whole", "parts")]
+    runs = [(named[0], None), (named[1], 6), (named[1], None)]
+    whole, first, second = group(1).run(whole_runs.stop_and_go, runs)[0]
     assert 4 < len(first) < 8
     measured = ("step", "loss", "gradient_norm", "learning_rate", "validation")
     assert [{key: line.get(key) for key in measured} for line in second] == [

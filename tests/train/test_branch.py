@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.end_to_end import console
-from tests.letters import corpus_of_letters
+from tests.support import console
+from tests.support.letters import corpus_of_letters
 from train.branch import words_of
 from train.config import load_config
 from train.folder.reading import load_run_config

@@ -1,5 +1,8 @@
 """Low-precision weights in a run: the method that its configuration names, and the phase it is in force in."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -9,12 +12,7 @@ from quant.learned_scales import LearnedScales
 from quant.method import Method
 from train.config import Config
 from train.config.resolve.quantization import low_precision_phase
-from train.config.sections.quantization import NoQuantConfig, QatConfig
-
-
-def method_of(quant: NoQuantConfig | QatConfig) -> Method | None:
-    """The method of a section; None where all weights are in full precision."""
-    return learned_scales(quant) if isinstance(quant, QatConfig) else None
+from train.config.sections.quantization import QatConfig, Quant
 
 
 def learned_scales(quant: QatConfig) -> LearnedScales:
@@ -27,6 +25,15 @@ def learned_scales(quant: QatConfig) -> LearnedScales:
         scale_floor=quant.scale_floor,
         scale_learning_rate=quant.scale_learning_rate,
     )
+
+
+METHODS: dict[str, Callable[[Any], Method]] = {"qat": learned_scales}
+"""The methods, by the name of their sections."""
+
+
+def method_of(quant: Quant) -> Method | None:
+    """The method of a section; None where all weights are in full precision."""
+    return METHODS[quant.name](quant) if quant.name in METHODS else None
 
 
 class Quantization:

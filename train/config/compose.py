@@ -97,10 +97,20 @@ def parse_config(plain: dict[str, Any]) -> Config:
         raise UserError("\n".join(_describe(detail) for detail in error.errors())) from None
 
 
+def with_defaults(plain: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with its missing keys at their defaults: one that was written before there were such keys."""
+    filled = dict(plain)
+    for section, values in plain.items():
+        option = values.get("name") if isinstance(values, dict) and section in group_options() else None
+        if isinstance(values, dict) and (option is None or option in group_options()[section]):
+            filled[section] = section_defaults(section, option) | values
+    return filled
+
+
 def _describe(detail: Any) -> str:
     # For a union the location also names the option ("data.files.text_column"): leave that word out of the key.
     words = [str(word) for word in detail["loc"]]
-    if len(words) > 2 and words[1] in config_groups().get(words[0], []):
+    if len(words) > 2 and words[1] in group_options().get(words[0], []):
         del words[1]
     given = "" if detail["type"] == "missing" else f"={_word(detail['input'])}"
     if detail["type"] == "list_type":
@@ -116,10 +126,10 @@ def _compose(overrides: Sequence[str]) -> Any:
     parsed = _parse(overrides)
     _report(problem for override in parsed if (problem := _unknown(override)))
     # A known key may be set whether or not the user wrote Hydra's `+` (add) before it.
-    options_of = {override.key_or_group: override for override in parsed if override.key_or_group in config_groups()}
+    options_of = {override.key_or_group: override for override in parsed if override.key_or_group in group_options()}
     # Hydra has no word for an optional group without an option, which is how those start.
     chosen = [str(override.input_line).lstrip("+") for override in options_of.values() if override.value() is not None]
-    values = [override for override in parsed if override.key_or_group not in config_groups()]
+    values = [override for override in parsed if override.key_or_group not in group_options()]
     try:
         with initialize_config_module("configs", version_base="1.3"):
             try:
@@ -169,18 +179,18 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 def _unknown(override: Override) -> str | None:
     """What is wrong with an override's key, or with the option it chooses; None where nothing is."""
     key = override.key_or_group
-    if key in config_groups():
-        options = config_groups()[key]
+    if key in group_options():
+        options = group_options()[key]
         value = override.value()
         if str(value) in options or (value is None and key in _optional_groups()):
             return None
         return f"{key}={_word(value)}: no such option, there is {', '.join(options)}{_hint(str(value), options, 0.5)}"
     group = key.removesuffix(".name")
-    if group in config_groups():
+    if group in group_options():
         return f"'{key}' follows from the option of its group: type {group}={_word(override.value())}"
     if key in known_keys():
         return None
-    hint = _hint(key, [*known_keys(), *config_groups()], 0.7)
+    hint = _hint(key, [*known_keys(), *group_options()], 0.7)
     return f"unknown key '{key}'{hint} (all keys: foretrain train --help)"
 
 
@@ -188,7 +198,7 @@ def _misplaced(override: Override, options: Any) -> str | None:
     """What is wrong where a key belongs to another option of its group than the one in use; None where nothing is."""
     key = override.key_or_group
     group = key.split(".")[0]
-    default = f"{group}={section_defaults(group, None).get('name')}" if group in config_groups() else ""
+    default = f"{group}={section_defaults(group, None).get('name')}" if group in group_options() else ""
     origins = sorted(known_keys()[key], key=lambda option: (option != default, option))
     if not origins or f"{group}={options[group].name}" in origins:
         return None
@@ -207,9 +217,6 @@ def _hint(word: str, known: Sequence[str], cutoff: float) -> str:
     return f"; did you mean '{near}'?" if near else ""
 
 
-config_groups = cache(group_options)
-
-
 @cache
 def known_keys() -> Origins:
     """Every key a user may set, sections included."""
@@ -218,7 +225,7 @@ def known_keys() -> Origins:
     base.pop("defaults")
     for key in _names(base):
         keys[key] = set()
-    for group, options in config_groups().items():
+    for group, options in group_options().items():
         if group == "experiment":
             continue
         keys_of = {option: _names({group: option_values(group, option)}) for option in options}
@@ -236,8 +243,8 @@ def _optional_groups() -> set[str]:
 
 def section_defaults(section: str, option: str | None) -> dict[str, Any]:
     """The values a section starts from, as they stand in the files; `option` None is the default one of a group."""
-    if section not in config_groups():
-        return dict(read_config_file("config.yaml")[section])
+    if section not in group_options():
+        return dict(read_config_file("config.yaml").get(section, {}))
     chosen = option or default_options()[section]
     assert chosen is not None
     return option_values(section, chosen)

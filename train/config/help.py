@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from common.config_files import group_options
 from common.errors import UserError
-from train.config.compose import config_groups, load_config, section_defaults
+from train.config.compose import load_config, section_defaults
 from train.config.schema import Config
 
 _USAGE = """\
@@ -40,7 +41,7 @@ def answer_without_running(arguments: list[str]) -> bool:
 
 def help_text() -> str:
     """Usage, the groups with their options, and every key with its default and meaning."""
-    groups = [f"  {group}={'|'.join(options)}" for group, options in config_groups().items()]
+    groups = [f"  {group}={'|'.join(options)}" for group, options in group_options().items()]
     lines = [_USAGE, "Groups", *groups]
     for section, annotation in typing.get_type_hints(Config).items():
         classes = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)

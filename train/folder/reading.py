@@ -7,6 +7,7 @@ import yaml
 from common.errors import UserError
 from train.checkpoint.manifest import newest_first, step_of
 from train.config import Config, parse_config
+from train.config.compose import with_defaults
 
 
 def path_of(config: Config) -> Path:
@@ -46,7 +47,7 @@ def load_run_config(run: Path) -> Config:
         raise UserError(f"{run} is not a run: there is no {path}{hint}")
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return parse_config(plain)
+        return parse_config(with_defaults(plain) if isinstance(plain, dict) else plain)
     except (yaml.YAMLError, UserError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{path} is not a configuration of this version: {first}") from None

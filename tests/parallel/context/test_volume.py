@@ -7,7 +7,7 @@ import torch
 
 from parallel.context.choose import METHODS, AttentionCall, obstacle, steps
 from parallel.context.partition import Partition
-from tests.parallel.context import cases
+from tests.support import context_attention
 
 BATCH, HEADS, SEQUENCE, HEAD_DIM, BYTES = 1, 4, 96, 8, 4
 
@@ -21,7 +21,7 @@ def test_bytes_are_those_of_the_formulas(group, ranks):
     """
     methods = [("ring", 4), ("ring", 1), ("ring_bidirectional", 4), ("token_ring", 4), ("token_ring", 1)]
     runs = [{"method": method, "shape": (BATCH, HEADS, kv, SEQUENCE, HEAD_DIM)} for method, kv in methods]
-    by_rank = group(ranks).run(cases.bytes_sent, runs)
+    by_rank = group(ranks).run(context_attention.bytes_sent, runs)
     local = SEQUENCE // ranks
     for number, (method, kv_heads) in enumerate(methods):
         sent = [total(found[number][0]) for found in by_rank]
@@ -54,7 +54,7 @@ def test_the_cost_model_has_the_messages_that_are_sent(group, ranks):
     ]
     runs = [(method, call) for method in METHODS for call in calls if not obstacle(method, call)]
     by_rank = group(ranks).run(
-        cases.bytes_sent,
+        context_attention.bytes_sent,
         [
             {
                 "method": method,
@@ -88,7 +88,7 @@ def test_zigzag_is_balanced_without_documents_and_balanced_with_them(ranks):
     found = {name: [] for name in ("contiguous", "zigzag", "balanced")}
     for seed in range(20):
         for name, values in found.items():
-            values.append(Partition.of(cases.packed(4096, 150, seed), ranks, name).imbalance())
+            values.append(Partition.of(context_attention.packed(4096, 150, seed), ranks, name).imbalance())
     means = {name: sum(values) / len(values) for name, values in found.items()}
     assert means["balanced"] < 1.06, means
     assert means["balanced"] < means["zigzag"] < means["contiguous"], means
@@ -96,7 +96,7 @@ def test_zigzag_is_balanced_without_documents_and_balanced_with_them(ranks):
 
 def test_work_counts_the_pairs_that_a_mask_allows():
     for causal in (True, False):
-        documents = cases.packed(240, 150, 3)
+        documents = context_attention.packed(240, 150, 3)
         partition = Partition.of(documents, 3, "zigzag" if causal else "contiguous", causal=causal)
         seen = documents[0][:, None] == documents[0]
         seen = seen.tril() if causal else seen
@@ -107,7 +107,7 @@ def test_work_counts_the_pairs_that_a_mask_allows():
 def test_taking_apart_and_restoring():
     tokens = torch.arange(2 * 96).view(2, 96)
     for name in ("contiguous", "zigzag", "balanced"):
-        partition = Partition.of(cases.packed(96, 20, 1).expand(2, 96), 2, name)
+        partition = Partition.of(context_attention.packed(96, 20, 1).expand(2, 96), 2, name)
         parts = [partition.take(tokens, rank) for rank in range(2)]
         assert all(part.shape == (2, 48) for part in parts)
         assert torch.equal(partition.restore(parts), tokens)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from scaling.record import StepLine, read_metrics, read_record
-from tests.end_to_end import console
-from tests.letters import corpus_of_letters
+from tests.support import console
+from tests.support.letters import corpus_of_letters
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, Progress, folder_of, newest_first, retain
 from train.checkpoint.storage import read_metadata, read_whole
 from train.checkpoint.verify import hash_files, verify_alone
@@ -43,7 +43,7 @@ def words(place: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def two_ranks(place, group) -> Path:
     """A run of two processes that was killed before it wrote its end: three checkpoints, at steps 4, 8 and 12."""
-    from tests.end_to_end.console import on_rank
+    from tests.support.console import on_rank
 
     answers = group(2).run(on_rank, words(place, "parallel.shard=2"))
     assert [code for code, _, _ in answers] == [0, 0], answers

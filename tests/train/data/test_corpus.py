@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
@@ -65,7 +65,6 @@ def test_separator_across_chunks(texts, separator):
     assert list(readers._split(iter(texts), separator)) == "".join(texts).split(separator)
 
 
-@settings(max_examples=30)
 @given(st.lists(st.text(), max_size=5), st.integers(1, 7))
 def test_chunks_cut_characters_and_lines_anywhere(tmp_path_factory, texts, chunk):
     folder = tmp_path_factory.mktemp("chunks")

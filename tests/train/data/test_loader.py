@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
 from train.data.loader import IGNORE, TrainLoader, ValidationLoader, permute
 
 
-@settings(max_examples=150)
 @given(st.integers(1, 4000), st.integers(0, 2**63), st.integers(0, 5))
 def test_permutation(size, seed, epoch):
     order = permute(np.arange(size), size, seed, epoch)
@@ -70,7 +69,6 @@ def test_far_away_sample_number(make_stream):
     assert loader.batch([10**15]).tokens_BS.shape == (1, 8)
 
 
-@settings(max_examples=50)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 16), st.integers(1, 40))
 def test_rows_against_plain_python(tmp_path_factory, lengths, sequence, shard_tokens):
     from train.data.shards import SplitWriter

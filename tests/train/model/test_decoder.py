@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -150,7 +150,6 @@ def test_a_known_model_s_size():
     ignored=st.sets(st.integers(0, 4), max_size=4),
     z_loss=st.sampled_from([0.0, 0.5]),
 )
-@settings(max_examples=30, deadline=None)
 def test_loss_sums(rows, ignored, z_loss):
     targets = torch.tensor(rows)
     targets[:, sorted(ignored)] = IGNORE

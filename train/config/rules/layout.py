@@ -101,11 +101,10 @@ def _model(config: Config) -> Iterator[str]:
     if undivided:
         are = "is" if len(undivided) == 1 else "are"
         yield f"{', '.join(undivided)} {are} not divisible by parallel.tensor={layout.tensor}"
-    tokenizer_size = getattr(config.tokenizer, "vocab_size", 257 if config.tokenizer.name == "bytes" else 0)
-    if tokenizer_size > model.vocab_size:
+    if config.tokenizer.vocab_size > model.vocab_size:
         yield (
-            f"the tokenizer has {tokenizer_size} entries, the model model.vocab_size={model.vocab_size} rows: "
-            f"set model.vocab_size to at least {tokenizer_size}"
+            f"the tokenizer has {config.tokenizer.vocab_size} entries, the model model.vocab_size={model.vocab_size} rows: "
+            f"set model.vocab_size to at least {config.tokenizer.vocab_size}"
         )
 
 

@@ -27,6 +27,11 @@ class BytesTokenizerConfig:
     name: Literal["bytes"]
     """which tokenizer"""
 
+    @property
+    def vocab_size(self) -> int:
+        """Entries: 256 bytes and the end of a text."""
+        return 257
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FileTokenizerConfig:
@@ -38,6 +43,11 @@ class FileTokenizerConfig:
     """the tokenizer.json"""
     end_of_text: str
     """the token appended to every document; it must be in the vocabulary"""
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries: at least none; the file is read later."""
+        return 0
 
 
 Tokenizer = Annotated[BpeTokenizerConfig | BytesTokenizerConfig | FileTokenizerConfig, Field(discriminator="name")]

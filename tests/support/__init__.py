@@ -1,0 +1,1 @@
+"""What tests share: processes, commands, runs, models, and the references they are compared with."""
