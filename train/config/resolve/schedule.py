@@ -17,9 +17,9 @@ def schedule_of(config: Config) -> Schedule:
     """The learning rate as a function of tokens.
 
     Quantization-aware training with `quant.fuse_decay`: the decay is the last `decay_fraction` of the run, but never starts
-    before the quantized phase; if that is shorter, all of it is decay. Without `fuse_decay`: the whole schedule, with its decay,
-    over the full-precision tokens; then a warmup and a decay over the quantized tokens. arXiv 2509.22935 compares the two, but
-    gives neither shares nor shapes, so they are configurable.
+    before the quantized phase; if that is shorter, all of it is decay. Without `fuse_decay`: the whole schedule, with its
+    decay, over the full-precision tokens; then a warmup and a decay over the quantized tokens. arXiv 2509.22935 compares the
+    two, but gives neither shares nor shapes, so they are configurable.
     """
     phase, quant = low_precision_phase(config), config.low_precision
     if phase is None or quant is None:

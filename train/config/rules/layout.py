@@ -77,8 +77,8 @@ def _layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterat
     typed = "".join(f" {shlex.quote(override)}" for override in overrides)
     if layout.world_size > world_size:
         yield (
-            f"the layout {layout} needs {layout.world_size} processes, there {_is_or_are(world_size)}. Type: foretrain train{typed}"
-            f"   (or: torchrun --nproc-per-node {layout.world_size} -m train{typed})"
+            f"the layout {layout} needs {layout.world_size} processes, there {_is_or_are(world_size)}. "
+            f"Type: foretrain train{typed}   (or: torchrun --nproc-per-node {layout.world_size} -m train{typed})"
         )
     elif layout.world_size < world_size:
         yield (
