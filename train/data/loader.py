@@ -108,7 +108,10 @@ class ValidationLoader:
         return _read_batch(self._stream, self._sequence, windows)
 
     def share(self, rank: int, ranks: int, rows: int) -> Iterator[Batch]:
-        """This rank's micro-batches of `rows` windows, equally many on each of `ranks` ranks; windows past the end are empty."""
+        """This rank's micro-batches of `rows` windows, equally many on each of `ranks` ranks. Windows past the end are empty.
+
+        An empty window has no targets.
+        """
         for first in range(rank * rows, self.num_samples + rank * rows, rows * ranks):
             yield self.batch(range(first, first + rows))
 
