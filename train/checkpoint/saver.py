@@ -31,7 +31,6 @@ ManifestOf = Callable[[Progress, dict[str, tuple[int, str]]], Manifest]
 class Saved:
     """The cost of a completed save."""
 
-    step: int
     bytes: int
     """size of the checkpoint"""
     seconds: float
@@ -174,7 +173,7 @@ class Saver:
         self._on_rank_0(lambda: self._complete(folder, progress, files))
         total = sum(size for size, _ in files.values())
         cpu_seconds = sum(seconds for _, _, seconds in gathered)
-        return Saved(progress.step, total, time.perf_counter() - start, cpu_seconds)
+        return Saved(total, time.perf_counter() - start, cpu_seconds)
 
     def _on_rank_0(self, work: Callable[[], None]) -> None:
         """Do `work` on rank 0 while the others wait. A collective. Raises OSError on all ranks if it fails."""

@@ -115,7 +115,7 @@ def _describe(detail: Any) -> str:
 def _compose(overrides: Sequence[str]) -> Any:
     parsed = _parse(overrides)
     _report(problem for override in parsed if (problem := _unknown(override)))
-    # A known key may be set whether or not the user wrote Hydra's `+` (add) before it.
+    # A valid key may be set with or without Hydra's `+` (add) before it.
     options_of = {override.key_or_group: override for override in parsed if override.key_or_group in config_groups()}
     # Hydra has no syntax for an optional group without an option; that is the default anyway.
     chosen = [str(override.input_line).lstrip("+") for override in options_of.values() if override.value() is not None]

@@ -79,7 +79,6 @@ class Shards:
         folder: the folder of its files.
         vocab_size: one more than the largest id of the tokenizer.
         end_of_text: id of the token that ends every document.
-        content_hash: hash of corpus, tokenizer and split.
         tokenizer_sha256: SHA-256 of tokenizer.json.
         split: what was held out for validation: whole documents ("document"), or the tail of each ("position").
         bigram_loss: nats per validation token of a counted bigram.
@@ -89,7 +88,6 @@ class Shards:
     folder: Path
     vocab_size: int
     end_of_text: int
-    content_hash: str
     tokenizer_sha256: str
     split: Literal["document", "position"]
     bigram_loss: float
@@ -206,7 +204,6 @@ def open_shards(folder: Path) -> Shards:
             folder=folder,
             vocab_size=index["vocab_size"],
             end_of_text=index["end_of_text"],
-            content_hash=index["content_hash"],
             tokenizer_sha256=index["tokenizer_sha256"],
             split=index["split"],
             bigram_loss=index["bigram_loss"],

@@ -29,10 +29,10 @@ def require_same_run(config: Config, before: Config, run: Path, checkpoint: Path
     lines = differences(before.identity(), config.identity())
     if lines and not config.run.resume_force:
         if checkpoint is None:
-            advice = "choose another run.name, or delete it (run.resume_force=true goes on all the same)"
+            advice = "choose another run.name, or delete it (run.resume_force=true resumes it anyway)"
             first = f"{run} holds another run: {advice}. It differs in"
         else:
-            first = f"{checkpoint} is of a run that differs (run.resume_force=true goes on all the same) in"
+            first = f"{checkpoint} is of a run that differs (run.resume_force=true resumes from it anyway) in"
         raise UserError(_list(first, lines))
     return bool(lines)
 

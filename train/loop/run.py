@@ -66,7 +66,7 @@ def _lead(config: Config, world: World, stop: StopRequest, asynchronous: bool | 
                 if isinstance(error, WorkFailed) or not _is_out_of_memory(error):
                     raise
                 raise WorkFailed(
-                    f"{world.device} has not enough memory for this model and batch ({config.model.shape.parameters:,} "
+                    f"{world.device} does not have enough memory for this model and batch ({config.model.shape.parameters:,} "
                     f"parameters): lower train.microbatch, raise parallel.shard, or choose a smaller model"
                 ) from error
         finally:

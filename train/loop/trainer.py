@@ -288,7 +288,7 @@ class Trainer:
         saved = self._ensure_saved()
         self.recorder.write(self.progress)
         self._close("preempted")
-        outcome = "saved" if saved else "its last checkpoint could NOT be written, an older one stays"
+        outcome = "saved" if saved else "its last checkpoint could NOT be written, only an older one exists"
         log.info(
             "stopped by %s at step %d (%s tokens); %s. The same command goes on",
             *(name_of(stopped_by), self.progress.step, f"{self.progress.tokens:,}", outcome),

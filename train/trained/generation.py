@@ -19,7 +19,7 @@ def continue_prompt(
     """The prompt and up to `tokens` more tokens, drawn from the run's model; it stops where the model ends the text.
 
     The model sees at most `train.sequence` tokens, the length it was trained on. Every step recomputes that window.
-    Every rank of `world` draws the same tokens, whatever the layout of `config` (see `config_on_layout`).
+    Every rank of `world` draws the same tokens. `config` may have any layout (see `config_on_layout`).
 
     Raises:
         UserError: `run` is not a finished run.

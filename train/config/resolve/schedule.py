@@ -49,7 +49,7 @@ def warnings_of(config: Config) -> list[str]:
         return []
     return [
         f"the learning rate decays over the {quantized:,} quantized tokens alone, not over the {wanted:,} of "
-        f"schedule.decay_fraction: quant.start={1 - fraction:g} or less, or quant.fuse_decay=false, leaves it its length"
+        f"schedule.decay_fraction. To keep its length, set quant.start={1 - fraction:g} or less, or quant.fuse_decay=false"
     ]
 
 
