@@ -1,4 +1,4 @@
-"""The values in `configs/`, as its files have them: what a key is when nobody sets it. Reads YAML by PyYAML."""
+"""The defaults in the YAML files of `configs/`."""
 
 from functools import cache
 from importlib.resources import files
@@ -8,7 +8,7 @@ import yaml
 
 
 def read_config_file(*path: str) -> dict[str, Any]:
-    """A file of `configs/` as it stands."""
+    """The content of a file of `configs/`, nothing resolved."""
     return dict(_read(*path))
 
 
@@ -20,7 +20,7 @@ def _read(*path: str) -> dict[str, Any]:
 
 @cache
 def group_options() -> dict[str, list[str]]:
-    """Every configuration group and its options. A file whose name begins with `_` is none: others build upon it."""
+    """Every configuration group and its options. A file whose name begins with `_` is not an option: others build upon it."""
     folders = sorted((entry for entry in files("configs").iterdir() if entry.is_dir()), key=lambda entry: entry.name)
     return {
         folder.name: sorted(option.name.removesuffix(".yaml") for option in folder.iterdir() if not option.name.startswith("_"))
@@ -30,7 +30,7 @@ def group_options() -> dict[str, list[str]]:
 
 
 def option_values(group: str, option: str) -> dict[str, Any]:
-    """The values of a group's option, those of the files it builds upon included."""
+    """The values of a group's option, including those of the files it builds upon."""
     values: dict[str, Any] = {}
     own = read_config_file(group, f"{option}.yaml")
     for base in own.pop("defaults", []):
@@ -40,6 +40,6 @@ def option_values(group: str, option: str) -> dict[str, Any]:
 
 
 def default_options() -> dict[str, str | None]:
-    """Group -> the option that a run has when nobody chooses one; None: none."""
+    """Group -> its default option; None: no option by default."""
     entries = [entry for entry in read_config_file("config.yaml")["defaults"] if isinstance(entry, dict)]
     return {group: option for entry in entries for group, option in entry.items()}

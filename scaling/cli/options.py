@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.bits import BITS
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,8 +74,6 @@ def budget(flops: float | None, gpu_hours: float | None, per_second: float | Non
 
 def widths(text: str | None) -> tuple[float, ...]:
     """--bits: widths that the trainer has."""
-    from scaling.plan.choice import BITS
-
     try:
         chosen = tuple(sorted({float(word) for word in text.split(",")})) if text else ()
     except ValueError:

@@ -10,8 +10,6 @@ from typing import Any
 from scaling.laws.base.budget import Budget
 
 GIB = 2.0**30
-BITS = (1.0, 1.58, 2.0, 3.0, 4.0, 6.0, 8.0)
-"""Widths that the trainer quantizes to."""
 FULL_BITS = 16.0
 """Bits of a weight that is not quantized."""
 

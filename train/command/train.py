@@ -1,4 +1,4 @@
-"""What `python -m train` does, for whoever else starts a run."""
+"""The command `train`, also for other commands that start a run."""
 
 import sys
 
@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     environment = ProcessEnvironment.read()
     if environment.launched:
         die_with_launcher()
-    with StopRequest().listening(says=environment.rank == 0) as stop:
+    with StopRequest().listening(verbose=environment.rank == 0) as stop:
         return _answer_or_run(arguments, environment, stop)
 
 

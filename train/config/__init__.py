@@ -1,7 +1,7 @@
 """The configuration of one run: typed sections, Hydra's composition, rules across fields. Imports no torch.
 
-`sections` has the types and the help text, `schema` the whole, `configs/` the values; `compose` brings them together, `rules`
-and `preconditions` say what is wrong with it, `resolve` what it comes to.
+`sections` has the types and the help text, `schema` the whole configuration, `configs/` the values. `compose` builds a
+configuration from them, `rules` and `preconditions` check it, `resolve` derives schedules and phases from it.
 """
 
 from train.config.checks import require, require_layout

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a request is checked before any process group exists, and all of it is shown at once."""
+"""Checks of a whole request, before any process group exists. All problems are reported at once."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -11,13 +11,16 @@ from train.config.schema import Config
 
 
 def require(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> None:
-    """Raise a UserError with one line for every rule that `config` breaks on `world_size` processes, and for everything that
-    it needs of the disk and does not find. `overrides` are what the user typed."""
+    """Check `config` on `world_size` processes. `overrides` are those that the user typed.
+
+    Raises:
+        UserError: one line for every rule that `config` breaks and for every unmet precondition on disk.
+    """
     _raise(chain(check(config, world_size=world_size, overrides=overrides), unmet_preconditions(config)))
 
 
 def require_layout(config: Config, *, world_size: int) -> None:
-    """The same for the rules about the layout alone."""
+    """Check the rules about the layout alone. Raises as `require` does."""
     _raise(layout_rules(config, world_size, ()))
 
 

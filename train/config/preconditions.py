@@ -1,4 +1,4 @@
-"""What a run needs of the disk, asked before there is any process group: rules look at the configuration alone. No torch."""
+"""What a run needs on disk, checked before any process group exists. Rules see the configuration alone. Imports no torch."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Grouped-query attention with rotary positions, within documents.
 
-Shape suffixes: B batch, S sequence (where ranks share one, this rank's part of it), E hidden size, H heads, K key/value heads,
-D head_dim.
+Shape suffixes: B batch, S sequence (under context parallelism this rank's part of it), E hidden size, H heads, K key/value
+heads, D head_dim.
 """
 
 import torch
@@ -20,17 +20,17 @@ def rotary_angles(positions_S: Tensor, head_dim: int, theta: float, dtype: torch
 
 
 def rotate(heads_BHSD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2), the pairing of Hugging Face's Llama. cos and sin have shape (S, D/2)."""
+    """Rotate the pairs of channels (i, i + D/2), as Hugging Face's Llama pairs them. cos and sin have shape (S, D/2)."""
     first, second = heads_BHSD.to(cos_SD.dtype).chunk(2, dim=-1)
-    turned = torch.cat((first * cos_SD - second * sin_SD, second * cos_SD + first * sin_SD), dim=-1)
-    return turned.to(heads_BHSD.dtype)
+    rotated = torch.cat((first * cos_SD - second * sin_SD, second * cos_SD + first * sin_SD), dim=-1)
+    return rotated.to(heads_BHSD.dtype)
 
 
 class Attention(nn.Module):
     """Causal self-attention within documents. Input and output (B, S, E).
 
-    `seen` says which query sees which keys of whole rows (`parallel.attention.plan.encode`) or, where ranks share them, who
-    holds which part: then `context` attends.
+    `pieces_or_partition` are the pieces of whole sequences: which queries see which keys (`parallel.attention.plan.encode`).
+    Under context parallelism it is the partition of the sequences over ranks, and `context` computes the attention.
     """
 
     def __init__(self, shape: ModelShape, norm_eps: float, scale: float) -> None:
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(shape.head_dim, eps=norm_eps) if shape.qk_norm else None
         self.key_norm = nn.RMSNorm(shape.head_dim, eps=norm_eps) if shape.qk_norm else None
 
-    def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, seen: Tensor | Partition) -> Tensor:
+    def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, pieces_or_partition: Tensor | Partition) -> Tensor:
         batch, sequence, _ = hidden_BSE.shape
         query_BSHD = self.query(hidden_BSE).view(batch, sequence, -1, self.head_dim)
         key_BSKD = self.key(hidden_BSE).view(batch, sequence, -1, self.head_dim)
@@ -56,10 +56,10 @@ class Attention(nn.Module):
         query_BHSD = rotate(query_BSHD.transpose(1, 2), cos_SD, sin_SD)
         key_BKSD = rotate(key_BSKD.transpose(1, 2), cos_SD, sin_SD)
         value_BKSD = value_BSKD.transpose(1, 2)
-        if isinstance(seen, Partition):
+        if isinstance(pieces_or_partition, Partition):
             assert self.context is not None
-            attended_BHSD = self.context.attend(query_BHSD, key_BKSD, value_BKSD, seen, self.scale)
+            attended_BHSD = self.context.attend(query_BHSD, key_BKSD, value_BKSD, pieces_or_partition, self.scale)
         else:
-            attended_BHSD = attend(query_BHSD, key_BKSD, value_BKSD, seen, self.scale)
+            attended_BHSD = attend(query_BHSD, key_BKSD, value_BKSD, pieces_or_partition, self.scale)
         merged: Tensor = self.output(attended_BHSD.transpose(1, 2).reshape(batch, sequence, -1))
         return merged

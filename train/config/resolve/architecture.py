@@ -1,4 +1,4 @@
-"""The decoder that a configuration means, by its sizes and constants. Imports no torch."""
+"""The decoder's sizes and constants from a configuration. Imports no torch."""
 
 from train.config.sections.model import ModelConfig
 from train.model.architecture import Architecture, Multipliers

@@ -1,6 +1,6 @@
 """Rules across fields of the configuration.
 
-A rule looks at the configuration alone: it reads no disk and asks no device. Imports no torch.
+A rule sees the configuration alone: it reads no disk and queries no device. Imports no torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from train.config.schema import Config
 
 
 def check(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> Iterator[str]:
-    """One line for every rule broken, with its numbers. `overrides` are what the user typed, for the line to type instead."""
+    """One line for every broken rule, with its numbers. `overrides`, which the user typed, go into the commands suggested."""
     yield from layout_rules(config, world_size, overrides)
     yield from optimizer_rules(config)
     quantization = list(quantization_rules(config))

@@ -1,17 +1,17 @@
-"""What the optimizer and the schedule need of each other, of the layout and of the length."""
+"""Rules for the optimizer and the schedule: what they need of the layout, the initial weights and the length."""
 
 import itertools
 from collections.abc import Iterator
 
 from train.config.resolve.schedule import schedule_of
-from train.config.rules.length import knows_its_tokens
+from train.config.rules.length import has_length
 from train.config.schema import Config
 from train.config.sections.optimizer import AdamWConfig
 from train.config.sections.schedule import ConstantScheduleConfig, CosineScheduleConfig, WsdSScheduleConfig
 
 
 def optimizer_rules(config: Config) -> Iterator[str]:
-    """Muon takes whole matrices, muP random weights."""
+    """Muon needs whole matrices, muP random initial weights."""
     parallel = config.parallel
     splits = [f"parallel.{axis}={size}" for axis in ("shard", "tensor", "context") if (size := getattr(parallel, axis)) > 1]
     if config.optimizer.name == "muon" and splits:
@@ -28,9 +28,9 @@ def optimizer_rules(config: Config) -> Iterator[str]:
 
 
 def schedule_rules(config: Config) -> Iterator[str]:
-    """Warmup and decay fit into the run, and the rate never rises to its floor."""
+    """Warmup and decay fit into the run, and the floor is not above the rate."""
     schedule = config.schedule
-    if not knows_its_tokens(config):
+    if not has_length(config):
         return
     total = config.total_tokens
     if isinstance(schedule, WsdSScheduleConfig):

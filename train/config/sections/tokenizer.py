@@ -1,4 +1,4 @@
-"""How text becomes tokens."""
+"""The tokenizer."""
 
 from typing import Annotated, Literal
 
@@ -17,12 +17,12 @@ class BpeTokenizerConfig:
     vocab_size: Annotated[int, Field(ge=257)]
     """entries: 256 bytes, the end-of-text token, the merges"""
     train_bytes: PositiveInt
-    """train on at most this many bytes from the start of the corpus"""
+    """train on at most this many bytes, from the start of the corpus"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BytesTokenizerConfig:
-    """Plain bytes: token i is byte i, token 256 is the end of a text."""
+    """Plain bytes: token i is byte i, token 256 is the end-of-text token."""
 
     name: Literal["bytes"]
     """which tokenizer"""
