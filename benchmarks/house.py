@@ -176,6 +176,10 @@ def draw(imports: Arrows, houses: list[str], path: Path) -> None:
                 FancyBboxPatch((left, height), width, tall, boxstyle="round,pad=0.02", facecolor="0.95", edgecolor="0.3")
             )
             axes.text(left + width / 2, height + tall - 0.22, house, ha="center", va="center", weight="bold", fontsize=12)
+            if not inner[house]:
+                names = sorted({module.split(".")[1] for module in imports if module.startswith(f"{house}.")})
+                words = ", ".join(names) if len(storey) == 1 else "\n".join(names)
+                axes.text(left + width / 2, height + tall - 0.45, words, ha="center", va="top", fontsize=9)
             for level, rooms in enumerate(inner[house]):
                 for number, room in enumerate(rooms):
                     step = width / len(rooms)
