@@ -112,15 +112,13 @@ def _plan(encoded: bytes, rows: int, queries: int, keys: int, device: torch.devi
     calls: list[Call] = []
     short: dict[int, list[Piece]] = defaultdict(list)
     for (its_queries, its_keys, causal), its_rows in rows_of.items():
-        if len(its_rows) == rows:
-            calls.append(_slices(slice(None), its_queries, its_keys, causal))
-            continue
         length = its_queries[1] - its_queries[0]
-        for row in its_rows:
-            if causal and length <= SHORT:
-                short[-(-length // _STEP) * _STEP].append(Piece(row, its_queries, its_keys, causal))
-            else:
-                calls.append(_slices(slice(row, row + 1), its_queries, its_keys, causal))
+        if causal and length <= SHORT and length < queries:
+            short[-(-length // _STEP) * _STEP] += [Piece(row, its_queries, its_keys, causal) for row in its_rows]
+        elif len(its_rows) == rows:
+            calls.append(_slices(slice(None), its_queries, its_keys, causal))
+        else:
+            calls += [_slices(slice(row, row + 1), its_queries, its_keys, causal) for row in its_rows]
     for length, together in short.items():
         if len(together) == 1:
             (piece,) = together
