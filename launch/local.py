@@ -16,11 +16,12 @@ from common.errors import UserError
 from train.config import load_config, require
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-TRAIN, BRANCH, GENERATE, EVALUATE = (
+TRAIN, BRANCH, GENERATE, EVALUATE, PRECONDITIONS = (
     "train.__main__",
     "train.branch",
     "train.generate",
     "train.evaluate",
+    "train.build.preconditions",
 )  # by name only: launch knows of train no more than its configuration
 
 
@@ -32,7 +33,8 @@ def main(arguments: list[str]) -> int:
     try:
         config = load_config(arguments)
         world_size = config.parallel.layout.world_size
-        require(config, world_size=world_size, overrides=arguments)
+        unmet = importlib.import_module(PRECONDITIONS).unmet_preconditions(config)
+        require(config, world_size=world_size, overrides=arguments, besides=unmet)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
