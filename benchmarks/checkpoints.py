@@ -1,9 +1,9 @@
-"""What saving costs the demo: the loop's waiting, the background's CPU seconds, and whether steps get slower.
+"""The cost of saving in the demo: how long the loop waits, background CPU seconds, and whether steps get slower.
 
     .venv/bin/python -m benchmarks.checkpoints [--steps 100]
 
-Two runs of the demo (two processes): with a checkpoint every 20 steps, and with none but the last. Prints the share of a
-checkpoint interval that the loop waits, and the ratio of the median steps.
+Two runs of the demo (two processes): with a checkpoint every 20 steps, and with only the last. Prints the fraction of a
+checkpoint interval that the loop waits, and the ratio of the median step times.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from scaling.record import StepLine, read_metrics, read_record
 
 
 def measure(place: Path, name: str, steps: int, every: int) -> tuple[float, dict[str, float]]:
-    """(seconds of the median step, what saving cost) of a run with a checkpoint every so many steps."""
+    """(seconds of the median step, the record's cost of checkpoints) of a run with a checkpoint every `every` steps."""
     words = ["experiment=demo", f"run.dir={place}", f"run.name={name}", f"train.steps={steps}", "schedule.warmup_tokens=0"]
     words += [f"checkpoint.every_tokens={every * 4096}", "eval.every_tokens=null"]
     command = [str(Path(sys.executable).parent / "foretrain"), "train", *words]

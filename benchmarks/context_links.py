@@ -1,15 +1,15 @@
-"""The methods of context parallelism where links are the bottleneck, and what the cost model says of them.
+"""The methods of context parallelism on slow links, measured and predicted by the cost model.
 
     .venv/bin/python -m benchmarks.context_links [--rounds 7] [--megabits 25] [--figure FILE.png]
 
-Four ranks in network namespaces (Linux, root, iproute2; elsewhere it says why not, and exits with 2), on a mesh, a link for
-every two ranks, and on a switch, a port for every rank, each limited in both directions. Bf16, causal, zigzag. In every round
-all methods have their turn; figures are medians over rounds of the slowest rank's time. Beside the methods: keys and values of
-all ranks gathered at once, straight from each rank to each, and kept for the backward pass, whose gradients go home in fp32.
+Four ranks in network namespaces (needs Linux, root and iproute2; otherwise it says what is missing and exits with 2), on a mesh
+with a link between every two ranks, and on a switch with a port for every rank. Links and ports are limited in both directions.
+Bf16, causal, zigzag. Every round runs all methods; times are medians over rounds of the slowest rank's time. The baseline
+all_gather gathers the keys and values of all ranks at once, saves them for the backward pass, and sends gradients in fp32.
 Seven rounds take about twelve minutes.
 
-The cost model is given the rate at which one message crosses a link, and that of the attention kernel alone, on all ranks at
-once. The share of transfers is the part of a method's time that goes when the limits go.
+The cost model gets two measured rates: that of one message over a link, and that of the attention kernel alone, running on all
+ranks at once. The share of transfers is the fraction of a method's time that disappears without the limits.
 """
 
 import argparse
@@ -22,22 +22,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
-from benchmarks.network import Network, Topology, UnavailableError, isolate, serve
-from parallel.context.choose import METHODS, AttentionCall, Machine, Step, choose, duration, seconds
+from benchmarks.network import Network, UnavailableError, isolate, serve
+from parallel.context.choose import METHODS, AttentionCall, Machine, Step, Topology, choose, duration, seconds
 
 RANKS = 4
 HEADS, HEAD_DIM = 8, 128
-RATIOS = (1, 4)  # query heads to a key/value head
+RATIOS = (1, 4)  # query heads per key/value head
 GATHER = "all_gather"
-KERNEL = "kernel"  # a rank's share of the attention, and nothing else
-EVERY = (*METHODS, GATHER)
+KERNEL = "kernel"  # only a rank's share of the attention
+ALL = (*METHODS, GATHER)
 PROBE_BYTES = 2**19
 NEAR = 1.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One line of the table. Seconds by method: `measured` on limited links, `free` without limits, `predicted`."""
+    """One line of the table. Seconds by method: `measured` with limits, `free` without, `predicted` by the cost model."""
 
     topology: Topology
     call: AttentionCall
@@ -48,7 +48,7 @@ class Case:
     chosen: str
 
     def chosen_over_fastest(self, among: Sequence[str] = METHODS) -> float:
-        """Measured time of what the cost model prefers over that of what is fastest, among some methods."""
+        """Measured time of the method that the cost model chooses over that of the fastest, among some methods."""
         chosen = self.chosen if self.chosen in among else min(among, key=lambda method: self.predicted[method])
         return self.measured[chosen] / min(self.measured[method] for method in among)
 
@@ -60,10 +60,10 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--megabits", type=float, default=25.0, help="of every link or port, each way")
+    parser.add_argument("--megabits", type=float, default=25.0, help="megabits/s of every link or port, in each direction")
     parser.add_argument("--topology", nargs="+", choices=get_args(Topology), default=get_args(Topology))
-    parser.add_argument("--tokens", nargs="+", type=int, default=(512, 1024), help="of a sequence")
-    parser.add_argument("--figure", help="where to draw it")
+    parser.add_argument("--tokens", nargs="+", type=int, default=(512, 1024), help="tokens in a sequence")
+    parser.add_argument("--figure", help="file of the figure")
     arguments = parser.parse_args()
     cases: list[Case] = []
     try:
@@ -83,13 +83,11 @@ def _measure(network: Network, rounds: int, bits: int, sequences: Sequence[int])
     calls = [AttentionCall(RANKS, sequence, HEADS, HEADS // ratio, HEAD_DIM) for ratio in RATIOS for sequence in sequences]
     kinds = [(call, backward) for call in calls for backward in (False, True)]
     questions = [
-        {"method": method, "call": dataclasses.asdict(call), "backward": backward}
-        for call, backward in kinds
-        for method in EVERY
+        {"method": method, "call": dataclasses.asdict(call), "backward": backward} for call, backward in kinds for method in ALL
     ]
 
     def medians(rounds: int) -> list[float]:
-        """Of every question, after a round that does not count."""
+        """Median seconds of every question, after a round that does not count."""
         times = [[max(network.ask(question)) for question in questions] for _ in range(rounds + 1)]
         return [statistics.median(of_question) for of_question in zip(*times[1:], strict=True)]
 
@@ -109,18 +107,18 @@ def _measure(network: Network, rounds: int, bits: int, sequences: Sequence[int])
         print(f"{network.topology}: {PROBE_BYTES / crossing / 1e6:.2f} MB/s of {bits / 8e6:.2f}; load {os.getloadavg()[0]:.1f}")
         limited = medians(rounds)
     for number, (call, backward) in enumerate(kinds):
-        start = number * len(EVERY)
-        here = dict(zip(EVERY, limited[start : start + len(EVERY)], strict=True))
-        freely = dict(zip(EVERY, free[start : start + len(EVERY)], strict=True))
+        start = number * len(ALL)
+        measured = dict(zip(ALL, limited[start : start + len(ALL)], strict=True))
+        unlimited = dict(zip(ALL, free[start : start + len(ALL)], strict=True))
         flops = RANKS * sum(call.flops(2, backward=which) for which in (False, True)[: 1 + backward])
         machine = Machine(network.topology, PROBE_BYTES / crossing, flops / kernel[number])
-        predicted = {method: predict(method, call, machine, backward=backward) for method in EVERY}
+        predicted = {method: predict(method, call, machine, backward=backward) for method in ALL}
         chosen, _ = choose(call, machine, backward=backward)
-        yield Case(network.topology, call, backward, here, freely, predicted, chosen)
+        yield Case(network.topology, call, backward, measured, unlimited, predicted, chosen)
 
 
 def predict(method: str, call: AttentionCall, machine: Machine, *, backward: bool) -> float:
-    """Seconds of a method, or of gathering."""
+    """Predicted seconds of a method, or of the baseline."""
     if method != GATHER:
         return seconds(method, call, machine, backward=backward)  # type: ignore[arg-type]
     pairs = [(source, target) for source in range(RANKS) for target in range(RANKS) if source != target]
@@ -129,27 +127,27 @@ def predict(method: str, call: AttentionCall, machine: Machine, *, backward: boo
     def steps(element_bytes: int) -> Step:
         return Step([0.0] * RANKS, [(source, target, elements * element_bytes) for source, target in pairs])
 
-    found = [steps(call.element_bytes), Step([RANKS * call.flops(2, backward=False)] * RANKS)]
+    of_call = [steps(call.element_bytes), Step([RANKS * call.flops(2, backward=False)] * RANKS)]
     if backward:
-        found += [Step([RANKS * call.flops(2, backward=True)] * RANKS), steps(call.wide_bytes)]
-    return duration(found, machine)
+        of_call += [Step([RANKS * call.flops(2, backward=True)] * RANKS), steps(call.wide_bytes)]
+    return duration(of_call, machine)
 
 
 class Rank:
-    """What a rank answers: the seconds that something took it."""
+    """Answers a question on a rank with the seconds that something took."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
     def __call__(self, question: dict[str, Any]) -> float:
-        """A store to meet at; a number of bytes to send from rank 0 to rank 1; or an attention call."""
+        """Join the store, send bytes from rank 0 to rank 1, or run an attention call, as the question says."""
         import torch
         import torch.distributed as dist
 
         if "store" in question:
             torch.set_num_threads(1)
-            where = f"file://{question['store']}"
-            dist.init_process_group("gloo", init_method=where, rank=self.rank, world_size=RANKS)
+            url = f"file://{question['store']}"
+            dist.init_process_group("gloo", init_method=url, rank=self.rank, world_size=RANKS)
             return 0.0
         run = self._probe(question["probe"]) if "probe" in question else self._attention(**question)
         dist.barrier()
@@ -210,26 +208,26 @@ class Rank:
 
 def _report(cases: Sequence[Case]) -> None:
     print("\nMilliseconds, measured / predicted (share of transfers).\n")
-    print(f"| topology | heads | tokens | passes | {' | '.join(EVERY)} | fastest | chosen | chosen / fastest |")
-    print("|" + "---|" * (7 + len(EVERY)))
+    print(f"| topology | heads | tokens | passes | {' | '.join(ALL)} | fastest | chosen | chosen / fastest |")
+    print("|" + "---|" * (7 + len(ALL)))
     for case in cases:
         cells = [case.topology, f"{case.call.heads}:{case.call.kv_heads}", f"{case.call.sequence:,}", _passes(case)]
-        for method in EVERY:
+        for method in ALL:
             measured, share = case.measured[method], 1 - case.free[method] / case.measured[method]
             cells.append(f"{measured * 1e3:.0f} / {case.predicted[method] * 1e3:.0f} ({share:.0%})")
         fastest = min(METHODS, key=lambda method: case.measured[method])
         cells += [fastest, case.chosen, f"{case.chosen_over_fastest():.2f}"]
         print("| " + " | ".join(cells) + " |")
-    without = [method for method in METHODS if method != "ulysses"]
-    for said, among in (("", METHODS), (" without ulysses", without)):
+    without_ulysses = [method for method in METHODS if method != "ulysses"]
+    for suffix, among in (("", METHODS), (" without ulysses", without_ulysses)):
         ratios = [case.chosen_over_fastest(among) for case in cases]
         near = sum(ratio <= NEAR for ratio in ratios)
-        print(f"\nchosen within 10 % of the fastest{said}: {near} of {len(cases)}; worst {max(ratios):.2f}")
-    errors = {method: [case.measured[method] / case.predicted[method] for case in cases] for method in EVERY}
+        print(f"\nchosen within 10 % of the fastest{suffix}: {near} of {len(cases)}; worst {max(ratios):.2f}")
+    errors = {method: [case.measured[method] / case.predicted[method] for case in cases] for method in ALL}
     print("\n| measured / predicted | median | from | to |\n|---|---|---|---|")
     for method, ratios in errors.items():
         print(f"| {method} | {statistics.median(ratios):.2f} | {min(ratios):.2f} | {max(ratios):.2f} |")
-    shares = [1 - case.free[method] / case.measured[method] for case in cases for method in EVERY]
+    shares = [1 - case.free[method] / case.measured[method] for case in cases for method in ALL]
     print(f"\ntransfers: {min(shares):.0%} to {max(shares):.0%} of a call, median {statistics.median(shares):.0%}")
 
 
@@ -246,12 +244,10 @@ def _draw(cases: Sequence[Case], path: str) -> None:
     longest = [case for case in cases if case.call.sequence == max(case.call.sequence for case in cases)]
     figure, axes = plt.subplots(2, len(longest) // 2, figsize=(12, 6.2), layout="constrained")
     for axis, case in zip(axes.flat, longest, strict=True):
-        places = range(len(EVERY))
-        axis.barh(places, [case.measured[method] * 1e3 for method in EVERY], color="tab:blue", alpha=0.5, label="measured")
-        axis.plot(
-            [case.predicted[method] * 1e3 for method in EVERY], places, "|", color="black", ms=16, mew=2, label="predicted"
-        )
-        axis.set_yticks(places, EVERY)
+        places = range(len(ALL))
+        axis.barh(places, [case.measured[method] * 1e3 for method in ALL], color="tab:blue", alpha=0.5, label="measured")
+        axis.plot([case.predicted[method] * 1e3 for method in ALL], places, "|", color="black", ms=16, mew=2, label="predicted")
+        axis.set_yticks(places, ALL)
         axis.invert_yaxis()
         axis.set_title(f"{case.topology}, heads {case.call.heads}:{case.call.kv_heads}\n{_passes(case)}", fontsize=9)
         axis.set_xlabel("ms")

@@ -1,9 +1,9 @@
-"""Peak of live tensor bytes on a rank by the length of the sequence and the number of ranks that share it.
+"""Peak bytes of live tensors on a rank, by sequence length and number of ranks that share the sequence.
 
     .venv/bin/python -m benchmarks.context_memory [--longest 32768] [--documents one|packed] [--method token_ring|ring|...]
 
-Two training steps of a small decoder on one row, every rank under the tracker that fills `peak_memory_bytes` in a run's record.
-Printed is the largest over ranks, less what a rank holds of the model: parameters, gradients and optimizer state do not grow.
+Two training steps of a small decoder on one row, measured by the tracker that fills `peak_memory_bytes` in a run's record.
+Prints the maximum over ranks, without parameters and optimizer state, which do not grow with the sequence.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def packed(sequence: int) -> torch.Tensor:
 
 
 def activations(world: World, overrides: list[str], documents: str) -> int:
-    """Peak bytes beyond what this rank holds between steps, the largest over ranks."""
+    """Peak bytes beyond those that live between steps, the maximum over ranks."""
     config = load_config(overrides)
     require(config, world_size=world.size)
     engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
@@ -67,8 +67,8 @@ def main() -> None:
         for count in ranks:
             words = [f"parallel.context={count}", f"parallel.context_method={arguments.method}"]
             words += [f"train.sequence={sequence}", f"train.batch_tokens={sequence}"]
-            found = Group(count).run(activations, [*MODEL, *words], arguments.documents, timeout=1800.0)[0]
-            cells.append(f"{found / 2**20:.1f} ({found * count / sequence:,.0f})")
+            peak = Group(count).run(activations, [*MODEL, *words], arguments.documents, timeout=1800.0)[0]
+            cells.append(f"{peak / 2**20:.1f} ({peak * count / sequence:,.0f})")
         print(f"| {sequence} | " + " | ".join(cells) + " |", flush=True)
         sequence *= 2
 

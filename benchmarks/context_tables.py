@@ -1,11 +1,11 @@
-"""How exact the methods of context parallelism are in bf16, and how evenly partitions spread the work.
+"""Errors of the methods of context parallelism in bf16, and how evenly partitions spread the work.
 
     .venv/bin/python -m benchmarks.context_tables errors
     .venv/bin/python -m benchmarks.context_tables balance
 
 `errors`: root mean square error over root mean square value of the output and of the gradients of queries, keys and values,
 against dense attention in float64 from the same bf16 input; causal, zigzag, 8 query heads to 2 key/value heads of 64.
-`balance`: pairs of query and key of the busiest rank over the mean, documents of log-normal lengths, mean (largest) of 20 rows.
+`balance`: (query, key) pairs of the busiest rank over the mean, for documents of log-normal lengths; mean (largest) of 20 rows.
 """
 
 import argparse
@@ -31,16 +31,16 @@ def main() -> None:
 
 
 def errors() -> None:
-    """Of every method by number of ranks."""
+    """Print the errors of every method by number of ranks."""
     by_ranks = {ranks: relative_errors(Group(ranks), METHODS, SEQUENCE) for ranks in (1, 2, 4, 8)}
     print("| method | ranks | output | query gradient | key gradient | value gradient |\n|---|---|---|---|---|---|")
     for method in METHODS:
-        for ranks, found in by_ranks.items():
-            print(f"| {method} | {ranks} | " + " | ".join(f"{error:.2e}" for error in found[method]) + " |")
+        for ranks, by_method in by_ranks.items():
+            print(f"| {method} | {ranks} | " + " | ".join(f"{error:.2e}" for error in by_method[method]) + " |")
 
 
 def balance() -> None:
-    """Of every partition by number of ranks."""
+    """Print the imbalance of every partition by number of ranks."""
     print("| tokens | documents | ranks | " + " | ".join(PARTITIONS) + " |\n|" + "---|" * (3 + len(PARTITIONS)))
     for sequence in (8192, 32768):
         for median in (None, 150, 1000):
@@ -48,9 +48,9 @@ def balance() -> None:
             for ranks in (2, 4, 8):
                 cells = [f"{sequence:,}", f"median {median}" if median else "one", str(ranks)]
                 for name in PARTITIONS:
-                    found = [Partition.of(row, ranks, name).imbalance() for row in rows]
-                    spread = f" ({max(found):.3f})" if len(found) > 1 else ""
-                    cells.append(f"{statistics.mean(found):.3f}{spread}")
+                    imbalances = [Partition.of(row, ranks, name).imbalance() for row in rows]
+                    spread = f" ({max(imbalances):.3f})" if len(imbalances) > 1 else ""
+                    cells.append(f"{statistics.mean(imbalances):.3f}{spread}")
                 print("| " + " | ".join(cells) + " |")
 
 

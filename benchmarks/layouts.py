@@ -1,13 +1,13 @@
-"""What each layout costs on this machine: step times against a single process, and the bubbles of pipelines.
+"""The cost of each layout on this machine: step times over a single process's, and the bubbles of pipelines.
 
     .venv/bin/python -m benchmarks.layouts steps [--rounds 5]
     .venv/bin/python -m benchmarks.layouts bubble [--rounds 5]
     .venv/bin/python -m benchmarks.layouts meta
 
-On a CPU this is the price of communication and of DTensor's bookkeeping, not of what a layout is for: the same two cores do the
-same work in every row. `steps` takes all layouts in turns and prints the median over rounds of step time / the single process's
-of the same round. `bubble` fits forward-backward time = fixed + slope x micro-batches; fixed / slope is the pipeline's bubble
-in micro-batches, which the formula gives too. `meta` builds the large models on the meta device.
+On a CPU this shows only the cost of communication and of DTensor's bookkeeping: the same two cores do the same work in every
+row. `steps` runs all layouts in turn and prints the median over rounds of step time / the single process's in the same round.
+`bubble` fits forward-backward time = fixed + slope x micro-batches, so fixed / slope is the pipeline's bubble in micro-batches,
+and prints it beside the formula's. `meta` builds the large models on the meta device.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Timed:
         config = load_config(overrides)
         require(config, world_size=world.size)
         engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
-        assert isinstance(engine, NativeEngine)  # whose passes can be timed
+        assert isinstance(engine, NativeEngine)  # whose forward and backward passes can be timed
         self.engine = engine
         self.tokens = config.train.batch_tokens
         draw = torch.Generator().manual_seed(world.rank)
@@ -94,7 +94,7 @@ class Timed:
 
 
 def seconds(world: World, configs: list[list[str]], steps: int) -> list[tuple[list[float], list[float]]]:
-    """(whole steps, their passes) of one rank for every configuration, taken in turns; the first two left out."""
+    """(seconds of whole steps, of their passes) on one rank for every configuration, run in turn; without the first two."""
     torch.set_num_threads(2 if world.size == 1 else 1)
     engines = [Timed(world, overrides) for overrides in configs]
     for _ in range(steps + 2):
@@ -111,7 +111,7 @@ def overrides_of(axes: str, microbatches: int) -> list[str]:
 
 
 def measure(axes: str, counts: Sequence[int], steps: int) -> list[list[tuple[list[float], list[float]]]]:
-    """For every rank and number of micro-batches, what `seconds` gives."""
+    """The result of `seconds` for every rank and number of micro-batches."""
     configs = [overrides_of(axes, count) for count in counts]
     return Group(load_config(configs[0]).parallel.layout.world_size).run(seconds, configs, steps, timeout=900.0)
 
@@ -138,15 +138,16 @@ def compare_bubbles(rounds: int) -> None:
     counts = (4, 8, 16)
     print("| schedule | bubble measured, micro-batches | from | to | formula |\n|---|---|---|---|---|")
     for schedule, formula in BUBBLES.items():
-        found = []
+        bubbles = []
         for _ in range(rounds):
             ranks = measure(f"pipeline=2 pipeline_schedule={schedule}", counts, steps=12)
-            # The fastest of the steps: whatever else runs on the machine only adds to a time.
+            # The fastest step, because other work on the machine only makes steps slower.
             times = [max(min(passes) for _, passes in of_count) for of_count in zip(*ranks, strict=True)]
             slope, fixed = statistics.linear_regression(counts, times)
-            found.append(fixed / slope)
+            bubbles.append(fixed / slope)
         print(
-            f"| {schedule} | {statistics.median(found):.2f} | {min(found):.2f} | {max(found):.2f} | {formula:.2f} |", flush=True
+            f"| {schedule} | {statistics.median(bubbles):.2f} | {min(bubbles):.2f} | {max(bubbles):.2f} | {formula:.2f} |",
+            flush=True,
         )
 
 

@@ -23,7 +23,7 @@ KINDS = {
 
 
 def overrides(folder: Path, kind: str, width: int, exponent: int, seed: int) -> list[str]:
-    """Two layers, heads of 16: wider means more heads. No norm of queries and keys, which would hide part of the effect."""
+    """Two layers; heads of 16, so wider models have more. No norm of queries and keys, which would hide part of the effect."""
     return [
         f"data.cache_dir={folder}/cache",
         *("tokenizer.vocab_size=512", "model.vocab_size=512", "model.num_layers=2", "model.qk_norm=false"),
@@ -36,35 +36,35 @@ def overrides(folder: Path, kind: str, width: int, exponent: int, seed: int) -> 
 
 
 def name(kind: str, width: int, exponent: int, seed: int) -> str:
-    """Of a run."""
+    """The name of a run."""
     return f"{kind}-{width}-2e{-exponent}-s{seed}"
 
 
 Losses = dict[str, dict[int, list[float]]]
-"""kind -> width -> the mean loss over the seeds for each exponent; infinite where a run diverged."""
+"""kind -> width -> mean loss over the seeds for each exponent; infinite if a run diverged."""
 
 
 def measure(folder: Path, seeds: Sequence[int], at_once: int) -> Losses:
-    """Train what is not trained yet."""
-    every = [
+    """Train the runs that are not finished yet, and return all losses."""
+    runs = [
         (kind, width, exponent, seed)
         for seed in seeds
         for width in reversed(WIDTHS)
         for kind in KINDS
         for exponent in EXPONENTS
     ]
-    records = train_all(folder, {name(*run): overrides(folder, *run) for run in every}, at_once=at_once)
+    records = train_all(folder, {name(*run): overrides(folder, *run) for run in runs}, at_once=at_once)
 
     def loss(kind: str, width: int, exponent: int) -> float:
-        found = [records.get(name(kind, width, exponent, seed)) for seed in seeds]
-        losses = [math.inf if record is None or record.loss is None else record.loss for record in found]
+        of_seeds = [records.get(name(kind, width, exponent, seed)) for seed in seeds]
+        losses = [math.inf if record is None or record.loss is None else record.loss for record in of_seeds]
         return sum(losses) / len(losses)
 
     return {kind: {width: [loss(kind, width, exponent) for exponent in EXPONENTS] for width in WIDTHS} for kind in KINDS}
 
 
 def show(losses: Losses) -> None:
-    """The tables, in Markdown."""
+    """Print the tables in Markdown."""
     for kind, by_width in losses.items():
         print(f"\n| {kind} | " + " | ".join(f"2^{exponent}" for exponent in EXPONENTS) + " | best |")
         print("|---" * (len(EXPONENTS) + 2) + "|")
@@ -75,7 +75,7 @@ def show(losses: Losses) -> None:
 
 
 def draw(losses: Losses, path: Path) -> None:
-    """Loss against learning rate, a line for each width."""
+    """Draw loss against learning rate, a line per width."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -100,7 +100,7 @@ def draw(losses: Losses, path: Path) -> None:
 def main() -> None:
     """Measure and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the runs lie")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--at-once", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, default=Path("docs/mup.png"))

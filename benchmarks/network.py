@@ -1,38 +1,38 @@
-"""Ranks with rate-limited links on one machine: every rank is a process in a network namespace of its own.
+"""Ranks with rate-limited links on one machine: every rank is a process in its own network namespace.
 
-Namespaces, devices and limits belong to processes and end with them, whatever ends them: nothing is left to clean up.
-Needs Linux, root, and iproute2.
+Namespaces, devices and limits belong to the processes and disappear with them, so there is nothing to clean up. Needs Linux,
+root and iproute2.
 """
 
 import ctypes
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
-Topology = Literal["mesh", "switch"]
+from parallel.context.choose import Topology
+from parallel.environment import die_with_launcher
+
 Command = list[str]
 
 _INTERFACE = "host"
-"""What has a rank's address."""
+"""The device that has a rank's address."""
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class UnavailableError(Exception):
-    """This machine does not let us make networks; the message says why."""
+    """This machine cannot emulate networks; the message says why."""
 
 
 def isolate() -> None:
-    """Put this process, and those it starts from now on, into a network namespace of its own.
+    """Put this process, and those that it starts from now on, into a new network namespace.
 
     Raises:
-        UnavailableError: not permitted, or a tool is missing.
+        UnavailableError: this is not permitted, or a tool is missing.
     """
     if missing := [tool for tool in ("ip", "tc") if shutil.which(tool) is None]:
         raise UnavailableError(f"{' and '.join(missing)} (iproute2) not found")
@@ -42,16 +42,16 @@ def isolate() -> None:
 
 
 class Network:
-    """Rank processes and what is between them, in the namespace of the caller, which has isolated itself.
+    """Rank processes and the network between them, in the namespace of the caller, which must have called `isolate`.
 
-    mesh: a pair of veth for every two ranks. switch: one bridge, and a veth from it to every rank.
+    mesh: a pair of veth devices between every two ranks. switch: one bridge, with a veth to every rank.
     """
 
     def __init__(self, topology: Topology, ranks: int, module: str) -> None:
         """Start `python -m module rank NUMBER`, which calls `serve`, for every rank, and connect them.
 
         Raises:
-            UnavailableError: the kernel lacks something.
+            UnavailableError: the kernel lacks a feature.
         """
         self.topology, self.ranks = topology, ranks
         environment = os.environ | {"GLOO_SOCKET_IFNAME": _INTERFACE, "OMP_NUM_THREADS": "1"}
@@ -66,7 +66,7 @@ class Network:
             for rank in range(ranks)
         ]
         try:
-            self._run_everywhere([[["ip", "link", "set", "lo", "up"]]] * ranks)  # answered once it has its namespace
+            self._run_everywhere([[["ip", "link", "set", "lo", "up"]]] * ranks)  # a rank answers once it has its namespace
             self._run_everywhere(self._mesh() if topology == "mesh" else self._switch())
         except BaseException:
             self.close()
@@ -76,17 +76,17 @@ class Network:
         """Every rank's answer to a question, by rank. Both are JSON.
 
         Raises:
-            RuntimeError: a rank has died; its own words are on standard error.
+            RuntimeError: a rank has died; its error is on standard error.
         """
         return self._exchange([{"ask": question}] * self.ranks)
 
     def limit(self, bits: int | None) -> None:
-        """Let every link or port carry so many bits/s in each direction, headers included; None: as many as it can."""
+        """Limit every link or port to `bits` bits/s in each direction, headers included; None: no limit."""
         small = "u16 0x0000 0xff80 at 2"  # packets of less than 128 bytes: the upper bits of their length are zero
         if self.topology == "mesh":
             devices = [[f"to{other}" for other in self._others(rank)] for rank in range(self.ranks)]
-            turns = [small, "u32 0 0 at 0"]
-            self._run_everywhere([[line for device in some for line in _limited(device, bits, turns)] for some in devices])
+            filters = [small, "u32 0 0 at 0"]
+            self._run_everywhere([[line for device in some for line in _limited(device, bits, filters)] for some in devices])
             return
         peers = [_address(rank) for rank in range(self.ranks)]
         for rank in range(self.ranks):
@@ -98,7 +98,7 @@ class Network:
         for process in self._processes:
             process.kill()
             process.wait()
-        for device in ("switch", *(f"port{rank}" for rank in range(self.ranks))):  # the kernel takes its time otherwise
+        for device in ("switch", *(f"port{rank}" for rank in range(self.ranks))):  # left alone, the kernel takes longer
             subprocess.run(["ip", "link", "delete", device], capture_output=True, check=False)
 
     def __enter__(self) -> "Network":
@@ -111,13 +111,13 @@ class Network:
         return [other for other in range(self.ranks) if other != rank]
 
     def _mesh(self) -> list[list[Command]]:
-        """Connect every two ranks; returns what every rank has to do. A bridge without ports has its address."""
+        """Connect every two ranks; returns the commands for every rank. A bridge without ports has the rank's address."""
         pids = [str(process.pid) for process in self._processes]
         for one in range(self.ranks):
             for other in range(one + 1, self.ranks):
                 ends = f"to{other} netns {pids[one]} type veth peer name to{one} netns {pids[other]}"
                 _run([["ip", "link", "add", *ends.split()]])
-        found = []
+        commands = []
         for rank in range(self.ranks):
             lines = [f"link add {_INTERFACE} type bridge", f"address add {_address(rank)}/32 dev {_INTERFACE}"]
             lines += [f"link set {_INTERFACE} up"]
@@ -126,11 +126,11 @@ class Network:
                     f"link set to{other} up",
                     f"route add {_address(other)}/32 dev to{other} src {_address(rank)}",
                 ]
-            found.append([["ip", *line.split()] for line in lines])
-        return found
+            commands.append([["ip", *line.split()] for line in lines])
+        return commands
 
     def _switch(self) -> list[list[Command]]:
-        """Connect every rank to one bridge; returns what every rank has to do."""
+        """Connect every rank to one bridge; returns the commands for every rank."""
         lines = ["link add switch type bridge", "link set switch up"]
         for rank, process in enumerate(self._processes):
             lines += [
@@ -163,9 +163,8 @@ class Network:
 
 
 def serve(answer: Callable[[Any], Any]) -> None:
-    """What a rank's process does: answer questions, until the process that started it ends."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Answer questions in a rank's process, until the process that started it ends."""
+    die_with_launcher()
     isolate()
     for line in sys.stdin:
         message = json.loads(line)
@@ -187,11 +186,11 @@ def _run(commands: Sequence[Command]) -> None:
             raise UnavailableError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
-def _limited(device: str, bits: int | None, turns: Sequence[str]) -> list[Command]:
-    """Limit what leaves by a device, and let packets that match different filters take turns.
+def _limited(device: str, bits: int | None, filters: Sequence[str]) -> list[Command]:
+    """Commands that limit what a device sends, and let packets that match different filters take turns.
 
-    In one queue the acknowledgements of what comes in would wait behind all that goes out, for longer the slower the link is:
-    both directions together would carry a fifth less than one, and two flows through a port a third less.
+    In a single queue the acknowledgements of incoming data would wait for all outgoing data: both directions together would
+    carry a fifth less than one, and two flows through a port a third less.
     """
     if bits is None:
         return [f"tc qdisc replace dev {device} root handle 9: pfifo".split()]
@@ -199,7 +198,7 @@ def _limited(device: str, bits: int | None, turns: Sequence[str]) -> list[Comman
         f"qdisc replace dev {device} root handle 1: tbf rate {bits} burst 8kb limit 4mb",
         f"qdisc replace dev {device} parent 1:1 handle 2: htb",
     ]
-    for number, match in enumerate(turns, start=1):
+    for number, match in enumerate(filters, start=1):
         lines += [
             f"class replace dev {device} parent 2: classid 2:{number} htb rate 10gbit quantum 1514",
             f"filter add dev {device} parent 2: protocol ip prio {number} u32 match {match} flowid 2:{number}",

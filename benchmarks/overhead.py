@@ -1,10 +1,10 @@
-"""What the trainer costs: its tokens per second against a bare PyTorch loop, and two processes against one.
+"""The overhead of the trainer: its tokens per second over a bare PyTorch loop's, and two processes over one.
 
     .venv/bin/python -m benchmarks.overhead [--rounds 7] [--steps 14] [overrides]
 
-Both sides train the same model on the same data with the same optimizer, in turns, on all cores. A round gives the ratio of its
-median steps, the figure quoted is the median ratio of all rounds. The first two steps of every turn (allocation; in the
-trainer also the memory tracker) are left out. The bare loop reads its loss every step, as such loops do.
+Both train the same model on the same data with the same optimizer, in turn, on all cores. A round gives the ratio of its median
+steps; the result is the median ratio over rounds. The first two steps of every turn (allocation; in the trainer also the memory
+tracker) do not count. The bare loop reads its loss every step, as such loops do.
 """
 
 import argparse
@@ -95,20 +95,21 @@ def main() -> None:
     ]
     config = load_config(overrides)
     shards_folder = prepare(config.data, config.tokenizer, progress=True)
-    bare, ours, one, two = [], [], [], []
+    bare, trained, one, two = [], [], [], []
     for number in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             bare.append(bare_loop(config, shards_folder))
-            ours.append(trainer(overrides, folder / "a"))
+            trained.append(trainer(overrides, folder / "a"))
             one.append(command(overrides, folder / "b"))
             two.append(command([*overrides, "parallel.shard=2"], folder / "c"))
         print(
-            f"round {number + 1}: bare {bare[-1]:,.0f}, trainer {ours[-1]:,.0f} tokens/s, ratio {ours[-1] / bare[-1]:.3f}; "
-            f"one process {one[-1]:,.0f}, two {two[-1]:,.0f}, ratio {two[-1] / one[-1]:.3f}",
+            f"round {number + 1}: bare {bare[-1]:,.0f}, trainer {trained[-1]:,.0f} tokens/s, "
+            f"ratio {trained[-1] / bare[-1]:.3f}; one process {one[-1]:,.0f}, two {two[-1]:,.0f}, "
+            f"ratio {two[-1] / one[-1]:.3f}",
             flush=True,
         )
-    for what, sides in (("trainer / bare loop", (ours, bare)), ("two processes / one", (two, one))):
+    for what, sides in (("trainer / bare loop", (trained, bare)), ("two processes / one", (two, one))):
         ratios = sorted(left / right for left, right in zip(*sides, strict=True))
         print(f"{what}: median {statistics.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
 

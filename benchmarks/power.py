@@ -1,4 +1,4 @@
-"""The Power schedule against a WSD whose peak is tuned for every budget and batch. Real text, a small model under muP.
+"""The Power schedule against WSD with its peak tuned for every budget and batch. Real text, a small model under muP.
 
     python -m benchmarks.power --folder /tmp/power --seeds 3        (about an hour on two cores)
 
@@ -23,10 +23,10 @@ WIDTH = 64
 
 @dataclass(frozen=True)
 class Setting:
-    """A schedule's words, and a short name for them."""
+    """The overrides of a schedule, and a short name for them."""
 
     name: str
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
 
 
 def wsd(exponent: int) -> Setting:
@@ -40,17 +40,17 @@ def power(a: float, exponent: int) -> Setting:
 
 
 class Study:
-    """Losses of settings, trained where they are not yet."""
+    """Losses of settings; runs that are not finished yet are trained."""
 
     def __init__(self, folder: Path, at_once: int) -> None:
         self.folder, self.at_once = folder, at_once
 
     def losses(self, runs: Sequence[tuple[Setting, int, int, int]]) -> list[float]:
-        """Final validation loss of every (setting, budget, batch, seed); infinite where it diverged."""
+        """Final validation loss of every (setting, budget, batch, seed); infinite if the run diverged."""
         names = {run: f"{run[0].name}-{run[1]}-{run[2]}-s{run[3]}" for run in runs}
         records = train_all(self.folder, {names[run]: self._overrides(*run) for run in runs}, at_once=self.at_once)
-        found = [records.get(names[run]) for run in runs]
-        return [math.inf if record is None or record.loss is None else record.loss for record in found]
+        of_runs = [records.get(names[run]) for run in runs]
+        return [math.inf if record is None or record.loss is None else record.loss for record in of_runs]
 
     def _overrides(self, setting: Setting, budget: int, batch: int, seed: int) -> list[str]:
         return [
@@ -59,14 +59,14 @@ class Study:
             *("model.num_heads=4", f"model.ffn_size={3 * WIDTH}", "model.qk_norm=false", "model.init_std=0.1"),
             *("optimizer.mup=true", f"optimizer.mup_base_width={WIDTH}"),
             *(f"train.tokens={budget}", f"train.batch_tokens={batch}", "train.sequence=128", "train.microbatch=4"),
-            *setting.words,
+            *setting.overrides,
             *("schedule.warmup_tokens=32768", "schedule.decay_fraction=0.2", "schedule.decay_shape=linear"),
             *(f"run.seed={seed}", "eval.tokens=200000", "checkpoint.every_tokens=1000000000"),
             "health.step_timeout_seconds=null",
         ]
 
     def tuned_wsd(self, budget: int, batch: int, seed: int = 0) -> Setting:
-        """The best peak on a factor-2 grid, which grows until the best is inside."""
+        """The best peak on a factor-2 grid, which grows until the best is not at an end."""
         middle = -5 + round(math.log2(batch / 2_048) / 2)
         exponents = list(range(middle - 2, middle + 3))
         while True:
@@ -88,7 +88,7 @@ class Study:
 def main() -> None:
     """Measure and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the runs lie")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, default=Path("docs/power.png"))

@@ -1,16 +1,16 @@
-"""Quantization-aware training, measured: what it gains, when it should begin, how the decay should lie, what it costs.
+"""Quantization-aware training: what it gains, when it should begin, where the decay should be, what it costs.
 
     python -m benchmarks.qat cost                            step time against full precision (a minute)
     python -m benchmarks.qat widths   --folder /tmp/qat      QAT against round-to-nearest, 8 to 1 bits
-    python -m benchmarks.qat fraction --folder /tmp/qat      loss over the quantized share, three budgets, 2 and 4 bits
+    python -m benchmarks.qat fraction --folder /tmp/qat      loss by quantized fraction, three budgets, 2 and 4 bits
     python -m benchmarks.qat fused    --folder /tmp/qat      the decay fused with QAT, or before it
     python -m benchmarks.qat scales   --folder /tmp/qat      the learning rate of the scales
     python -m benchmarks.qat torchao  --folder /tmp/qat      the same end of training with torchao's QAT
 
-Real text (the standard library), a decoder of 59,616 parameters, batches of 2,048 tokens. A seed has one trunk in full
-precision at a constant rate, off which everything branches: runs of a seed differ in nothing but what is compared, so
-differences are paired by seed. What is finished in the folder is not run again. Every study prints a Markdown table; most draw
-a picture (--out).
+Real text (the standard library), a decoder of 59,616 parameters, batches of 2,048 tokens. Each seed has one
+full-precision trunk at a constant rate, from which all its runs branch. Runs of a seed differ only in what is compared, so
+differences are paired by seed. Runs that are finished in the folder are not run again. Every study prints a Markdown table;
+most draw a figure (--out).
 """
 
 import argparse
@@ -30,11 +30,11 @@ from parallel.mesh import World, connect
 from train.config import load_config
 
 BATCH, EVERY = 2_048, 32_768
-TRUNK = 2**22  # tokens; no branch leaves it later than the largest budget
+TRUNK = 2**22  # tokens; no branch starts later than at the largest budget
 BUDGETS = (2**18, 3 * 2**18, 2**21)
-BUDGET = 2**20  # of the studies that have one
+BUDGET = 2**20  # of the studies with one budget
 FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.7, 0.95)
-DECAY = 0.2  # share of the run, at the most
+DECAY = 0.2  # fraction of the run, at most
 WIDTHS = (8.0, 6.0, 4.0, 3.0, 2.0, 1.58, 1.0)
 MODEL = [
     *("tokenizer.vocab_size=512", "model.vocab_size=512", "model.num_layers=2", "model.hidden_size=32", "model.num_heads=2"),
@@ -50,13 +50,13 @@ MODEL = [
 
 
 class Study:
-    """Losses of branches, trained where they are not yet."""
+    """Losses of branches; runs that are not finished yet are trained."""
 
     def __init__(self, folder: Path, seeds: int, at_once: int) -> None:
         self.folder, self.seeds, self.at_once = folder, range(seeds), at_once
 
     def trunks(self) -> None:
-        """One for each seed, with a checkpoint at every multiple of EVERY tokens."""
+        """Train a trunk for each seed, with a checkpoint at every multiple of EVERY tokens."""
         words = [
             "schedule=constant",
             f"train.tokens={TRUNK}",
@@ -67,9 +67,9 @@ class Study:
         train_all(self.folder, runs, at_once=self.at_once)
 
     def losses(self, branches: dict[str, tuple[int, int, list[str]]]) -> dict[str, list[float]]:
-        """Final validation losses by name, one for each seed; infinite where a run diverged.
+        """Final validation losses by name, one for each seed; infinite if a run diverged.
 
-        A branch is (tokens of the whole, tokens up to which it is the trunk, its words).
+        A branch is (total tokens, tokens it shares with the trunk, overrides).
         """
         runs = {}
         for name, (total, common, words) in branches.items():
@@ -88,19 +88,19 @@ class Study:
         return {name: [loss(f"{name}-s{seed}") for seed in self.seeds] for name in branches}
 
     def rounded(self, name: str, bits: float, world: World) -> list[float]:
-        """Validation losses of finished runs with their weights rounded to nearest."""
+        """Validation losses of finished runs after their weights are rounded to nearest, one for each seed."""
         from train.trained.evaluation import evaluate_run
         from train.trained.layout import evaluation_config
 
-        found = []
+        losses = []
         for seed in self.seeds:
             run = self.folder / f"{name}-s{seed}"
-            known = run / f"rounded-{bits:g}.json"
-            if not known.exists():
+            result = run / f"rounded-{bits:g}.json"
+            if not result.exists():
                 answer = evaluate_run(run, evaluation_config(run, []), world, f"bits={bits:g}")
-                known.write_text(json.dumps(answer), encoding="utf-8")
-            found.append(float(json.loads(known.read_text(encoding="utf-8"))["loss"]))
-        return found
+                result.write_text(json.dumps(answer), encoding="utf-8")
+            losses.append(float(json.loads(result.read_text(encoding="utf-8"))["loss"]))
+        return losses
 
     def _base(self, seed: int) -> list[str]:
         return [f"data.cache_dir={self.folder}/cache", *MODEL, f"run.seed={seed}"]
@@ -112,19 +112,19 @@ def full_precision(total: int, decay: float) -> tuple[int, int, list[str]]:
 
 
 def quantized(total: int, bits: float, fraction: float, *extra: str, common: int | None = None) -> tuple[int, int, list[str]]:
-    """A branch whose last `fraction` is quantized."""
+    """A branch of which the last `fraction` is quantized."""
     words = ["quant=qat", f"quant.bits={bits:g}", f"quant.start={1 - fraction:g}", f"schedule.decay_fraction={DECAY}", *extra]
     before = round((1 - max(fraction, 0.0)) * total) // BATCH * BATCH
     return total, before if common is None else common, words
 
 
 def show(losses: Sequence[float]) -> str:
-    """Mean and spread over the seeds."""
+    """Mean ± standard deviation over the seeds."""
     return f"{mean(losses):.4f} ± {stdev(losses):.4f}" if len(losses) > 1 else f"{losses[0]:.4f}"
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Mean and spread of the differences, seed by seed."""
+    """Mean ± standard deviation of the differences, paired by seed."""
     return _signed([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
@@ -162,9 +162,9 @@ def widths(study: Study, out: Path) -> None:
 
 
 def fraction(study: Study, out: Path) -> None:
-    """Loss over the share of the tokens that is quantized, the decay fused with it.
+    """Loss by the fraction of the tokens that is quantized, with the decay fused into it.
 
-    A short quantized phase also shortens the decay; what that alone costs is measured in full precision beside it.
+    A short quantized phase also shortens the decay; the second table has the cost of that alone, in full precision.
     """
     study.trunks()
     branches: dict[str, tuple[int, int, list[str]]] = {}
@@ -199,7 +199,7 @@ def fraction(study: Study, out: Path) -> None:
 
 
 def fused(study: Study, out: Path) -> None:
-    """The decay inside QAT, or in full precision before it; the same tokens. The classic order with two rates to rise to."""
+    """The decay inside QAT, or in full precision before QAT warms up again (classic, to two peaks), for the same tokens."""
     study.trunks()
     peak = 0.015625
     branches: dict[str, tuple[int, int, list[str]]] = {}
@@ -244,7 +244,7 @@ def scales(study: Study, out: Path) -> None:
 
 def torchao(study: Study, out: Path) -> None:
     """The end of a trunk in a bare loop, from the same weights: in full precision, with our quantizer at 4 bits per row, with
-    scales of it that follow the weights instead of learning, and with torchao's QAT at 4 bits per channel."""
+    the same but scales computed from the weights instead of learned, and with torchao's QAT at 4 bits per channel."""
     from benchmarks.qat_loop import KINDS, final_loss
 
     study.trunks()
@@ -258,9 +258,9 @@ def torchao(study: Study, out: Path) -> None:
 
 
 def cost(rounds: int, overrides: Sequence[str]) -> None:
-    """A step of the demo's model, 4,096 tokens in two micro-batches: full precision and QAT in turns, in one process.
+    """A step of the demo's model, 4,096 tokens in two micro-batches: full precision and QAT in turn, in one process.
 
-    Processor seconds of this process, all threads together: other work on the machine then costs little more than its caches.
+    CPU seconds of this process, over all threads, which other work on the machine changes little.
     """
     from parallel.mesh import build_meshes
     from train.build.engine import build_engine
@@ -297,10 +297,10 @@ def cost(rounds: int, overrides: Sequence[str]) -> None:
                     seconds.setdefault(kind, []).append(time.process_time() - start)
     full = seconds["full precision"]
     print("| | step, processor ms | / full precision | quartiles |\n|---|---|---|---|")
-    for kind, taken in seconds.items():
-        ratios = sorted(ours / theirs for ours, theirs in zip(taken, full, strict=True))
+    for kind, of_kind in seconds.items():
+        ratios = sorted(ours / theirs for ours, theirs in zip(of_kind, full, strict=True))
         low, _, high = statistics.quantiles(ratios, n=4)
-        print(f"| {kind} | {1000 * statistics.median(taken):.1f} | {statistics.median(ratios):.3f} | {low:.3f}, {high:.3f} |")
+        print(f"| {kind} | {1000 * statistics.median(of_kind):.1f} | {statistics.median(ratios):.3f} | {low:.3f}, {high:.3f} |")
 
 
 def _draw_lines(path: Path, labels: list[str], lines: dict[str, list[list[float]]], full: list[float]) -> None:
@@ -327,10 +327,10 @@ def _draw_fractions(
     figure, panels = pyplot.subplots(2, len(BUDGETS), figsize=(11, 6.5), sharex=True, layout="constrained", squeeze=False)
     for row, bits in zip(panels, (2, 4), strict=True):
         for axes, total in zip(row, BUDGETS, strict=True):
-            found = [losses[f"q{bits}-{f:g}-{total}"] for f in FRACTIONS]
-            for seed in range(len(found[0])):
-                axes.plot(FRACTIONS, [run[seed] for run in found], color="0.75", linewidth=1)
-            axes.plot(FRACTIONS, [mean(run) for run in found], "o-", color="black", markersize=4)
+            by_fraction = [losses[f"q{bits}-{f:g}-{total}"] for f in FRACTIONS]
+            for seed in range(len(by_fraction[0])):
+                axes.plot(FRACTIONS, [run[seed] for run in by_fraction], color="0.75", linewidth=1)
+            axes.plot(FRACTIONS, [mean(run) for run in by_fraction], "o-", color="black", markersize=4)
             axes.axvline(law(total, parameters, bits), color="tab:red", linestyle="--", linewidth=1, label="f* of the paper")
             axes.axhline(mean(losses[f"fp-{DECAY:g}-{total}"]), color="tab:blue", linewidth=1, label="full precision")
             axes.set_title(f"{bits} bits, {total:,} tokens", fontsize=10)
@@ -348,11 +348,11 @@ def main() -> None:
     studies = {"widths": widths, "fraction": fraction, "fused": fused, "scales": scales, "torchao": torchao}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=["cost", *studies])
-    parser.add_argument("--folder", type=Path, help="where the runs lie")
+    parser.add_argument("--folder", type=Path, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--rounds", type=int, default=20, help="of `cost`")
-    parser.add_argument("--out", type=Path, help="the picture")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of `cost`")
+    parser.add_argument("--out", type=Path, help="file of the figure")
     arguments, overrides = parser.parse_known_args()
     if arguments.study == "cost":
         cost(arguments.rounds, overrides)

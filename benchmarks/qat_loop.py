@@ -1,4 +1,4 @@
-"""The end of a trunk in a bare PyTorch loop, so that another library's QAT and ours differ in nothing but the quantizer."""
+"""The end of a trunk in a bare PyTorch loop, so that another library's QAT and ours differ only in the quantizer."""
 
 import json
 from collections.abc import Callable
@@ -23,17 +23,17 @@ KINDS = ("full precision", "ours", "ours, scales remade every step", "torchao")
 
 
 def final_loss(trunk: Path, kind: str, tokens: int) -> float:
-    """Validation loss after `tokens` tokens, of which the trunk has all but the last `SHARE`.
+    """Validation loss after `tokens` tokens, of which the trunk has trained all but the last fraction `SHARE`.
 
-    The blocks' linears are quantized as `kind` says.
-    All kinds start from the trunk's weights with AdamW's moments at zero, on the trunk's own samples, and decay linearly.
+    The linears of the blocks are quantized as `kind` says. All kinds start from the trunk's weights with AdamW's moments at
+    zero, continue with the trunk's next samples, and decay linearly.
     """
     config = load_run_config(trunk)
-    known = trunk.parent / f"loop-{kind.replace(', ', '-').replace(' ', '-')}-s{config.run.seed}.json"
-    if not known.exists():
+    result = trunk.parent / f"loop-{kind.replace(', ', '-').replace(' ', '-')}-s{config.run.seed}.json"
+    if not result.exists():
         loss = _train(config, trunk, kind, tokens)
-        known.write_text(json.dumps({"loss": loss}), encoding="utf-8")
-    return float(json.loads(known.read_text(encoding="utf-8"))["loss"])
+        result.write_text(json.dumps({"loss": loss}), encoding="utf-8")
+    return float(json.loads(result.read_text(encoding="utf-8"))["loss"])
 
 
 def _train(config: Config, trunk: Path, kind: str, tokens: int) -> float:
@@ -61,9 +61,9 @@ def _train(config: Config, trunk: Path, kind: str, tokens: int) -> float:
     loader, rows = TrainLoader(shards.train, config.train.sequence, config.run.seed), batch // config.train.sequence
     for step in range(first, steps):
         before_step()
-        here = loader.batch(range(step * rows, (step + 1) * rows))
-        logits = model(here.tokens_BS, here.document_BS)
-        F.cross_entropy(logits.flatten(0, 1), here.targets_BS.flatten()).backward()
+        samples = loader.batch(range(step * rows, (step + 1) * rows))
+        logits = model(samples.tokens_BS, samples.document_BS)
+        F.cross_entropy(logits.flatten(0, 1), samples.targets_BS.flatten()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = config.schedule.peak * group["scale"] * (steps - step - 1) / (steps - first)
@@ -74,15 +74,15 @@ def _train(config: Config, trunk: Path, kind: str, tokens: int) -> float:
     total = targets = 0.0
     with torch.no_grad():
         for start in range(0, validation.num_samples, 16):
-            here = validation.batch(range(start, start + 16))
-            logits = model(here.tokens_BS, here.document_BS).flatten(0, 1)
-            total += float(F.cross_entropy(logits, here.targets_BS.flatten(), ignore_index=IGNORE, reduction="sum"))
-            targets += float((here.targets_BS != IGNORE).sum())
+            samples = validation.batch(range(start, start + 16))
+            logits = model(samples.tokens_BS, samples.document_BS).flatten(0, 1)
+            total += float(F.cross_entropy(logits, samples.targets_BS.flatten(), ignore_index=IGNORE, reduction="sum"))
+            targets += float((samples.targets_BS != IGNORE).sum())
     return total / targets
 
 
 def _prepare(model: nn.Module, kind: str) -> Callable[[], None]:
-    """Quantize the linears of the blocks. Returns what is to be done before every step."""
+    """Quantize the linears of the blocks. Returns a function to call before every step."""
     if kind == "torchao":
         from torchao.quantization import quantize_
         from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
@@ -103,7 +103,7 @@ def _prepare(model: nn.Module, kind: str) -> Callable[[], None]:
 
 
 def build_swap(model: nn.Module) -> list[QuantLinear]:
-    """Our modules in the place of the blocks' linears, with their weights, quantizing."""
+    """Replace the linears of the blocks by our modules with the same weights, and activate these. Returns them."""
     weights = model.state_dict()
     swap_modules(model, lambda name: Precision(bits=BITS))
     model.load_state_dict(weights, strict=False)

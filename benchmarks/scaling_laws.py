@@ -17,16 +17,15 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import curve_fit, minimize
 
-from scaling.fit import fit
-from scaling.interval import QUANTILES
+from scaling.fit.fitting import fit
+from scaling.fit.intervals import QUANTILES
+from scaling.fit.simulate import simulate, study
+from scaling.fit.solver import Objective, solve
 from scaling.laws import LAWS, Law
-from scaling.laws.base import Columns
-from scaling.laws.dual import Array
-from scaling.laws.loss import from_size_and_tokens
-from scaling.runs import read_runs
-from scaling.show import simulation
-from scaling.simulate import simulate, study
-from scaling.solver import Objective, solve
+from scaling.laws.base.columns import Columns, from_size_and_tokens
+from scaling.laws.base.dual import Array
+from scaling.runs.read import read_runs
+from scaling.show.tables import simulation
 
 SMALL = ("chinchilla", "isoflop", "over-training", "downstream", "qat-fraction", "learning-rate")
 

@@ -27,12 +27,12 @@ def train_all(folder: Path, runs: Mapping[str, Sequence[str]], *, at_once: int) 
     folder.mkdir(parents=True, exist_ok=True)
 
     def train(name: str) -> RunRecord | None:
-        words, said = [f"run.dir={folder}", f"run.name={name}", *runs[name]], folder / f".{name}.log"
-        process = context.Process(target=_train, args=(words, said))
+        words, log = [f"run.dir={folder}", f"run.name={name}", *runs[name]], folder / f".{name}.log"
+        process = context.Process(target=_train, args=(words, log))
         process.start()
         process.join()
-        text = said.read_text(encoding="utf-8", errors="replace") if said.exists() else ""
-        said.unlink(missing_ok=True)
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        log.unlink(missing_ok=True)
         # The record says it: the server sometimes loses the exit code of a process that ended well.
         record = read_record(folder / name) if (folder / name / "run.json").exists() else None
         if record is not None and record.status == "finished":
@@ -47,9 +47,9 @@ def train_all(folder: Path, runs: Mapping[str, Sequence[str]], *, at_once: int) 
     return {name: record for name, record in zip(runs, records, strict=True) if record is not None}
 
 
-def _train(words: list[str], said: Path) -> None:
+def _train(words: list[str], log: Path) -> None:
     """What a run's process does."""
-    descriptor = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
     import torch

@@ -1,1 +1,4 @@
-"""What every room needs and no room owns. Standard library and filelock; `counter` alone also takes numpy. Never torch."""
+"""Helpers that all packages share.
+
+They need the standard library, filelock and PyYAML; only `counter` also needs numpy. None imports torch.
+"""

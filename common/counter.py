@@ -1,7 +1,7 @@
 """Random values by global index: a counter-based 64-bit hash.
 
 Everything random in a run (initial weights, data order) is a function of a key and a global index, computed here.
-No rank, world size, micro-batch or generator state enters, so every layout draws the same values.
+It does not depend on rank, world size, micro-batch or generator state, so every layout draws the same values.
 
 The mixing function is SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014):
 state = key + (index + 1) * golden gamma, then the finaliser of Stafford's "Mix13".
@@ -26,7 +26,7 @@ def derive_key(seed: int, *names: str | int) -> int:
 
 
 def hash64(key: int, index: UInt64Array) -> UInt64Array:
-    """64 pseudo-random bits for every index (any shape, uint64). Writes one array of that shape besides temporaries."""
+    """64 pseudo-random bits for every index (any shape, uint64)."""
     state = (index + np.uint64(1)) * _GAMMA
     state += np.uint64(key)
     state ^= state >> np.uint64(30)

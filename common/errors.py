@@ -1,16 +1,16 @@
-"""The two ways a command can end badly, and the exit code of each."""
+"""The two ways a command can fail, and the exit code of each."""
 
 
 class UserError(ValueError):
-    """The request is wrong: bad key, bad file, missing column, impossible layout. Exit code 2.
+    """The request is invalid: bad key, bad file, missing column, impossible layout. Exit code 2.
 
-    The message is for a user: one to five lines that say what is wrong, where, and what to type instead.
+    The message is for the user: one to five lines that say what is wrong, where, and what to type instead.
     """
 
     exit_code = 2
 
 
 class WorkFailed(RuntimeError):
-    """The request was right, the work failed: full disk, a loss that is not finite, no fit converged. Exit code 1."""
+    """The request was valid, but the work failed: full disk, a loss that is not finite, no fit converged. Exit code 1."""
 
     exit_code = 1

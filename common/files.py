@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, and that survive a crash of the machine once they are there."""
+"""Files that are written atomically and survive a crash of the machine."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import IO, Any
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file in one stroke: a temporary beside it, flushed to disk, then renamed over it."""
+    """Write a file atomically: write a temporary file beside it, flush that to disk, rename it over `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as stream:
@@ -19,13 +19,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def sync(stream: IO[Any]) -> None:
-    """Make what was written into an open file durable."""
+    """Make everything written to an open file durable."""
     stream.flush()
     os.fsync(stream.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder as durable as the files they name."""
+    """Make the names in a folder durable: files that were created, renamed or removed."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""One process at a time: a lock file that says who holds it.
+"""One process at a time: a lock file that records its holder.
 
-The file is never removed by itself: a lock on a removed file locks nothing. Where its whole folder was removed, the next one
-makes both anew.
+The lock file is never removed on its own, because a lock on a removed file locks nothing. If its whole folder is removed, the
+next process to lock creates both again.
 """
 
 import json
@@ -23,10 +23,10 @@ class LockHeld(Exception):
 
 
 def acquire(path: Path, *, wait_seconds: float) -> FileLock:
-    """An exclusive lock on the file `path`, made with its folder where it is missing. Held until `release` or the process ends.
+    """Take an exclusive lock on the file `path`; create the file and its folder if missing. Held until `release` or exit.
 
     Raises:
-        LockHeld: another process has it and does not let go within `wait_seconds` (-1: however long that takes).
+        LockHeld: another process still holds it after `wait_seconds` (-1: wait without limit).
         OSError: the file cannot be written.
     """
     lock = FileLock(path, thread_local=False)
@@ -35,7 +35,7 @@ def acquire(path: Path, *, wait_seconds: float) -> FileLock:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=-1 if wait_seconds < 0 else max(0.0, deadline - time.monotonic()), poll_interval=_POLL_SECONDS)
-        except FileNotFoundError:  # its folder was removed this very moment
+        except FileNotFoundError:  # the folder was removed after mkdir
             continue
         except Timeout:
             raise LockHeld(holder_of(path)) from None
@@ -45,7 +45,7 @@ def acquire(path: Path, *, wait_seconds: float) -> FileLock:
 
 
 def holder_of(path: Path) -> str:
-    """Who holds a lock, or held it last."""
+    """Which process holds a lock, or was the last to hold it."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         holder = json.loads(path.read_text(encoding="utf-8"))
         return f"process {holder['process']} on {holder['host']} since {holder['since']}"

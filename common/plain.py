@@ -1,11 +1,11 @@
-"""Plain data: what JSON and YAML hold."""
+"""Plain data: the types of JSON and YAML."""
 
 import math
 from typing import Any
 
 
 def flatten(tree: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
-    """{"model": {"num_layers": 2}} as {"model.num_layers": 2}. An empty branch leaves nothing."""
+    """{"model": {"num_layers": 2}} as {"model.num_layers": 2}. Empty dictionaries are dropped."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

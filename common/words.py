@@ -1,4 +1,4 @@
-"""How things are said to people: ranges, Hydra's words, the nearest known name."""
+"""Text for messages: ranges, values in Hydra's syntax, the nearest valid name, the time."""
 
 import difflib
 import re
@@ -6,19 +6,19 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-_UNQUOTED = re.compile(r"[A-Za-z_/][\w/.*+:%@-]*", re.ASCII)  # what Hydra takes for text without quotes
+_UNQUOTED = re.compile(r"[A-Za-z_/][\w/.*+:%@-]*", re.ASCII)  # text that Hydra reads without quotes
 
 
 def hydra_word(value: Any) -> str:
-    """A value as it is typed in Hydra's grammar, quoted where it must be: None is null, "a b" is 'a b'."""
+    """A value in Hydra's grammar, quoted where it must be: None is null, "a b" is 'a b'."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return f"[{','.join(hydra_word(item) for item in value)}]"
     text = str(value)
     if isinstance(value, str) and (not _UNQUOTED.fullmatch(text) or text.lower() in ("null", "true", "false", "inf", "nan")):
-        # Backslashes escape only before a quote, the closing one included.
-        return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text) + "'"
+        # Backslashes escape only before a quote, including the closing quote.
+        return "'" + re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + match[2].replace("'", "\\'"), text) + "'"
     return text
 
 
@@ -33,11 +33,11 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def nearest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
-    """The known name most like `word`; None where none is alike (`cutoff`: from 0, anything, to 1, the same)."""
-    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=cutoff)), None)
+def nearest(word: str, names: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """The name most like `word`; None if none is at least `cutoff` alike (0: not at all alike, 1: equal)."""
+    return next(iter(difflib.get_close_matches(word, names, n=1, cutoff=cutoff)), None)
 
 
 def timestamp() -> str:
-    """The time as records have it: ISO 8601, UTC, whole seconds."""
+    """The current time as records store it: ISO 8601, UTC, whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")

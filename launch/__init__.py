@@ -1,1 +1,1 @@
-"""Puts runs on machines, and dispatches the `foretrain` command."""
+"""Starts the processes of runs, and dispatches the `foretrain` command."""

@@ -1,4 +1,4 @@
-"""The `foretrain` command: one name for the rooms' own commands, which are imported only when called."""
+"""The `foretrain` command, which dispatches to the packages' own commands. It imports them only when they are called."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ from parallel.environment import leave
 # Subcommand -> (module and function (arguments) -> exit code, what it does).
 COMMANDS = {
     "train": ("launch.local:main", "train a model (python -m train), with as many processes as the layout needs"),
-    "branch": ("launch.local:branch", "a decay off the trunk of a run, as a run of its own (python -m train.branch)"),
+    "branch": ("launch.local:branch", "a decay from the trunk of a run, as a run of its own (python -m train.branch)"),
     "schedule": ("train.schedule:main", "draw a learning-rate schedule (python -m train.schedule)"),
     "data": ("train.data.__main__:main", "prepare | inspect the tokenised corpus"),
     "generate": ("launch.local:generate", "continue a prompt with a trained model (python -m train.generate)"),
@@ -29,7 +29,7 @@ def command() -> NoReturn:
     """The console command."""
     try:
         code = main()
-    except KeyboardInterrupt:  # before a command listens to signals itself, while Python still imports
+    except KeyboardInterrupt:  # during imports, before a command handles signals itself
         print("interrupted", file=sys.stderr)
         code = 130
     leave(code)

@@ -1,4 +1,5 @@
-"""`foretrain train`, `branch`, `generate`, `evaluate` on this machine; torchrun's agent starts them where they are several."""
+"""`foretrain train`, `branch`, `generate` and `evaluate` on this machine; torchrun's agent starts them if they need several
+processes."""
 
 import importlib
 import logging
@@ -16,25 +17,23 @@ from common.errors import UserError
 from train.config import load_config, require
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-TRAIN, BRANCH, GENERATE, EVALUATE, PRECONDITIONS = (
+TRAIN, BRANCH, GENERATE, EVALUATE = (
     "train.__main__",
     "train.branch",
     "train.generate",
     "train.evaluate",
-    "train.build.preconditions",
-)  # by name only: launch knows of train no more than its configuration
+)  # by name: launch imports nothing of train but its configuration
 
 
 def main(arguments: list[str]) -> int:
-    """Train. Returns the exit code of the run, whichever process it comes from."""
+    """Train. Returns the exit code of the run, from whichever process it comes."""
     started_by_torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if started_by_torchrun or any(argument.startswith("-") for argument in arguments):
         return int(importlib.import_module(TRAIN).main(arguments))
     try:
         config = load_config(arguments)
         world_size = config.parallel.layout.world_size
-        unmet = importlib.import_module(PRECONDITIONS).unmet_preconditions(config)
-        require(config, world_size=world_size, overrides=arguments, besides=unmet)
+        require(config, world_size=world_size, overrides=arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,7 +43,7 @@ def main(arguments: list[str]) -> int:
 
 
 def branch(arguments: list[str]) -> int:
-    """Start a decay off a trunk. Returns the exit code."""
+    """Start a run that decays from a trunk. Returns the exit code."""
     return int(importlib.import_module(BRANCH).main(arguments, start=main))
 
 
@@ -65,7 +64,7 @@ def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The agent's own report of a failed worker is a page long and says nothing the worker has not said.
+    # The agent's report of a failed worker is a page long and says nothing that the worker has not said.
     for name in logging.root.manager.loggerDict:
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -77,34 +76,34 @@ def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        # The workers decide how to end, see _pass_on; the agent itself is only taken down with them.
+        # STOP_SIGNALS are for the workers, see _forward_signals. These two end the agent, and the workers with it.
         signals_to_handle="SIGHUP,SIGQUIT",
     )
-    # -P: a folder named `train` where the user stands must not be taken for ours.
+    # -P: Python must not import a folder named `train` in the working directory instead of ours.
     command = [sys.executable, "-P", "-m", module, *arguments]
     try:
-        with _pass_on(STOP_SIGNALS, SignalException):
+        with _forward_signals(STOP_SIGNALS, SignalException):
             elastic_launch(config, entrypoint=command[0])(*command[1:])
     except SignalException as error:
         print(f"stopped by {signal.Signals(error.sigval).name}, with all processes of the run", file=sys.stderr)
         return 128 + error.sigval
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        stopped = failure.exitcode > 128  # by a signal, which it has said itself
+        stopped = failure.exitcode > 128  # by a signal, which the worker has reported
         if failure.exitcode not in (1, 2) and not stopped:
-            print(f"error: rank {rank} ended with {_ending(failure.exitcode)}", file=sys.stderr)
+            print(f"error: rank {rank} ended with {_describe_exit(failure.exitcode)}", file=sys.stderr)
         return failure.exitcode if failure.exitcode in (1, 2) or stopped else 1
     return 0
 
 
 @contextmanager
-def _pass_on(numbers: Sequence[signal.Signals], too_early: type[Exception]) -> Iterator[None]:
-    """Hand these signals on to the workers, which save a checkpoint and end by themselves, instead of ending here.
+def _forward_signals(numbers: Sequence[signal.Signals], too_early: type[Exception]) -> Iterator[None]:
+    """Forward these signals to the workers, which save a checkpoint and end, instead of ending this process.
 
-    The agent would give them thirty seconds and then kill them. Raises `too_early` while there are no workers.
+    The agent would give them thirty seconds and then kill them. The handler raises `too_early` if there are no workers yet.
     """
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         workers = _children()
         if not workers:
             raise too_early("no worker has been started yet", signal.Signals(number))
@@ -112,7 +111,7 @@ def _pass_on(numbers: Sequence[signal.Signals], too_early: type[Exception]) -> I
             with suppress(ProcessLookupError):
                 os.kill(worker, number)
 
-    handlers: list[Any] = [signal.signal(number, pass_on) for number in numbers]
+    handlers: list[Any] = [signal.signal(number, forward) for number in numbers]
     try:
         yield
     finally:
@@ -125,5 +124,5 @@ def _children() -> list[int]:
     return [int(pid) for pid in " ".join(lists).split()]
 
 
-def _ending(code: int) -> str:
+def _describe_exit(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"

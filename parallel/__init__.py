@@ -1,1 +1,1 @@
-"""Layouts: mesh, sharding, engines. Knows no model class and no configuration."""
+"""Layouts: meshes, sharding and engines. Depends on no model class and no configuration."""

@@ -1,4 +1,4 @@
-"""What a step trains on, as every engine takes it."""
+"""The batch format that every engine accepts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
-"""The target of a position that has none (the default `ignore_index` of torch's cross entropy)."""
+"""The target value of a position without a target (the default `ignore_index` of torch's cross entropy)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples; B rows of S tokens.
+    """B rows of S tokens.
 
     Attributes:
         tokens_BS: int64 input tokens.
-        targets_BS: int64 next tokens, IGNORE where there is none.
-        document_BS: int64 number of the document within the row: 0 for the first, one more behind every document border;
-            padding counts as one more document. Attention may not cross from one number to another.
+        targets_BS: int64 next tokens; IGNORE at positions without a target.
+        document_BS: int64 number of each token's document within its row, counting from 0; padding counts as one more
+            document. Attention does not cross documents.
     """
 
     tokens_BS: Tensor
@@ -35,7 +35,7 @@ class Batch:
 
     @staticmethod
     def concatenate(batches: Sequence["Batch"]) -> "Batch":
-        """All rows of several batches, in their order."""
+        """All rows of several batches, in order."""
         return Batch(
             torch.cat([batch.tokens_BS for batch in batches]),
             torch.cat([batch.targets_BS for batch in batches]),

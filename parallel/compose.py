@@ -1,4 +1,4 @@
-"""The order in which a model is made parallel. One page; the order is the content."""
+"""Makes a model parallel, step by step. The comments say why the steps have this order."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,11 +18,11 @@ from parallel.tensor import Role, split_tensors
 
 
 class StageModel(nn.Module, ABC):
-    """What a model hands over of one stage: itself, and what its submodules are."""
+    """One pipeline stage of a model, and what parallelism must know about its submodules."""
 
     @abstractmethod
     def block_list(self) -> Sequence[nn.Module]:
-        """The repeated units: what is compiled, sharded and recomputed one by one."""
+        """The repeated units, which are compiled, sharded and recomputed one by one."""
 
     @abstractmethod
     def tensor_roles(self) -> Mapping[str, Role]:
@@ -30,22 +30,22 @@ class StageModel(nn.Module, ABC):
 
     @abstractmethod
     def share_sequences(self, context: ContextParallel) -> None:
-        """From now on the stage is given this rank's part of every sequence, beside the documents of the whole."""
+        """From now on the stage receives this rank's part of each sequence, but the document numbers of whole sequences."""
 
 
 BuildStage = Callable[[Stage], StageModel]
 """Builds a stage on the meta device."""
 
 Convert = Callable[[StageModel], Collection[str]]
-"""Puts low-precision modules into a stage, in place. Returns the names of the parameters it has added."""
+"""Puts low-precision modules into a stage, in place. Returns the names of the parameters it added."""
 
 Fill = Callable[[str, Tensor, tuple[int, ...], tuple[int, ...]], None]
-"""Writes a slice's initial values: (parameter name, local slice, its offset, shape of the whole)."""
+"""Writes a slice's initial values: (parameter name, local slice, its offset, shape of the whole parameter)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """The choices that are not sizes of axes."""
+    """The settings besides the sizes of the mesh axes."""
 
     pipeline_schedule: ScheduleName
     virtual_stages: int
@@ -66,44 +66,44 @@ def compose(
     convert: Convert = lambda model: (),
     context: ContextParallel | None = None,
 ) -> list[Part]:
-    """This rank's stages of a model, made parallel and initialised."""
+    """Build this rank's stages of a model, make them parallel and initialise them."""
     # Pipeline first: a rank builds only the stages it holds, and every later step sees a smaller model.
     rank, ranks = meshes.axes.get_local_rank("pipeline"), meshes.axes["pipeline"].size()
     num_stages = stage_count(ranks, composition.pipeline_schedule, composition.virtual_stages)
     stages = cut(shape, sequence, num_stages)
-    mine = [index for index in range(num_stages) if rank_of_stage(index, ranks, composition.pipeline_schedule) == rank]
-    models = {index: build_stage(stages[index]) for index in mine}
+    own_stages = [index for index in range(num_stages) if rank_of_stage(index, ranks, composition.pipeline_schedule) == rank]
+    models = {index: build_stage(stages[index]) for index in own_stages}
 
     for model in models.values():
-        # Convert before all else that is done to modules: the later steps split, wrap and compile what is there, the
-        # parameters that low precision adds included.
+        # Convert before any other change: the later steps must also split, wrap and compile the modules and parameters that
+        # low precision adds.
         added = convert(model)
         blocks = model.block_list()
 
-        # Tensor before all wrapping: the later steps wrap what a rank computes, and that is its part of each product.
+        # Tensor before any wrapping: the later steps wrap what a rank computes, which is its part of each matrix product.
         split_tensors(model, model.tensor_roles(), meshes.parameters["tensor"])
 
-        # Context after tensor: what its ranks exchange is the heads that tensor has left to each. Before recompute: what is
-        # computed again includes the exchange, unless that is kept.
+        # Context after tensor: context ranks exchange only the heads that tensor parallelism left on each rank. Before
+        # recompute: a recomputed block also repeats the exchange, unless its result is saved.
         if context is not None:
             model.share_sequences(context)
 
-        # Recompute before compile: the compiler then sees what is computed again and fuses it. Not where a block exchanges
-        # with context ranks: compilers leave that alone, and give up on all that is computed again around it.
+        # Recompute before compile: the compiler then sees the recomputation and fuses it. Not with context parallelism: its
+        # exchange is not compiled, which would make the compiler give up on the whole recomputed region.
         if composition.compile and context is not None:
             for block in blocks:
                 block.forward = torch.compile(block.forward)
         recompute_blocks(blocks, composition.recompute)
 
-        # Compile before shard: the all-gathers stay outside the graphs, so one graph serves every block and every layout.
+        # Compile before shard: the all-gathers stay outside the graphs, so one graph serves all blocks and layouts.
         if composition.compile and context is None:
             for block in blocks:
                 block.compile()
 
-        # Shard before materialise: on the meta device a parameter costs nothing, so no rank ever holds a whole one.
-        shard_model(model, blocks, meshes.parameters, bf16=composition.bf16, keep_gathered=ranks > 1, whole=added)
+        # Shard before materialise: parameters on the meta device take no memory, so no rank ever holds a whole one.
+        shard_model(model, blocks, meshes.parameters, bf16=composition.bf16, keep_gathered=ranks > 1, replicated=added)
 
-        # Materialise last: only now does every rank know its slices, and values depend on global indices alone.
+        # Materialise last: only now does each rank know its slices. Initial values depend on global indices only.
         model.to_empty(device=device)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

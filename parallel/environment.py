@@ -1,4 +1,4 @@
-"""What torchrun told this process about itself. The only place that reads those variables. Standard library only."""
+"""This process as torchrun describes it in environment variables, and what it asks of the system. Standard library only."""
 
 import atexit
 import ctypes
@@ -15,27 +15,27 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 def die_with_launcher() -> None:
     """Ask the kernel to kill this process when its parent dies.
 
-    torchrun starts workers in sessions of their own, so killing torchrun's process group alone would leave them writing.
+    torchrun starts each worker in its own session, so killing torchrun's process group would leave the workers writing.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc not to give freed memory back to the kernel, which would clear the same pages for the next step again.
+    """Ask glibc not to return freed memory to the kernel, which would clear the same pages again for the next step.
 
-    Steps of training allocate the same tensors over and over. Without glibc this does nothing.
+    Every training step allocates the same tensors. Does nothing without glibc, or if the user has set a MALLOC_ variable.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt") and not any(name.startswith("MALLOC_") for name in os.environ):  # a choice of the user's
+    if hasattr(libc, "mallopt") and not any(name.startswith("MALLOC_") for name in os.environ):
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with an exit code, without taking the interpreter down first.
+    """End this process with an exit code, without shutting down the interpreter.
 
-    gloo's threads may still hold tensors that Python knows; letting go of one while the interpreter goes down aborts the
-    process (signal 6), after all the work was done (seen about once in fifty runs with torch 2.13).
+    gloo's threads may still hold tensors that Python knows. Releasing one while the interpreter shuts down aborts the process
+    (signal 6) after all its work is done (seen about once in fifty runs with torch 2.13).
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -45,20 +45,20 @@ def leave(code: int) -> NoReturn:
 
 @dataclass(frozen=True)
 class ProcessEnvironment:
-    """This process among those of one run."""
+    """This process's place among the processes of a run."""
 
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
     restart: int
-    """how often torchrun has started the processes of this node again"""
+    """how often torchrun has restarted the processes of this node"""
     launched: bool
-    """started by torchrun (or something that sets its variables), so a rendezvous is there to meet at"""
+    """started by torchrun (or something that sets the same variables), so there is a rendezvous to join"""
 
     @staticmethod
     def read() -> "ProcessEnvironment":
-        """From the variables torchrun sets; a plain start is rank 0 of 1."""
+        """Read the variables that torchrun sets; a process started without torchrun is rank 0 of 1."""
         variables = os.environ
         world_size = int(variables.get("WORLD_SIZE", "1"))
         return ProcessEnvironment(
@@ -72,9 +72,9 @@ class ProcessEnvironment:
 
     @property
     def threads(self) -> int | None:
-        """CPU threads this process should use: its share of the cores it may run on; None where the user has set them.
+        """CPU threads this process should use: its share of the cores it may run on; None if the user has set OMP_NUM_THREADS.
 
-        torchrun itself sets OMP_NUM_THREADS=1 for several processes a node, which is no choice of the user's.
+        With several processes on a node torchrun itself sets OMP_NUM_THREADS=1, which does not count as the user's choice.
         """
         chosen = os.environ.get("OMP_NUM_THREADS")
         if chosen is not None and not (self.local_world_size > 1 and chosen == "1"):

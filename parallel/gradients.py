@@ -1,7 +1,7 @@
-"""What happens to gradients between backward and the optimizer: completed, measured, clipped.
+"""Gradients between the backward pass and the optimizer: completing their sums, their norm, clipping.
 
-All of it works on local slices: one reduction of a single number gives the norm on every layout, and the arithmetic on many
-small tensors is done by a few foreach kernels instead of one DTensor operation each.
+Everything works on local slices: reducing a single number gives the norm on every layout, and a few foreach kernels process
+many small tensors, instead of one DTensor operation for each.
 """
 
 import math
@@ -16,24 +16,24 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 
 
 def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Bring every gradient into its parameter's placement: a replicated weight's gradient may still be a sum to be taken.
+    """Bring every gradient into its parameter's placement: the gradient of a replicated weight may still be a partial sum.
 
-    The sums over the same ranks are taken in one reduction: there may be many, and each is small.
+    Partial sums over the same ranks are reduced together, because there may be many small ones.
     """
-    open_sums: dict[tuple[DeviceMesh, tuple[int, ...], torch.dtype], list[nn.Parameter]] = defaultdict(list)
+    partial_sums: dict[tuple[DeviceMesh, tuple[int, ...], torch.dtype], list[nn.Parameter]] = defaultdict(list)
     for parameter in parameters:
         gradient = parameter.grad
         if not (isinstance(gradient, DTensor) and isinstance(parameter, DTensor)):
             continue
         pairs = list(zip(gradient.placements, parameter.placements, strict=True))
-        axes = tuple(axis for axis, (there, wanted) in enumerate(pairs) if there != wanted)
+        axes = tuple(axis for axis, (current, wanted) in enumerate(pairs) if current != wanted)
         if all(pairs[axis] == (Partial(), Replicate()) for axis in axes):
-            open_sums[gradient.device_mesh, axes, gradient.dtype].append(parameter)
+            partial_sums[gradient.device_mesh, axes, gradient.dtype].append(parameter)
         else:
             parameter.grad = gradient.redistribute(placements=parameter.placements)
-    for (mesh, axes, _), together in open_sums.items():
+    for (mesh, axes, _), parameters_to_sum in partial_sums.items():
         if axes:
-            _sum_together(together, [mesh.get_group(axis) for axis in axes])
+            _sum_together(parameters_to_sum, [mesh.get_group(axis) for axis in axes])
 
 
 def _sum_together(parameters: Sequence[nn.Parameter], groups: Sequence[dist.ProcessGroup]) -> None:
@@ -56,7 +56,7 @@ def _sum_together(parameters: Sequence[nn.Parameter], groups: Sequence[dist.Proc
 def sum_tied_gradients(
     first: nn.Parameter | None, last: nn.Parameter | None, group: dist.ProcessGroup, peer: int | None
 ) -> None:
-    """Give both copies of a tied weight the sum of their gradients. `peer` is the group rank of the copy that is not here."""
+    """Give both copies of a tied weight the sum of their gradients. `peer` is the group rank that holds the other copy."""
     if first is not None and last is not None:
         assert first.grad is not None
         assert last.grad is not None
@@ -69,7 +69,7 @@ def sum_tied_gradients(
     assert ours.grad is not None
     local = _local(ours.grad)
     sent, theirs = local.contiguous(), torch.empty_like(local, memory_format=torch.contiguous_format)
-    # The receive is posted first: two sends that wait for each other would not end.
+    # The receive is posted first: two sends that wait for each other would never end.
     operations = [
         dist.P2POp(dist.irecv, theirs, group=group, group_peer=peer),
         dist.P2POp(dist.isend, sent, group=group, group_peer=peer),
@@ -80,10 +80,10 @@ def sum_tied_gradients(
 
 
 def gradient_norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
-    """l2 norm of the whole gradient on every rank of the default group. Each rank brings what it holds, in its final placement.
+    """l2 norm of the whole gradient, equal on every rank of the default group. A collective.
 
-    A slice that several ranks hold is divided by their number before the sum. `replicate` without FSDP does not occur: a
-    gradient on more than one data rank is a DTensor.
+    `gradients` are this rank's slices, in their final placements. The squares of a slice that several ranks hold are divided by
+    their number. Copies on several data ranks are always DTensors, so they can be counted: FSDP makes them such.
     """
     squares = torch.zeros((), device=device)
     by_copies: dict[int, list[Tensor]] = {}
@@ -97,7 +97,7 @@ def gradient_norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 def clip(gradients: Sequence[Tensor], norm: Tensor, largest: float) -> None:
-    """Scale gradients of l2 norm `norm` down to norm `largest`, in place; smaller ones stay as they are."""
+    """Scale gradients of l2 norm `norm` down to norm `largest`, in place; a smaller norm stays as it is."""
     torch._foreach_mul_([_local(gradient) for gradient in gradients], (largest / (norm + 1e-6)).clamp(max=1.0))
 
 

@@ -21,7 +21,7 @@ class Layout:
 
     @property
     def data_parallel(self) -> int:
-        """Ranks that each see samples of their own: replicate x shard."""
+        """Number of ranks that read different samples: replicate x shard."""
         return self.replicate * self.shard
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The layout, the processes that fill it, and the device mesh over them."""
+"""The processes of a run, and the device meshes over them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,27 +18,26 @@ _FOREVER = timedelta(days=14)  # how long others wait while rank 0 tokenises a c
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one run as this one sees them. Passed, never global."""
+    """The processes of one run, as seen by one of them. Passed as an argument, never global."""
 
     rank: int
     size: int
-    local_size: int
     device: torch.device
     store: Store
 
     def publish(self, key: str, value: str) -> None:
-        """Leave a value under `key` for the other ranks."""
+        """Store a value under `key`, for other ranks to read."""
         self.store.set(key, value)
 
     def await_value(self, key: str) -> str:
-        """Wait for a value another rank publishes, however long it takes. No collective: nothing times out."""
+        """Wait for the value that another rank publishes. Not a collective, so no timeout of collectives applies."""
         self.store.wait([key], _FOREVER)
         return bytes(self.store.get(key)).decode()
 
 
 @contextmanager
 def connect(environment: ProcessEnvironment) -> Iterator[World]:
-    """Join the process group of this run; leave it at the end.
+    """Join the process group of this run, and leave it at the end.
 
     A single process forms a group of one without touching the network, so that one code path serves every layout.
     """
@@ -48,7 +47,7 @@ def connect(environment: ProcessEnvironment) -> Iterator[World]:
     if environment.launched:
         store, rank, size = next(rendezvous("env://"))
         if environment.local_world_size == size:
-            # On a single node torchrun may keep its store over a restart, with the addresses of dead processes in it.
+            # On a single node torchrun may keep its store across a restart, with the addresses of dead processes.
             store = PrefixStore(f"restart_{environment.restart}", store)
     else:
         store, rank, size = HashStore(), 0, 1
@@ -62,14 +61,14 @@ def connect(environment: ProcessEnvironment) -> Iterator[World]:
         backend = "gloo"
     dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size)
     try:
-        yield World(rank, size, environment.local_world_size, device, PrefixStore("run", store))
+        yield World(rank, size, device, PrefixStore("run", store))
     finally:
         dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
 class Meshes:
-    """Views of one world mesh, one for each question that is asked of it. Axes of size 1 are there too.
+    """Three views of one world mesh. Each has all of its axes, even those of size 1.
 
     Tensor is innermost because it communicates most, pipeline outermost because it communicates least.
     """
@@ -83,7 +82,7 @@ class Meshes:
 
     @property
     def data_rank(self) -> int:
-        """Which of the layout's data-parallel ranks this one is: its samples are those of this number."""
+        """Index of this rank among the `data_parallel` ranks of the layout, which says which samples it reads."""
         return self.axes.get_local_rank("replicate") * self.axes["shard"].size() + self.axes.get_local_rank("shard")
 
 

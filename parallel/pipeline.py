@@ -1,4 +1,4 @@
-"""Pipeline parallelism over torch.distributed.pipelining: where a model is cut, and how its stages run.
+"""Pipeline parallelism over torch.distributed.pipelining: where to cut a model, and how its stages run.
 
 Stage inputs and outputs are (microbatch, sequence, hidden) activations; under tensor parallelism each rank sends its part of
 the sequence to the rank of the same tensor coordinate in the next stage.
@@ -35,7 +35,7 @@ _SCHEDULES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a pipeline: consecutive layers, and whether the embedding and the head are with them."""
+    """One stage of a pipeline: consecutive layers. The first stage also has the embedding, the last one the head."""
 
     index: int
     layers: range
@@ -45,7 +45,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Part:
-    """What a rank holds of a stage."""
+    """A stage, and this rank's module of it."""
 
     stage: Stage
     module: nn.Module
@@ -54,7 +54,7 @@ class Part:
 def cut(shape: ModelShape, sequence: int, num_stages: int) -> list[Stage]:
     """Cut a decoder into stages so that the costliest stage has as few FLOPs as possible.
 
-    A layer's and the head's FLOPs are counted; the embedding, a table look-up, has none. Every stage has at least one layer.
+    Layers and the head count; the embedding, a table look-up, has no FLOPs. Every stage has at least one layer.
     """
     assert 1 <= num_stages <= shape.num_layers
     layer, head = shape.layer_flops_per_token(sequence), shape.head_flops_per_token()
@@ -79,7 +79,7 @@ def _even(total: int, parts: int) -> list[int]:
 
 
 def rank_of_stage(stage: int, num_ranks: int, schedule: ScheduleName) -> int:
-    """Which pipeline rank holds a stage: stages lie in a loop over the ranks, or for V-shaped schedules there and back."""
+    """Which pipeline rank holds a stage: in a loop over the ranks or, under V-shaped schedules, down the ranks and back up."""
     if schedule in V_SHAPED and stage >= num_ranks:
         return 2 * num_ranks - 1 - stage
     return stage % num_ranks
@@ -104,11 +104,10 @@ class PipelineRunner:
         logits: Tensor,
         loss_sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
     ) -> None:
-        """`tokens`, `activation` and `logits` are meta tensors like those of one micro-batch: what the first stage takes, what
-        stages pass on, what the last one returns."""
+        """`tokens`, `activation` and `logits` are meta tensors with the shapes and dtypes of one micro-batch: the input of the
+        first stage, what stages pass on, the output of the last stage."""
         self.group = group
         self.parts = parts
-        self.num_stages = num_stages
         self.activation = activation
         self.sequence = tokens.shape[1]
         self._owners = [rank_of_stage(stage, group.size(), schedule) for stage in range(num_stages)]
@@ -132,7 +131,7 @@ class PipelineRunner:
         ]
         self._name: ScheduleName = schedule
         self._schedule: Any = None
-        self._microbatches = 0  # that it is made for
+        self._microbatches = 0  # for which `_schedule` was built
 
     def _loss(self, logits: Tensor, targets_BS: Tensor) -> Tensor:
         objective, cross_entropy, targets = self._loss_sums(logits, targets_BS)
@@ -151,16 +150,16 @@ class PipelineRunner:
         return torch.stack(self._sums).sum(dim=0) if self._sums else torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def _schedule_of(self, microbatches: int) -> Any:
-        """torch's schedule is made for one number of micro-batches; another one, as the batch grows, takes a new one."""
+        """torch's schedule has a fixed number of micro-batches, so it is built again when the batch grows."""
         if microbatches != self._microbatches:
             stages = self._stages[0] if self._name in SINGLE_STAGE else self._stages
-            # The loss is divided by the global token count already, so gradients must not be scaled again.
+            # The loss is already divided by the global token count, so gradients must not be scaled again.
             self._schedule = _SCHEDULES[self._name](stages, microbatches, loss_fn=self._loss, scale_grads=False)
             self._microbatches = microbatches
         return self._schedule
 
     def logits(self, batch: Batch) -> Tensor | None:
-        """See `Runner`. Stage by stage, each rank once it has its input: torch's V-shaped schedules run no forward alone."""
+        """See `Runner`. Runs stage by stage: torch's V-shaped schedules cannot run a forward pass alone."""
         rows, sequence = batch.tokens_BS.shape
         logits: Tensor | None = None
         output: Tensor | None = None

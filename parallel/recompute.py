@@ -1,4 +1,4 @@
-"""Activation recomputation: what a block keeps for its backward pass, and what it computes again."""
+"""Activation recomputation: what a block saves for its backward pass, and what it computes again."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,7 +26,7 @@ _EXPENSIVE = {
 
 
 def recompute_blocks(blocks: Iterable[nn.Module], choice: Recompute) -> None:
-    """Make each block forget its activations as `choice` says, in place. Names and parameters stay as they are."""
+    """Make each block drop and recompute its activations as `choice` says, in place. Names of parameters do not change."""
     if choice == "none":
         return
     options: dict[str, Any] = {"context_fn": _selective} if choice == "selective" else {}
@@ -36,7 +36,7 @@ def recompute_blocks(blocks: Iterable[nn.Module], choice: Recompute) -> None:
 
 def _recomputed(forward: Callable[..., Tensor], options: dict[str, Any]) -> Callable[..., Tensor]:
     def recomputed(*inputs: Tensor) -> Tensor:
-        # No random numbers are drawn in a block, so there is no generator state to restore.
+        # A block draws no random numbers, so there is no generator state to restore.
         output: Tensor = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
         return output
 
@@ -48,25 +48,26 @@ def _policy(context: Any, operator: Any, *arguments: Any, **keywords: Any) -> Ch
 
 
 def _selective() -> tuple[Any, Any]:
-    """The modes that a block's forward pass runs in, and its recomputation. The compiler asks for modes, and nothing else."""
-    storing, finding = create_selective_checkpoint_contexts(_policy)
+    """The dispatch modes of a block's forward pass and of its recomputation. The compiler accepts no other contexts."""
+    saving, reusing = create_selective_checkpoint_contexts(_policy)
     results: list[tuple[Tensor, ...]] = []
-    storing.made, finding.found = results, results
-    return storing, finding
+    saving.saved_results, reusing.results_to_reuse = results, results
+    return saving, reusing
 
 
-def kept(make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """What `make` makes; under selective recomputation it is made once and kept, like the result of an expensive operator.
+def compute_or_reuse(compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The result of `compute`; under selective recomputation it is saved in the forward pass and reused in the recomputation.
 
-    For what consists of many operators, and communicates between them: each of those would be kept by itself, or done again.
+    For a computation of many operators with communication between them, which counts as a single expensive operator: otherwise
+    each of its operators would be saved or recomputed by itself.
     """
     mode = _get_current_dispatch_mode()
-    if (found := getattr(mode, "found", None)) is not None:
-        kept_before: tuple[Tensor, ...] = found.pop(0)
-        return kept_before
-    if (results := getattr(mode, "made", None)) is None:
-        return make()
-    with _pop_mode_temporarily():  # what torch sees in the forward pass, it looks for in the recomputation
-        made = make()
-    results.append(tuple(tensor.detach() for tensor in made))
-    return made
+    if (results_to_reuse := getattr(mode, "results_to_reuse", None)) is not None:
+        reused: tuple[Tensor, ...] = results_to_reuse.pop(0)
+        return reused
+    if (saved_results := getattr(mode, "saved_results", None)) is None:
+        return compute()
+    with _pop_mode_temporarily():  # torch would expect the operators it sees here in the recomputation too
+        result = compute()
+    saved_results.append(tuple(tensor.detach() for tensor in result))
+    return result

@@ -1,6 +1,6 @@
-"""The plain shape record of a decoder, and what follows from it by arithmetic: parameters and FLOPs.
+"""The sizes of a decoder, and its parameters and FLOPs by arithmetic.
 
-A model hands this over instead of itself, so that layouts and the planner need no model class. Standard library only.
+Layouts and the planner work with these sizes, so they need no model class. Standard library only.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Literal
 
 FeedForwardName = Literal["swiglu", "gelu"]
 FEED_FORWARD_MATRICES: dict[FeedForwardName, int] = {"swiglu": 3, "gelu": 2}
-"""Matrices of hidden_size x ffn_size in a feed-forward."""
+"""Number of hidden_size x ffn_size matrices in a feed-forward layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """All parameters: embedding, blocks, final norm and, where it is not tied, the head."""
+        """All parameters: embedding, blocks, final norm and, unless it is tied, the head."""
         query_and_output = 2 * self.hidden_size * self.num_heads * self.head_dim
         key_and_value = 2 * self.hidden_size * self.num_kv_heads * self.head_dim
         ffn = FEED_FORWARD_MATRICES[self.ffn] * self.hidden_size * self.ffn_size
@@ -49,21 +49,21 @@ class ModelShape:
         return self.parameters - tables * self.parameters_embedding
 
     def layer_flops_per_token(self, sequence: int) -> float:
-        """The part of `flops_per_token` (full attention) that one layer has, its norms left out."""
+        """One layer's part of `flops_per_token` with full attention, without its norms."""
         query_and_output = 2 * self.hidden_size * self.num_heads * self.head_dim
         key_and_value = 2 * self.hidden_size * self.num_kv_heads * self.head_dim
         ffn = FEED_FORWARD_MATRICES[self.ffn] * self.hidden_size * self.ffn_size
         return 6.0 * (query_and_output + key_and_value + ffn) + 12.0 * self.num_heads * self.head_dim * sequence
 
     def head_flops_per_token(self) -> float:
-        """The part of `flops_per_token` that the output head has."""
+        """The output head's part of `flops_per_token`."""
         return 6.0 * self.parameters_embedding
 
     def flops_per_token(self, sequence: int, *, causal: bool = False) -> float:
         """Model FLOPs per trained token: 6 N + 12 x layers x (num_heads x head_dim) x sequence.
 
-        N leaves out the input embedding (a table look-up multiplies nothing) but counts the head, tied or not, because its
-        matrix product is done either way. 6 and 12 are forward plus backward; recomputation is not counted. The attention
+        N excludes the input embedding (a table look-up multiplies nothing) but includes the head, tied or not, because its
+        matrix product is computed either way. 6 and 12 are forward plus backward; recomputation is not counted. The attention
         term is full attention; `causal` halves it. Source: Chowdhery et al., PaLM (arXiv 2204.02311), appendix B.
         """
         matmul_parameters = self.parameters - (0 if self.tie_embeddings else self.parameters_embedding)

@@ -18,22 +18,22 @@ def shard_model(
     *,
     bf16: bool,
     keep_gathered: bool = False,
-    whole: Collection[str] = (),
+    replicated: Collection[str] = (),
 ) -> None:
     """Shard each block and then the rest of the model, in place. Parameters become DTensors.
 
-    Gradients are summed, not averaged: each rank's loss is already divided by the global token count. In bf16 the sharded
-    parameters and the gradient reduction stay fp32; only the gathered parameters and the activations are bf16.
+    Gradients are summed, not averaged: each rank's loss is already divided by the global token count. With `bf16` the
+    sharded parameters and the gradient reduction stay fp32; only gathered parameters and activations are bf16.
 
-    `keep_gathered` leaves parameters gathered between a forward pass and its backward: a pipeline would gather them again for
-    every micro-batch, and torch loses the gradients of parameters that are put away while its schedules that split the backward
-    pass (zbv, dualpipev) look for them.
+    `keep_gathered` leaves parameters gathered between a forward pass and its backward pass. A pipeline would otherwise gather
+    them for every micro-batch, and its schedules with a backward pass in two parts (zbv, dualpipev) would lose the gradients of
+    parameters that were resharded in between.
 
-    Parameters named in `whole` are left out: every data rank holds them, in their own dtype, as DTensors whose gradients are
-    still to be summed. FSDP would cast them to bf16 with all others.
+    The parameters named in `replicated` are not sharded: every data rank holds them, in their own dtype, as DTensors whose
+    gradients are still partial sums. FSDP would cast them to bf16 like all others.
 
-    `mesh` has the axes `replicate`, `parameters` and `tensor`. Over a single rank there is nothing to shard, and the model is
-    left as it is unless the cast to bf16 is wanted: FSDP's copies would cost a tenth of a small model's step.
+    `mesh` has the axes `replicate`, `parameters` and `tensor`. On a single rank there is nothing to shard, and the model stays
+    as it is unless `bf16` asks for the cast: FSDP's copies would cost a tenth of a small model's step.
     """
     if mesh["replicate", "parameters"].size() == 1 and not bf16:
         return
@@ -43,36 +43,36 @@ def shard_model(
         cast_forward_inputs=False,  # rotary angles are inputs of a block and must stay fp32
     )
     sharding_mesh = mesh["replicate", "parameters"] if mesh["replicate"].size() > 1 else mesh["parameters"]
-    ignored = _keep_whole(model, whole, mesh)
+    ignored = _replicate(model, replicated, mesh)
     for module in [*blocks, model]:
         sharded = fully_shard(
             module, mesh=sharding_mesh, mp_policy=policy, reshard_after_forward=not keep_gathered, ignored_params=ignored
         )
         sharded.set_gradient_divide_factor(1.0)
-        sharded.set_force_sum_reduction_for_comms(True)  # a factor of one alone needs PREMUL_SUM, which gloo lacks
+        sharded.set_force_sum_reduction_for_comms(True)  # else a factor of 1 needs PREMUL_SUM, which gloo lacks
 
 
-def _keep_whole(model: nn.Module, names: Collection[str], mesh: DeviceMesh) -> set[nn.Parameter]:
-    """Replicate parameters over the data axes of `mesh`, in place, whatever tensor parallelism has made of them."""
-    kept = set()
+def _replicate(model: nn.Module, names: Collection[str], mesh: DeviceMesh) -> set[nn.Parameter]:
+    """Replicate parameters over the data axes of `mesh`, in place, and keep their split over `tensor`. Returns the new ones."""
+    new_parameters = set()
     for name in names:
         owner, _, key = name.rpartition(".")
         parameter = model.get_parameter(name)
         local: Tensor = parameter.data
         axes: tuple[str, ...] = ("replicate", "parameters")
-        places: list[Placement] = [Replicate(), Replicate()]
+        placements: list[Placement] = [Replicate(), Replicate()]
         if isinstance(local, DTensor):
-            axes, places, local = (*axes, "tensor"), [*places, *local.placements], local.to_local()
-        replicated = DTensor.from_local(
-            local, mesh[axes], places, run_check=False, shape=parameter.shape, stride=parameter.stride()
+            axes, placements, local = (*axes, "tensor"), [*placements, *local.placements], local.to_local()
+        distributed = DTensor.from_local(
+            local, mesh[axes], placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
         )
-        model.get_submodule(owner).register_parameter(key, nn.Parameter(replicated))
-        kept.add(model.get_parameter(name))
-    return kept
+        model.get_submodule(owner).register_parameter(key, nn.Parameter(distributed))
+        new_parameters.add(model.get_parameter(name))
+    return new_parameters
 
 
 def local_slice(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """What this rank holds of a tensor, and where it starts in the whole (one offset per dimension)."""
+    """This rank's slice of a tensor, and where it starts in the whole tensor (one offset per dimension)."""
     if not isinstance(tensor, DTensor):
         return tensor, (0,) * tensor.dim()
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)

@@ -1,8 +1,8 @@
-"""Tensor parallelism with sequence-parallel norms, by DTensor, from roles that a model declares for its submodules.
+"""Tensor parallelism with sequence-parallel norms, by DTensor, from the roles that a model declares for its submodules.
 
-Between the split matrix products activations are split by sequence (Korthikanti et al., arXiv 2205.05198): a block gathers
-them before its column-split linears and scatters the sum behind its row-split one. Every parameter becomes a DTensor; what a
-block takes and gives stays a plain tensor, as do the logits.
+Outside the split matrix products activations are split by sequence (Korthikanti et al., arXiv 2205.05198): a block gathers
+them before its column-split linears and reduce-scatters the output of its row-split one. Every parameter becomes a DTensor;
+inputs and outputs of blocks stay plain tensors, as do the logits.
 
 Shape suffixes: T tokens, V this rank's part of the vocabulary.
 """
@@ -24,13 +24,13 @@ from torch.distributed.tensor.parallel import (
 )
 
 Role = Literal["vocabulary", "norm", "gather", "column", "row", "head_norm", "head", "tied_head"]
-"""vocabulary: an embedding split by token id, its output by sequence. norm: works on a part of the sequence. gather: a module
-whose first input is gathered to the whole sequence. column, row: linears split by output and by input. head_norm: a norm over
-head_dim, whose input is split by heads. head: logits split by vocabulary. tied_head: the same with the embedding's table handed
-in."""
+"""vocabulary: an embedding split by token id, its output by sequence. norm: a norm over a part of the sequence. gather: a
+module whose first input is gathered to the whole sequence. column, row: linears split by output and by input. head_norm: a
+norm over head_dim, whose input is split by heads. head: logits split by vocabulary. tied_head: the same, with the embedding's
+table as an input."""
 
 SPLIT_DIMS: dict[Role, int] = {"vocabulary": 0, "column": 0, "head": 0, "row": 1}
-"""The dimension along which a role's weight is split; the weights of other roles are whole on every rank."""
+"""The dimension along which a role's weight is split; every rank has the whole weights of the other roles."""
 
 
 def _style(role: Role) -> ParallelStyle:
@@ -49,8 +49,8 @@ def _style(role: Role) -> ParallelStyle:
 
 
 class _SplitByToken(RowwiseParallel):
-    """An embedding split by token id, which waits for its sums: a compiled block that is given a collective still under way
-    hands its gradient past the DTensor behind it (torch 2.13)."""
+    """An embedding split by token id, which waits for its reduction to finish: a compiled block whose input is an unfinished
+    collective sends the gradient past the DTensor that the input came from (torch 2.13)."""
 
     @staticmethod
     def _prepare_output_fn(
@@ -60,7 +60,7 @@ class _SplitByToken(RowwiseParallel):
 
 
 class _SplitByInput(RowwiseParallel):
-    """A linear split by input, and what else it has with several columns, one for so many inputs each."""
+    """A linear split by input. Its other parameters are split likewise if they have a column per group of inputs."""
 
     def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
         for key, parameter in list(module.named_parameters(recurse=False)):
@@ -70,7 +70,7 @@ class _SplitByInput(RowwiseParallel):
 
 
 class _GatherFirstInput(ParallelStyle):
-    """The module's first input, split by sequence, is gathered; the others are left as they are."""
+    """Gathers the module's first input, which is split by sequence; the other inputs stay as they are."""
 
     def __init__(self, *, local_output: bool = False) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _GatherFirstInput(ParallelStyle):
 
 
 def split_tensors(model: nn.Module, roles: Mapping[str, Role], mesh: DeviceMesh) -> None:
-    """Split a model over the one-dimensional `mesh`, in place, as its roles say. Nothing to do on a mesh of one."""
+    """Split a model over the one-dimensional `mesh`, in place, as its roles say. Does nothing on a mesh of size 1."""
     if mesh.size() == 1:
         return
     parallelize_module(model, mesh, {name: _style(role) for name, role in roles.items()})
@@ -99,10 +99,11 @@ def split_tensors(model: nn.Module, roles: Mapping[str, Role], mesh: DeviceMesh)
 
 
 def vocabulary_parallel_terms(logits_TV: Tensor, targets_T: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """(log Z, target's logit) per token from this rank's part of the logits: rank r of `group` has ids r V to (r + 1) V.
+    """(log Z (T,), target's logit (T,)) from this rank's part of the logits: rank r of `group` has token ids from r V to below
+    (r + 1) V.
 
-    Equal on every rank of the split; the gradient of each rank's logits is its own part. Cross entropy is their difference
-    (Shoeybi et al., Megatron-LM, arXiv 1909.08053, section 3).
+    Both are equal on all ranks of `group`; each rank gets the gradient of its own logits. Cross entropy is log Z - target's
+    logit (Shoeybi et al., Megatron-LM, arXiv 1909.08053, section 3).
     """
     log_z_T, target_T = _VocabularyTerms.apply(logits_TV, targets_T, group.rank() * logits_TV.shape[1], group)
     return log_z_T, target_T
@@ -110,24 +111,26 @@ def vocabulary_parallel_terms(logits_TV: Tensor, targets_T: Tensor, group: dist.
 
 class _VocabularyTerms(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, local_TV: Tensor, targets_T: Tensor, first: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, local_TV: Tensor, targets_T: Tensor, first_id: int, group: dist.ProcessGroup
+    ) -> tuple[Tensor, Tensor]:
         largest_T = local_TV.amax(dim=1)
         dist.all_reduce(largest_T, op=dist.ReduceOp.MAX, group=group)
-        position_T = targets_T - first
-        ours_T = (position_T >= 0) & (position_T < local_TV.shape[1])
+        position_T = targets_T - first_id
+        is_local_T = (position_T >= 0) & (position_T < local_TV.shape[1])
         position_T = position_T.clamp(0, local_TV.shape[1] - 1)
         sum_T = (local_TV - largest_T[:, None]).exp_().sum(dim=1)
-        target_T = local_TV.gather(1, position_T[:, None])[:, 0] * ours_T
-        both = torch.stack((sum_T, target_T))
-        dist.all_reduce(both, group=group)
-        log_z_T, target_T = both[0].log() + largest_T, both[1].clone()
-        ctx.save_for_backward(local_TV, log_z_T, position_T, ours_T)
+        target_T = local_TV.gather(1, position_T[:, None])[:, 0] * is_local_T
+        sums_2T = torch.stack((sum_T, target_T))
+        dist.all_reduce(sums_2T, group=group)
+        log_z_T, target_T = sums_2T[0].log() + largest_T, sums_2T[1].clone()
+        ctx.save_for_backward(local_TV, log_z_T, position_T, is_local_T)
         return log_z_T, target_T
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         log_z_gradient_T, target_gradient_T = gradients
-        local_TV, log_z_T, position_T, ours_T = ctx.saved_tensors
+        local_TV, log_z_T, position_T, is_local_T = ctx.saved_tensors
         gradient_TV = (local_TV - log_z_T[:, None]).exp_().mul_(log_z_gradient_T[:, None])
-        gradient_TV.scatter_add_(1, position_T[:, None], (target_gradient_T * ours_T)[:, None])
+        gradient_TV.scatter_add_(1, position_T[:, None], (target_gradient_T * is_local_T)[:, None])
         return gradient_TV, None, None, None

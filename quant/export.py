@@ -1,9 +1,9 @@
-"""`int-packed`: a model's quantized matrices as packed integers and scales, everything else as it is, and a reader.
+"""The format `int-packed`: quantized matrices as packed integers and scales, all other parameters unchanged; and a reader.
 
-A folder holds `int_packed.json` and `weights.safetensors`. The header has, under "matrices", for each quantized matrix its
-bits, the columns that share a scale, its shape and the dtype that the forward pass computes with; `NAME.packed` (uint8, see
-`quant.packing`) and `NAME.scale` (rows, groups) are its tensors. All other parameters are tensors under their own names. `read`
-gives back, to the bit, the weights that the forward pass multiplies with.
+A folder holds `int_packed.json`, the header, and `weights.safetensors`. For each quantized matrix the header has, under
+"matrices", its bits, the number of columns that share a scale, its shape and the dtype of the forward pass; its tensors are
+`NAME.packed` (uint8, see `quant.packing`) and `NAME.scale` (rows, groups). All other parameters are tensors under their own
+names. `read` returns exactly the weights that the forward pass multiplies with.
 
 Shape suffixes: O output rows, I input columns, G groups of columns in a row, C columns of a group.
 """
@@ -34,11 +34,11 @@ class PackedMatrix:
     packed: Tensor
     scale_OG: Tensor
     entry: dict[str, Any]
-    """what the header says of it"""
+    """its entry in the header"""
 
 
 def pack_matrix(weight_OI: Tensor, scale_OG: Tensor, precision: Precision) -> PackedMatrix:
-    """A matrix in the dtype that the forward pass takes it in, with its scales as they are learned."""
+    """Pack a matrix, in the dtype of the forward pass, with its learned scales."""
     rows, columns = weight_OI.shape
     scale_OG = floored(scale_OG, precision.scale_floor)
     weight_OGC = weight_OI.to(scale_OG.dtype).unflatten(1, (scale_OG.shape[1], -1))
@@ -62,21 +62,23 @@ def unpack_matrix(packed: Tensor, scale_OG: Tensor, entry: dict[str, Any]) -> Te
 
 
 def header_text(matrices: dict[str, dict[str, Any]], model: dict[str, Any]) -> str:
-    """The header of a folder. `model` describes the decoder, for people and loaders."""
+    """The header of a folder. `model` describes the decoder, for readers and loaders."""
     used = sorted({float(entry["bits"]) for entry in matrices.values()})
     levels = {
         f"{bits:g}": {"lowest": LEVELS[bits].lowest, "shift": LEVELS[bits].shift, "slope": LEVELS[bits].slope} for bits in used
     }
-    how = "weight = (lowest + number + shift) / slope x scale, computed in the dtype of the scale, then cast to the matrix's"
-    plain = {"format": FORMAT, "values": how, "levels": levels, "model": model, "matrices": matrices}
+    formula = (
+        "weight = (lowest + number + shift) / slope x scale, computed in the dtype of the scale, then cast to the matrix's"
+    )
+    plain = {"format": FORMAT, "values": formula, "levels": levels, "model": model, "matrices": matrices}
     return json.dumps(plain, indent=2) + "\n"
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """Every parameter of an `int-packed` folder by name, dequantized to exactly what the forward pass uses.
+    """Every parameter of an `int-packed` folder by name, dequantized to exactly the values that the forward pass uses.
 
     Raises:
-        ValueError: the folder is not one, or its files do not belong together.
+        ValueError: this is no int-packed folder, or its files do not belong together.
     """
     folder = Path(folder)
     try:
@@ -84,12 +86,12 @@ def read(folder: Path) -> dict[str, Tensor]:
         stored = load_file(folder / WEIGHTS)
         if header["format"] != FORMAT:
             raise ValueError(f"{folder / HEADER} is of the format {header['format']!r}, not {FORMAT!r}")
-        found = {}
+        dequantized = {}
         for name, entry in header["matrices"].items():
             packed, scale = stored.pop(f"{name}.packed"), stored.pop(f"{name}.scale")
             if packed.numel() != packed_bytes(math.prod(entry["shape"]), float(entry["bits"])):
                 raise ValueError(f"{folder}: {name} has {packed.numel()} bytes, which is not its shape {entry['shape']}")
-            found[name] = unpack_matrix(packed, scale, entry)
+            dequantized[name] = unpack_matrix(packed, scale, entry)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{folder} is no int-packed folder: {error!r}") from None
-    return stored | found
+    return stored | dequantized

@@ -1,4 +1,4 @@
-"""Quantization-aware training with learned scales: which matrix of a model has which precision, and what its scales need."""
+"""Quantization-aware training with learned scales: the precision of each matrix of a model, and how its scales are trained."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from quant.linear import SCALE, Precision, QuantEmbedding, QuantLinear, quantizi
 from quant.method import Method, Treatment
 
 SCALE_EPS = 1e-15
-"""AdamW's epsilon for scales: LSQ's factor makes their gradients so small (1e-9 in large matrices) that 1e-8 holds them."""
+"""AdamW's epsilon for scales: LSQ's factor makes their gradients so small (1e-9 in large matrices) that 1e-8 stops them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,19 +17,19 @@ class LearnedScales(Method):
     """The quantizers of `quant.quantizer` on every linear and embedding of a model."""
 
     bits: float
-    """of the matrices, but for those of the outer submodules"""
+    """bits of all matrices but those of the outer submodules"""
     group: int | None
-    """columns that share a scale; None: a row has one"""
+    """number of columns that share a scale; None: one scale per row"""
     embedding_bits: float
-    """the outer submodules have at least this width"""
+    """least bits of the outer submodules"""
     activation_bits: int | None
-    """8: inputs are rounded to 8 bits per token, but what the outer submodules multiply; None: they are left alone"""
+    """8: inputs of all but the outer submodules are rounded to 8 bits, per token; None: inputs are not rounded"""
     scale_floor: float
-    """no scale counts as less"""
+    """smaller scales count as this value"""
     scale_learning_rate: float
-    """learning rate of a scale, times its weight's over the largest level"""
+    """the learning rate of a scale is this times its weight's, over the largest level"""
     outer: tuple[str, ...] = ("embedding", "head")
-    """submodules at the model's ends, tied or not"""
+    """submodules at the ends of the model, tied or not"""
 
     def precision(self, module: str) -> Precision:
         """How the matrix of a submodule is quantized."""
@@ -42,7 +42,7 @@ class LearnedScales(Method):
 
     @property
     def description(self) -> str:
-        """Family, and what shares a scale."""
+        """Quantizer family, and how many columns share a scale."""
         return f"{self.precision('').levels.family}/{self.group or 'row'}"
 
     def convert(self, model: nn.Module) -> Collection[str]:
@@ -67,11 +67,11 @@ class LearnedScales(Method):
         return [f"{embedding}.{SCALE}"]
 
     def treatment(self, parameter: str, weight_lr_scale: float) -> Treatment:
-        """The learning rate of a scale is its weight's, over the largest level that the scale multiplies.
+        """The learning rate of a scale is its weight's, divided by the largest level that the scale multiplies.
 
-        A step of Adam moves a number by about the learning rate, whatever the size of its gradient. Over the largest level it
-        moves no quantized value by more. (The paper on quantization-aware pretraining does not say what it does; arXiv
-        2509.22935.)
+        A step of Adam moves a parameter by about the learning rate, for gradients of any size. Divided by the largest
+        level, a step of the scale moves no quantized value by more. (The paper on quantization-aware pretraining, arXiv
+        2509.22935, does not say what it does.)
         """
         largest = self.precision(parameter.rpartition(".")[0]).levels.largest
         return Treatment(self.scale_learning_rate * weight_lr_scale / largest, SCALE_EPS)

@@ -1,7 +1,7 @@
-"""Linears and embeddings that may use their weights quantized, and the swap that puts them into a model.
+"""Linears and embeddings that can quantize their weights, and the function that puts them into a model.
 
-The full-precision weight stays an ordinary parameter, to sharding, checkpoints and optimizers; the scale is another one. Until
-`active` is set the scale is not touched and the module is its base class, bit for bit.
+For sharding, checkpoints and optimizers the full-precision weight stays an ordinary parameter, and the scale is another. Until
+`active` is set, the scale is not used and the module computes exactly what its base class does.
 
 Shape suffixes: O output rows, I input columns, G groups of columns in a row.
 """
@@ -20,7 +20,7 @@ from quant.method import LowPrecisionModule
 from quant.quantizer import LEVELS, Levels, fake_quantize, fake_quantize_tokens, first_scale
 
 SCALE = "scale"
-"""The name of a scale in its module; its weight is called `weight`."""
+"""The name of a module's scale; its weight is called `weight`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class Precision:
     bits: float
     """1, 1.58, 2, 3, 4, 6 or 8"""
     group: int | None = None
-    """columns that share a scale; None: a row has one"""
+    """number of columns that share a scale; None: one scale per row"""
     scale_floor: float = 1e-5
-    """no scale counts as less"""
+    """smaller scales count as this value"""
     activation_bits: int | None = None
-    """8: the input is rounded to 8 bits per token; None: it is left alone"""
+    """8: inputs are rounded to 8 bits, per token; None: inputs are not rounded"""
 
     @property
     def levels(self) -> Levels:
@@ -42,17 +42,17 @@ class Precision:
         return LEVELS[self.bits]
 
     def groups(self, columns: int) -> int:
-        """Scales of a row of so many columns, which the group must divide."""
+        """Number of scales of a row with `columns` columns, which the group must divide."""
         assert self.group is None or columns % self.group == 0, f"{columns} columns in groups of {self.group}"
         return 1 if self.group is None else columns // self.group
 
     def first_scale(self, weight_OI: Tensor) -> Tensor:
-        """The scales (O, G) that quantization of a whole matrix begins with."""
+        """The initial scales (O, G) of a whole matrix."""
         return first_scale(weight_OI, self.levels, self.groups(weight_OI.shape[1]))
 
 
 class _Quantized(LowPrecisionModule):
-    """What both kinds of module have. `precision` and `active` are plain attributes: a checkpoint has neither."""
+    """What both kinds of module share. `precision` and `active` are plain attributes, not stored in checkpoints."""
 
     precision: Precision
     weight: Tensor
@@ -61,8 +61,8 @@ class _Quantized(LowPrecisionModule):
     def _add_scale(self, precision: Precision) -> None:
         self.precision, self.active = precision, False
         rows, columns = self.weight.shape
-        kind = torch.promote_types(self.weight.dtype, torch.float32)
-        self.scale = nn.Parameter(torch.empty(rows, precision.groups(columns), dtype=kind, device=self.weight.device))
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        self.scale = nn.Parameter(torch.empty(rows, precision.groups(columns), dtype=dtype, device=self.weight.device))
 
     def used_weight(self) -> Tensor:
         """The weight (O, I) that the forward pass multiplies with, in the compute dtype."""
@@ -92,7 +92,7 @@ class QuantLinear(_Quantized, nn.Linear):
 
 
 class QuantEmbedding(_Quantized, nn.Embedding):
-    """An embedding that looks up in its quantized table once `active`."""
+    """An embedding that looks up rows of its quantized table once `active`."""
 
     def __init__(
         self,
@@ -112,20 +112,20 @@ class QuantEmbedding(_Quantized, nn.Embedding):
 
 
 def quantized(weight: Tensor, scale: Tensor, precision: Precision) -> Tensor:
-    """`fake_quantize`, of a part of a matrix too: what a rank has of the weight with what it has of the scale.
+    """`fake_quantize` of a whole matrix, or of a rank's part of its weight with the rank's part of its scale.
 
-    The scale's gradient is then a sum that is still to be taken, over every axis on which the scale is whole: each rank adds
-    what its columns and its tokens contribute. A weight that is a DTensor gives one of the same placement.
+    For a part, the gradient of the scale is a partial sum over every axis on which the scale is replicated: each rank
+    contributes the terms of its columns and tokens. For a DTensor weight the result is a DTensor of the same placement.
     """
     numel = weight.numel()
     local_weight = weight.to_local() if isinstance(weight, DTensor) else weight
     if isinstance(scale, DTensor):
         mesh = scale.device_mesh
-        places: list[Placement] = [
+        placements: list[Placement] = [
             Partial() if isinstance(place, Replicate) and mesh.size(axis) > 1 else place
             for axis, place in enumerate(scale.placements)
         ]
-        scale = scale.to_local(grad_placements=places)
+        scale = scale.to_local(grad_placements=placements)
     local = fake_quantize(local_weight, scale, precision.bits, precision.scale_floor, numel)
     if not isinstance(weight, DTensor):
         return local
@@ -137,12 +137,12 @@ def quantized(weight: Tensor, scale: Tensor, precision: Precision) -> Tensor:
 def _quantized_tokens(hidden: Tensor) -> Tensor:
     if not isinstance(hidden, DTensor):
         return fake_quantize_tokens(hidden)
-    # Where features are split, a token's largest one may be on another rank.
+    # If features are split, the largest feature of a token may be on another rank.
     largest: Any = hidden.detach().abs().amax(dim=-1, keepdim=True)
-    places = [
+    placements = [
         Replicate() if isinstance(place, Shard) and place.dim == hidden.dim() - 1 else place for place in hidden.placements
     ]
-    local = fake_quantize_tokens(hidden.to_local(), largest.redistribute(placements=places).to_local())
+    local = fake_quantize_tokens(hidden.to_local(), largest.redistribute(placements=placements).to_local())
     return DTensor.from_local(
         local, hidden.device_mesh, hidden.placements, run_check=False, shape=hidden.shape, stride=hidden.stride()
     )
@@ -153,17 +153,17 @@ PrecisionOf = Callable[[str], Precision]
 
 
 def swap_modules(model: nn.Module, precision_of: PrecisionOf) -> None:
-    """Put quantizing modules in the place of every linear and embedding of a model, in place, before it has values."""
+    """Replace every linear and embedding of a model by a quantizing module, in place, before the model has values."""
     plain = [(name, module) for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Embedding)]
     for name, module in plain:
-        kind = {"device": module.weight.device, "dtype": module.weight.dtype}
+        options = {"device": module.weight.device, "dtype": module.weight.dtype}
         precision = precision_of(name)
         swapped: nn.Module
         if isinstance(module, nn.Linear):
             assert module.bias is None
-            swapped = QuantLinear(module.in_features, module.out_features, precision, **kind)
+            swapped = QuantLinear(module.in_features, module.out_features, precision, **options)
         else:
-            swapped = QuantEmbedding(module.num_embeddings, module.embedding_dim, precision, **kind)
+            swapped = QuantEmbedding(module.num_embeddings, module.embedding_dim, precision, **options)
         model.set_submodule(name, swapped)
 
 

@@ -1,4 +1,4 @@
-"""What every method of low-precision training has: one face for the model, the optimizer and the phases of a run."""
+"""The interface of all methods of low-precision training, for the model, the optimizer and the phases of a run."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class LowPrecisionModule(nn.Module):
-    """A module that a method has put into a model. Until `active` is set it computes as the module it replaced, bit for bit."""
+    """A module that a method has put into a model. Until `active` is set, it computes exactly what the original module did."""
 
     active: bool
 
@@ -18,7 +18,7 @@ class Treatment:
     """How an optimizer treats a parameter that a method has added. It has no weight decay."""
 
     lr_scale: float
-    """times the schedule's learning rate"""
+    """the parameter's learning rate is this times the schedule's"""
     eps: float
     """AdamW's epsilon"""
 
@@ -26,23 +26,23 @@ class Treatment:
 class Method(ABC):
     """One way to train with low-precision weights.
 
-    The full-precision weight stays an ordinary parameter. What a method learns besides is parameters of its own, which take
-    no part in a run before its low-precision phase.
+    The full-precision weight stays an ordinary parameter. A method learns further parameters of its own, which are not trained
+    before the low-precision phase of a run.
     """
 
     @property
     @abstractmethod
     def description(self) -> str:
-        """What a run record calls it."""
+        """The method's name in a run record."""
 
     @abstractmethod
     def convert(self, model: nn.Module) -> Collection[str]:
         """Put low-precision modules into a model, in place, before it has values. Returns the names of the method's parameters,
-        which every data-parallel rank holds whole."""
+        which are replicated over data-parallel ranks."""
 
     @abstractmethod
     def owns(self, parameter: str) -> bool:
-        """Whether a parameter of that name is the method's own."""
+        """Whether the parameter of that name belongs to the method."""
 
     @abstractmethod
     def modules(self, model: nn.Module) -> Iterator[tuple[str, LowPrecisionModule]]:
@@ -54,7 +54,7 @@ class Method(ABC):
 
     @abstractmethod
     def tied(self, embedding: str) -> Collection[str]:
-        """The method's parameters of an embedding that is the head too."""
+        """The names of the method's parameters of an embedding that is also the head."""
 
     @abstractmethod
     def treatment(self, parameter: str, weight_lr_scale: float) -> Treatment:
@@ -62,4 +62,4 @@ class Method(ABC):
 
     @abstractmethod
     def first_value(self, parameter: str, weight: Tensor) -> Tensor:
-        """What one of the method's parameters begins the phase with, from its whole weight in the compute dtype."""
+        """The initial value of one of the method's parameters in the phase, from its whole weight in the compute dtype."""

@@ -1,13 +1,13 @@
-"""Quantizers of 1 to 8 bits with a learned scale: from a weight to the nearest of a few values, and the gradients of that.
+"""Quantizers of 1 to 8 bits with a learned scale: rounding weights to the nearest of a few values, and its gradients.
 
-The forms are ParetoQ's (Liu et al., arXiv 2502.02631, read from its published code), which compute-optimal QAT (arXiv
-2509.22935) trains with: elastic binary at 1 bit, stretched elastic quantization (SEQ) at 1.58 and 2, learned step size (LSQ,
-Esser et al., arXiv 1902.08153) at 3 and 4. Its code stops at 4 bits; 6 and 8 are LSQ too, which is our choice.
+The quantizers are ParetoQ's (Liu et al., arXiv 2502.02631, by its published code), which compute-optimal QAT (arXiv
+2509.22935) uses: elastic binary at 1 bit, stretched elastic quantization (SEQ) at 1.58 and 2, learned step size (LSQ,
+Esser et al., arXiv 1902.08153) at 3 and 4. That code stops at 4 bits; LSQ at 6 and 8 is our choice.
 
 A weight w with scale a becomes a (n + shift) / slope, where the integer n = round(slope clip(w / a, low, high) - shift). Halves
-round to even. At 1 bit n is 0 where w >= 0, else -1: a zero is positive, or there would be three values.
+round to even. At 1 bit n is 0 if w >= 0, else -1: zero counts as positive, or there would be three values.
 
-Everything is computed in fp32 (fp64 under fp64), whatever the dtype of the weight.
+Everything is computed in fp32 (fp64 if the scale is fp64), for weights of any dtype.
 
 Shape suffixes: O output rows, I input columns, G groups of columns in a row, C columns of a group.
 """
@@ -35,11 +35,11 @@ class Levels:
     """w / scale is clipped to [low, high] before it is rounded; outside, the weight has no gradient"""
     high: float
     largest: int
-    """Qp: the largest value in units of the scale, rounded up; what the scale's gradient and first value are divided by"""
+    """Qp: the largest value in units of the scale, rounded up; the scale's gradient and initial value are divided by it"""
 
     @property
     def count(self) -> int:
-        """How many values there are."""
+        """Number of values."""
         return self.highest - self.lowest + 1
 
 
@@ -56,7 +56,7 @@ LEVELS: dict[float, Levels] = {
 }
 """Bits -> levels."""
 
-# The row's largest weight, which its first scale is made from, lies on the border up to rounding: it is inside.
+# A group's largest weight, which sets its initial scale, lies on the border up to rounding errors, and must count as inside.
 _ON_THE_BORDER = 1.0 + 1e-6
 
 
@@ -66,7 +66,7 @@ def integers(weight_OGC: Tensor, scale_OG1: Tensor, levels: Levels) -> Tensor:
 
 
 def _round_clipped(ratio_OGC: Tensor, levels: Levels) -> Tensor:
-    """The integers of clipped ratios, in their place."""
+    """The integers of clipped ratios. Overwrites the ratios."""
     if levels.family == "elastic_binary":
         return ratio_OGC.ge(0.0).to(ratio_OGC.dtype).sub_(1.0)
     if levels.slope != 1.0:
@@ -88,10 +88,10 @@ def _in_units(integers_OGC: Tensor, levels: Levels) -> Tensor:
 
 
 def first_scale(weight_OI: Tensor, levels: Levels, groups: int) -> Tensor:
-    """The scales that quantization begins with, shape (O, G), at least fp32.
+    """The initial scales, shape (O, G), in at least fp32.
 
-    Elastic binary: the mean of |w|. SEQ: its maximum. LSQ: its maximum / largest level (all three: ParetoQ's code). Weights
-    that are not finite are left out.
+    Elastic binary: the mean of |w|. SEQ: its maximum. LSQ: its maximum / largest level (all as in ParetoQ's code). Weights
+    that are not finite count as zero.
     """
     wide = torch.promote_types(weight_OI.dtype, torch.float32)
     size_OGC = weight_OI.to(wide).abs().unflatten(1, (groups, -1))
@@ -100,22 +100,21 @@ def first_scale(weight_OI: Tensor, levels: Levels, groups: int) -> Tensor:
 
 
 def floored(scale: Tensor, floor: float) -> Tensor:
-    """What the forward pass takes for a scale: never below `floor`, so that one that collapses divides by nothing tiny."""
+    """The scale that the forward pass uses: at least `floor`, so it never divides by a collapsed scale."""
     return scale.clamp(min=floor)
 
 
 def fake_quantize(weight_OI: Tensor, scale_OG: Tensor, bits: float, floor: float, numel: int | None = None) -> Tensor:
     """The weight's nearest levels, in its own dtype and shape; differentiable in weight and scale.
 
-    Each of a row's G scales serves I / G columns in a row. `numel` is the number of elements of the whole matrix where
-    `weight_OI` is a part of it.
+    Each of a row's G scales applies to I / G consecutive columns. If `weight_OI` is a part of a matrix, `numel` is the
+    number of elements of the whole.
 
-    With upstream gradient g, u = w / a and v = the value in units of a: the weight's gradient is g where low <= u <= high, else
-    0 (clipped straight-through). The scale's is g (v - u) inside, g v outside, summed over its weights (1 bit: g v everywhere),
-    times 1 / sqrt(numel largest) (LSQ, section 2.2; ParetoQ's code). Where nothing is rounded away these are the derivatives of
-    the forward pass; inside, rounding counts as adding a constant. One departure from that code: it has +-1 where v = +-2/3 at
-    1.58 bits, outside the range; the derivative there is v. The floor of the scale is passed straight through, so that a scale
-    below it can come back.
+    With upstream gradient g, u = w / a and v = the value in units of a: the gradient of the weight is g if low <= u <= high,
+    else 0 (clipped straight-through). That of the scale is g (v - u) inside, g v outside, summed over its weights (1 bit: g v
+    everywhere), times 1 / sqrt(numel largest) (LSQ, section 2.2; ParetoQ's code). These are the derivatives of the forward pass
+    if rounding counts as adding a constant. One departure from that code: outside the range at 1.58 bits, where v = +-2/3, it
+    has +-1; the derivative is v. The gradient passes the floor unchanged, so that a scale below it can grow back.
     """
     factor = 1.0 / math.sqrt((numel or weight_OI.numel()) * LEVELS[bits].largest)
     quantized: Tensor = _FakeQuantize.apply(weight_OI, scale_OG, bits, floor, factor)
@@ -123,7 +122,7 @@ def fake_quantize(weight_OI: Tensor, scale_OG: Tensor, bits: float, floor: float
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Keeps the weight and the scale alone; few passes over the weight, most of them in place."""
+    """Saves only the weight and the scale; makes few passes over the weight, most of them in place."""
 
     @staticmethod
     def forward(ctx: Any, weight_OI: Tensor, scale_OG: Tensor, bits: float, floor: float, factor: float) -> Tensor:
@@ -140,10 +139,10 @@ class _FakeQuantize(torch.autograd.Function):
         weight_OGC = weight_OI.to(scale_OG.dtype).unflatten(1, (scale_OG.shape[1], -1))
         upstream_OGC = gradients[0].to(scale_OG.dtype).unflatten(1, (scale_OG.shape[1], -1))
         ratio_OGC = weight_OGC / scale_OG1
-        # hardtanh's backward is the mask and the product in one pass, borders excluded.
+        # hardtanh's backward computes the mask and the product in one pass; it excludes the borders.
         low, high = levels.low * _ON_THE_BORDER, levels.high * _ON_THE_BORDER
         weight_gradient_OGC = torch.ops.aten.hardtanh_backward(upstream_OGC, ratio_OGC, low, high)
-        ratio_OGC.clamp_(levels.low, levels.high)  # before it is multiplied: zero times infinity is no number
+        ratio_OGC.clamp_(levels.low, levels.high)  # before the product: zero times infinity is NaN
         straight_OGC = ratio_OGC * weight_gradient_OGC if levels.family != "elastic_binary" else None
         terms_OGC = _in_units(_round_clipped(ratio_OGC, levels), levels).mul_(upstream_OGC)
         if straight_OGC is not None:
@@ -155,11 +154,11 @@ class _FakeQuantize(torch.autograd.Function):
 def fake_quantize_tokens(hidden: Tensor, largest: Tensor | None = None) -> Tensor:
     """Activations (..., features) rounded to signed 8-bit integers times a scale per token: the token's max |x| / 127.
 
-    Symmetric and dynamic, as LLM-QAT has it (Liu et al., arXiv 2305.17888, section 3.3); the gradient passes straight through,
-    and nothing is clipped. `largest` (..., 1) is the token's max |x| where `hidden` has only some of its features.
+    Symmetric and dynamic, as in LLM-QAT (Liu et al., arXiv 2305.17888, section 3.3); the gradient passes straight through, and
+    nothing is clipped. `largest` (..., 1) is the token's max |x|; needed if `hidden` has only some of its features.
     """
-    most = hidden.detach().abs().amax(dim=-1, keepdim=True) if largest is None else largest
-    rounded: Tensor = _RoundTokens.apply(hidden, most)
+    token_largest = hidden.detach().abs().amax(dim=-1, keepdim=True) if largest is None else largest
+    rounded: Tensor = _RoundTokens.apply(hidden, token_largest)
     return rounded
 
 
@@ -167,7 +166,7 @@ class _RoundTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, largest: Tensor) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        scale = (largest.to(wide) / 127.0).clamp_(min=torch.finfo(wide).tiny)  # a token of zeros stays one
+        scale = (largest.to(wide) / 127.0).clamp_(min=torch.finfo(wide).tiny)  # a token of zeros stays zero
         return (hidden.to(wide) / scale).round_().mul_(scale).to(hidden.dtype)
 
     @staticmethod

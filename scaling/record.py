@@ -1,4 +1,4 @@
-"""The run record: what a training run leaves for science. Schema version 1. Standard library only.
+"""The run record: what a training run leaves for analysis. Schema version 1. Standard library only.
 
 `run.json` holds identity and results and is rewritten atomically; `metrics.jsonl` holds one JSON object per optimizer step and
 one per evaluation. Loss is nats per token.
@@ -75,11 +75,11 @@ class RunRecord:
     skipped_steps: int = 0
     """steps whose gradient was not finite and that changed nothing"""
     skipped_samples: list[list[int]] = dataclasses.field(default_factory=list)
-    """ranges of sample numbers [first, behind the last] that were left out after a rewind"""
+    """ranges of sample numbers [first, one after the last] that were left out after a rewind"""
     checkpoints: dict[str, float] = dataclasses.field(default_factory=dict)
     """of the last process: saved, bytes of the last one, stall_seconds of the loop, cpu_seconds in the background"""
     trunk: str | None = None
-    """the checkpoint of another run that this one branched off; `tokens` counts that run's up to there"""
+    """the checkpoint of another run that this one branched off; `tokens` includes that run's up to the branch"""
     context_method: str | None = None
     """how the ranks that share a sequence exchange it; null where none do"""
 
@@ -102,7 +102,7 @@ class StepLine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationLine:
-    """A `metrics.jsonl` line for one evaluation. It carries no learning rate, which tells the two kinds apart."""
+    """A `metrics.jsonl` line for one evaluation. It carries no learning rate, by which the two kinds are distinguished."""
 
     step: int
     tokens: int

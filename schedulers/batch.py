@@ -7,12 +7,12 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps of one batch size."""
+    """Consecutive steps with one batch size."""
 
     step: int
-    """steps before it"""
+    """steps before this stage"""
     tokens: int
-    """tokens before it"""
+    """tokens before this stage"""
     batch_tokens: int
 
 
@@ -21,8 +21,8 @@ class BatchWarmup:
     """Batches grow from `start` tokens to `full`, in equal increments of `start`, over the first `warmup_tokens` tokens.
 
     A step that begins at n tokens has start x (1 + floor(n / warmup_tokens x (full / start - 1))) tokens, at most `full`: the
-    linear ramp of Megatron-LM (--rampup-batch-size), on the token axis. No rank, world size or micro-batch enters, so that the
-    batches, and with them the losses, are those of every layout. With `warmup_tokens` 0 every batch is `full`.
+    linear ramp of Megatron-LM (--rampup-batch-size), on the token axis. It does not depend on rank, world size or
+    micro-batch, so batches and losses are the same on every layout. With `warmup_tokens` 0 every batch is `full`.
     """
 
     full: int
@@ -35,17 +35,17 @@ class BatchWarmup:
 
     @cached_property
     def stages(self) -> list[Stage]:
-        """The batch sizes in order. A size is left at the first step that begins at or behind its border."""
-        found: list[Stage] = []
-        sizes = self.full // self.start
+        """The batch sizes in order. A size ends before the first step that begins at or after its border."""
+        stages: list[Stage] = []
+        num_sizes = self.full // self.start
         step = tokens = 0
-        for number in range(1, sizes):
-            border = -(-number * self.warmup_tokens // (sizes - 1))  # where size number + 1 begins
+        for number in range(1, num_sizes):
+            border = -(-number * self.warmup_tokens // (num_sizes - 1))  # where size number + 1 begins
             steps = -(-(border - tokens) // (number * self.start))
             if steps > 0:
-                found.append(Stage(step, tokens, number * self.start))
+                stages.append(Stage(step, tokens, number * self.start))
                 step, tokens = step + steps, tokens + steps * number * self.start
-        return [*found, Stage(step, tokens, self.full)]
+        return [*stages, Stage(step, tokens, self.full)]
 
     def batch_after(self, tokens: int) -> int:
         """Tokens of the step that begins when `tokens` tokens have been seen."""
@@ -56,9 +56,9 @@ class BatchWarmup:
         return self.stages[bisect_left(self._tokens, tokens) - 1].batch_tokens
 
     def steps(self, tokens: int, begin: int = 0) -> int:
-        """Steps from `begin` tokens on after which at least `tokens` tokens have been seen.
+        """Steps from `begin` tokens on until at least `tokens` tokens have been seen.
 
-        What came before may have had other batches: `begin` need not be whole steps of these.
+        `begin` need not be a multiple of these batches: the steps before may have had others.
         """
         steps = 0
         for stage, border in zip(self.stages, [*self._tokens[1:], tokens], strict=True):

@@ -1,6 +1,6 @@
 """Shapes of a decay: from 1 where it begins to exactly 0 where it ends.
 
-`x` is the share of the decay that is done, from 0 to 1. A warmup is a shape run backwards: 1 - x is the share still to come.
+`x` is the fraction of the decay that is done, from 0 to 1. A warmup runs a shape backwards: x is then the fraction to come.
 """
 
 import math
@@ -38,7 +38,7 @@ def mirror_cosine(x: float) -> float:
 
 
 def exponential(x: float, residue: float) -> float:
-    """(r^x - r) / (1 - r): r^x, shifted and stretched so that it ends at 0 and not at r = `residue`.
+    """(r^x - r) / (1 - r): r^x, shifted and scaled to end at 0 instead of r = `residue`.
 
     The Power Scheduler paper (arXiv 2408.13359) decays "exponentially to 0" and prints no formula; this form is ours. MiniCPM's
     0.5^(n / 5000 steps) (arXiv 2404.06395) is r^x with r = 0.5^(steps of decay / 5000).
@@ -47,10 +47,10 @@ def exponential(x: float, residue: float) -> float:
 
 
 def inverse_proportional(x: float, residue: float) -> float:
-    """1 / (x (1 / r - 1) + 1), whose inverse is linear, shifted and stretched so that it ends at 0 and not at r = `residue`.
+    """1 / (x (1 / r - 1) + 1), whose inverse is linear, shifted and scaled to end at 0 instead of r = `residue`.
 
     With r = floor / peak, floor + (peak - floor) times this is the decay of WSD-S, peak / (x (peak / floor - 1) + 1) (Wen et
-    al., arXiv 2410.05192). Written r (1 - x) / (r + x (1 - r)), which is the same and exactly 0 at the end.
+    al., arXiv 2410.05192). Computed as r (1 - x) / (r + x (1 - r)), which is equal and exactly 0 at the end.
     """
     return residue * (1.0 - x) / (residue + x * (1.0 - residue))
 
@@ -61,14 +61,14 @@ assert {*PLAIN, *_NEVER_ZERO} == set(get_args(ShapeName))
 
 
 def shape_of(name: ShapeName, *, start: float, floor: float, residue: float) -> Shape:
-    """The shape of that name, for a decay from `start` to `floor`.
+    """The named shape, for a decay from `start` to `floor`.
 
-    Two curves never reach zero. They are followed down to floor / start, which makes them the pure curves of their papers;
-    where the floor is lower than `residue` of the start, or zero, down to `residue`, and what is left is taken off evenly.
+    Two curves never reach zero. They end at r = floor / start, which gives the original curves of their papers. If that is less
+    than `residue`, they end at r = `residue`, and shifting and scaling closes the gap to the floor.
     """
     if name in PLAIN:
         return PLAIN[name]
-    curve, cut = _NEVER_ZERO[name], max(floor / start, residue)
-    if cut >= 1.0:  # from the floor to the floor
+    curve, end = _NEVER_ZERO[name], max(floor / start, residue)
+    if end >= 1.0:  # the decay starts on the floor
         return linear
-    return lambda x: curve(x, cut)
+    return lambda x: curve(x, end)

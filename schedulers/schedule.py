@@ -1,7 +1,7 @@
-"""Learning rates as pure functions of tokens: a warmup, a trunk, and decays off it.
+"""Learning rates as pure functions of tokens: a warmup, a trunk, and decays from it.
 
-A training step asks for the tokens seen *after* it, so that the first step already moves and the last one ends on the floor.
-Every schedule is a `Schedule`; the functions behind it say which one. Standard library only.
+A training step uses the rate at the tokens seen *after* it, so the first step already moves and the last one is on the floor.
+Every schedule is a `Schedule`; the functions below it make the decays of the named ones. Standard library only.
 """
 
 import math
@@ -16,12 +16,12 @@ Phase = Literal["warmup", "stable", "decay"]
 
 @dataclass(frozen=True)
 class Constant:
-    """A trunk that stays at `peak`."""
+    """A constant trunk."""
 
     peak: float
 
     def __call__(self, tokens: int) -> float:
-        """The rate, whatever the tokens."""
+        """The rate, at any number of tokens."""
         return self.peak
 
 
@@ -39,7 +39,7 @@ class PowerLaw:
     batch_tokens: int
 
     def __call__(self, tokens: int) -> float:
-        """The rate after so many tokens."""
+        """The rate after `tokens` tokens."""
         return min(self.peak, self.batch_tokens / 4096 * self.a * tokens**self.b) if tokens > 0 else self.peak
 
     @property
@@ -51,28 +51,28 @@ class PowerLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Warmup to a trunk; off the trunk, decays that end on `floor` exactly; behind one that is not the last, the trunk again.
+    """Warmup to a trunk, then decays that end exactly on `floor`. After every decay but the last comes the trunk again.
 
-    The trunk does not know how long the run is: two schedules that differ in their decays are equal up to the first of them.
-    What a decay falls from is the trunk where it begins, frozen there (Power Scheduler, eq. 8).
+    The trunk does not depend on the length of the run: schedules with different decays are equal up to the first decay. A decay
+    starts from the rate of the trunk where it begins (Power Scheduler, eq. 8).
     """
 
     trunk: Callable[[int], float]
     warmup_tokens: int = 0
     warmup_shape: WarmupName = "linear"
     warmup_start: float = 0.0
-    """of the trunk, at token zero (Haegele et al. use 0.01)"""
+    """the rate at token zero, as a fraction of the trunk's (Haegele et al. use 0.01)"""
     decays: tuple[tuple[int, int], ...] = ()
-    """(first token, last token) of each decay, in order, none within another"""
+    """(first token, last token) of each decay, in order, without overlap"""
     decay_shape: ShapeName = "linear"
     decay_residue: float = 0.01
     """see `schedulers.decay.shape_of`"""
     floor: float = 0.0
     then: "tuple[int, Schedule] | None" = None
-    """(tokens, the schedule that takes over for the steps that begin there or later, its own tokens counted from there)"""
+    """(tokens, schedule of the steps that begin there or later); the schedule's own tokens count from there"""
 
     def learning_rate(self, tokens: int) -> float:
-        """Learning rate of the step after which `tokens` tokens have been seen. Behind the last decay it stays on the floor."""
+        """Learning rate of the step after which `tokens` tokens have been seen. After the last decay it stays on the floor."""
         if self.then is not None and tokens > self.then[0]:
             return self.then[1].learning_rate(tokens - self.then[0])
         if tokens < self.warmup_tokens:
@@ -86,10 +86,12 @@ class Schedule:
         if tokens >= end:
             return self.floor
         shape = shape_of(self.decay_shape, start=start, floor=self.floor, residue=self.decay_residue)
-        return self.floor + (start - self.floor) * max(0.0, shape((tokens - begin) / (end - begin)))  # rounding may go below
+        return self.floor + (start - self.floor) * max(
+            0.0, shape((tokens - begin) / (end - begin))
+        )  # rounding errors may go below 0
 
     def phase(self, tokens: int) -> Phase:
-        """Which part of the schedule that step is in."""
+        """The part of the schedule that has the step after which `tokens` tokens have been seen."""
         if self.then is not None and tokens > self.then[0]:
             return self.then[1].phase(tokens - self.then[0])
         if tokens < self.warmup_tokens:
@@ -97,13 +99,13 @@ class Schedule:
         return "stable" if self._decay(tokens) is None else "decay"
 
     def borders(self) -> list[int]:
-        """Tokens behind the warmup at which a decay begins or ends: weights to keep, other runs can go on from there."""
-        ours = {border for decay in self.decays for border in decay if border > self.warmup_tokens}
+        """Tokens after the warmup at which a decay begins or ends: other runs can continue from the weights there."""
+        own = {border for decay in self.decays for border in decay if border > self.warmup_tokens}
         later = {self.then[0] + border for border in (0, *self.then[1].borders())} if self.then is not None else set()
-        return sorted(ours | later)
+        return sorted(own | later)
 
     def _decay(self, tokens: int) -> tuple[int, int] | None:
-        """The decay that a step ending at `tokens` is in."""
+        """(first token, last token) of the decay that the step ending at `tokens` is in; all steps after the last are in it."""
         for number, (begin, end) in enumerate(self.decays):
             last = number == len(self.decays) - 1
             if begin < tokens and (tokens <= end or last):
@@ -112,17 +114,17 @@ class Schedule:
 
 
 def final_decay(total_tokens: int, decay_tokens: int) -> tuple[tuple[int, int], ...]:
-    """The decay of a run that ends with it: WSD (Hu et al., MiniCPM, arXiv 2404.06395, section 4).
+    """One decay at the end of a run: WSD (Hu et al., MiniCPM, arXiv 2404.06395, section 4).
 
-    With everything behind the warmup as its decay and the shape `cosine` it is the cosine schedule.
+    With the shape `cosine`, and a decay that begins where the warmup ends, it is the cosine schedule.
     """
     return ((total_tokens - decay_tokens, total_tokens),) if decay_tokens > 0 else ()
 
 
 def periodic_decays(ends: Sequence[int], fraction: float) -> tuple[tuple[int, int], ...]:
-    """Several decays on one path, each the last `fraction` of its period: WSD-S (Wen et al., arXiv 2410.05192).
+    """Several decays in one run, each the last `fraction` of its period: WSD-S (Wen et al., arXiv 2410.05192).
 
-    A period lasts from the end of the one before to its own; behind a decay the rate jumps straight back to the trunk.
+    `ends` are the tokens at which the periods end. After a decay the rate jumps straight back to the trunk.
     """
     starts = [0, *ends[:-1]]
     return tuple((end - round(fraction * (end - start)), end) for start, end in zip(starts, ends, strict=True) if fraction > 0)

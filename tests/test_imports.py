@@ -5,6 +5,8 @@ from pathlib import Path
 import yaml
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
+from benchmarks.house import HOUSES, too_long
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -23,3 +25,7 @@ def test_configs_are_yaml_alone():
             continue
         assert path.suffix == ".yaml", path
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+def test_no_file_and_no_function_wants_another_room():
+    assert list(too_long(ROOT, HOUSES)) == []

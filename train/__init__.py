@@ -1,1 +1,1 @@
-"""One run: model, data, optimizer, loop, evaluation and the run's record."""
+"""Training runs: model, data, optimizer, loop, checkpoints, evaluation, export and the run's record."""

@@ -1,4 +1,4 @@
-"""`python -m train [overrides]`: one process of a run. `foretrain train` is the same under another name."""
+"""`python -m train [overrides]`: one process of a run. `foretrain train` starts as many as the layout needs."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""`foretrain branch RUN [--at TOKENS] [--decay-tokens D] [overrides]`: another end of a run off its trunk, as a run of its own.
+"""`foretrain branch RUN [--at TOKENS] [--decay-tokens D] [overrides]`: end a run differently, as a new run from its trunk.
 
-The branch is the run that had been planned with that end from the start; only the tokens behind the trunk are trained. The end
-is a decay, and where `quant=qat` is among the overrides the quantized phase.
+The branch equals a run planned with that end from the start, but trains only the tokens after the trunk's checkpoint. The end
+is a decay; with `quant=qat` among the overrides it is quantized too.
 """
 
 import math
@@ -23,7 +23,7 @@ from train.config.compose import section_defaults
 from train.config.resolve.quantization import low_precision_phase
 from train.folder.reading import load_run_config, path_of
 
-_MOST_TOKENS = 10**15  # more than there is text
+_MOST_TOKENS = 10**15  # more text than exists
 
 Start = Callable[[list[str]], int]
 """Trains with these overrides. Returns the exit code."""
@@ -35,17 +35,17 @@ def branch(
     at: Annotated[
         str | None,
         typer.Option(
-            help="tokens of RUN's checkpoint to go on from, where the decay begins; with quant=qat by default the last one "
+            help="tokens of RUN's checkpoint to start from, where the decay begins; with quant=qat by default the last one "
             "before the quantized phase and every decay"
         ),
     ] = None,
     decay_tokens: Annotated[
         str | None,
-        typer.Option(help="tokens behind --at, rounded up to whole steps; with quant=qat by default the rest of RUN's"),
+        typer.Option(help="tokens after --at, rounded up to whole steps; with quant=qat by default the rest of RUN's"),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="what else is to be different: schedule.decay_shape=one_minus_sqrt run.name=mine ..."),
+        typer.Argument(help="other changes: schedule.decay_shape=one_minus_sqrt run.name=mine ..."),
     ] = None,
 ) -> None:
     """Start a decay, or quantization (quant=qat ...), from a checkpoint of RUN's trunk. One trunk serves several budgets and
@@ -64,13 +64,13 @@ def branch(
 
 
 def branch_words(run: Path, at: int, decay_tokens: int, overrides: list[str]) -> list[str]:
-    """The overrides that train the branch, those of the user last.
+    """The overrides that train the branch, the user's last.
 
     Raises:
-        UserError: `run` is no run, has no checkpoint at `at` tokens, or is no trunk there.
+        UserError: `run` is not a run, has no checkpoint at `at` tokens, or is no longer a trunk there.
     """
     trunk = load_run_config(run)
-    last = _require_trunk(run, trunk, at)
+    trunk_end = _require_trunk(run, trunk, at)
     for key in ("train.tokens", "train.steps", "schedule.decay_fraction"):
         if any(word.lstrip("+").startswith(f"{key}=") for word in overrides):
             raise UserError(f"{key} follows from --at and --decay-tokens, which say when a branch decays: leave it out")
@@ -78,20 +78,20 @@ def branch_words(run: Path, at: int, decay_tokens: int, overrides: list[str]) ->
     plain = _planned(trunk, f"{trunk.run.name}-at{at}-decay{total - at}", total, overrides)
     plain["schedule"]["decay_fraction"] = (total - at) / total
     if (phase := low_precision_phase(trunk)) is not None and phase.holds(at):
-        plain["quant"]["start"] = phase.start / total  # where the trunk's weights were quantized, of another whole
+        plain["quant"]["start"] = phase.start / total  # the same tokens as in the trunk, as a share of the branch's
     words = words_of(plain, overrides)
     folder = path_of(load_config([*words, *overrides]))
-    return [*words, f"run.trunk={hydra_word(_checkpoint(run, at, folder, last))}", *overrides]
+    return [*words, f"run.trunk={hydra_word(_checkpoint(run, at, folder, trunk_end))}", *overrides]
 
 
 def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: list[str]) -> list[str]:
-    """The overrides that train a branch with `quant=qat`, those of the user last.
+    """The overrides that train a branch with `quant=qat`, the user's last.
 
-    The whole has the trunk's length, or ends `tokens` behind `at`. It goes on from the newest checkpoint of the trunk, unless
-    `at` names one, up to which both runs are one: before the quantized phase, before any decay of either.
+    The branch has the trunk's length, or ends `tokens` after `at`. It starts from a checkpoint up to which both runs are the
+    same, that is before the quantized phase and before any decay of either: the newest one, or the one at `at`.
 
     Raises:
-        UserError: `run` is no run, or has no such checkpoint.
+        UserError: `run` is not a run, or has no such checkpoint.
     """
     trunk = load_run_config(run)
     total = trunk.total_tokens
@@ -107,22 +107,23 @@ def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: li
     phase = low_precision_phase(branch)
     assert phase is not None
     decays = [decay for config in (trunk, branch) for decay in schedule_of(config).decays]
-    theirs = low_precision_phase(trunk)
-    ends = {phase.start: phase.why, **{begin: "a decay begins" for begin, _ in decays}}
-    if theirs is not None:
-        ends |= {theirs.start: f"the trunk is quantized then: {theirs.why}"}
-    last = min(ends)
+    trunk_phase = low_precision_phase(trunk)
+    splits = {phase.start: phase.why, **{begin: "a decay begins" for begin, _ in decays}}
+    if trunk_phase is not None:
+        splits |= {trunk_phase.start: f"the trunk is quantized then: {trunk_phase.why}"}
+    trunk_end = min(splits)
     if at is None:
-        at = _newest(run, last, path_of(branch))
-    elif at > last:
+        at = _newest(run, trunk_end, path_of(branch))
+    elif at > trunk_end:
         raise UserError(
-            f"--at {at}: the trunk and this branch are one run up to {last} tokens only ({ends[last]}): leave --at out"
+            f"--at {at}: the trunk and this branch are one run up to {trunk_end} tokens only ({splits[trunk_end]}): "
+            f"leave --at out"
         )
     return [*words, f"run.trunk={hydra_word(_checkpoint(run, at, path_of(branch)))}", *overrides]
 
 
 def _planned(trunk: Config, name: str, total: int, overrides: list[str]) -> dict[str, Any]:
-    """The trunk's configuration with another name and length, and a decay at the end where it had none.
+    """The trunk's configuration with another name and length, and with a final decay if it had none.
 
     Raises:
         UserError: the overrides choose another schedule.
@@ -140,12 +141,12 @@ def _planned(trunk: Config, name: str, total: int, overrides: list[str]) -> dict
 
 
 def words_of(plain: dict[str, Any], overrides: Sequence[str] = ()) -> list[str]:
-    """Overrides that come to the configuration `plain`; the groups that `overrides` choose an option of are left to them."""
+    """Overrides that give the configuration `plain`, without the groups whose option `overrides` choose."""
     chosen = {word.lstrip("+").partition("=")[0] for word in overrides}
     sections = {name: section for name, section in plain.items() if name not in chosen}
     words = [f"{name}={section['name']}" for name, section in sections.items() if name != "run" and "name" in section]
     for name, section in sections.items():
-        # As they stand in the files, so that a value that follows from others there is said as well.
+        # The defaults before they are resolved, so that a value which the files derive from others is written out too.
         defaults = section_defaults(name, section["name"] if name != "run" and "name" in section else None)
         words += [
             f"{name}.{key}={hydra_word(value)}" for key, value in section.items() if key != "name" and defaults[key] != value
@@ -168,10 +169,10 @@ def _tokens(option: str, text: str) -> int:
 
 
 def _require_trunk(run: Path, config: Config, at: int) -> float:
-    """Up to how many tokens a run is a trunk.
+    """The number of tokens up to which a run is a trunk.
 
     Raises:
-        UserError: `at` is behind that.
+        UserError: `at` is more.
     """
     schedule = schedule_of(config)
     decays = schedule.decays
@@ -181,63 +182,64 @@ def _require_trunk(run: Path, config: Config, at: int) -> float:
         )
     if decays and at > decays[0][0]:
         raise UserError(
-            f"--at {at}: {run} ({config.schedule.name}) begins to decay at {decays[0][0]} tokens and is no trunk behind that: "
+            f"--at {at}: {run} ({config.schedule.name}) begins to decay at {decays[0][0]} tokens and is no trunk after that: "
             f"choose a checkpoint before"
         )
     return decays[0][0] if decays else math.inf
 
 
-def _checkpoint(run: Path, at: int, branch: Path, last: float = math.inf) -> str:
-    """The trunk's checkpoint at `at` tokens: the folder's name. It is a trunk up to `last` tokens."""
-    if known := _known(run, branch):
-        return known  # the trunk may have dropped it since; the branch goes on from its own
-    held = _held(run)
-    if at in held:
-        return str(held[at].resolve())  # the same from wherever it is typed
-    nearest = sorted(sorted((tokens for tokens in held if tokens <= last), key=lambda tokens: abs(tokens - at))[:3])
-    there = f"the nearest are at {', '.join(map(str, nearest))}" if nearest else "it has none before its decay"
-    if (above := load_run_config(run).run.trunk) is not None:
-        there += f" (it is a branch itself, of {Path(above).parent.parent})"
+def _checkpoint(run: Path, at: int, branch: Path, trunk_end: float = math.inf) -> str:
+    """The folder of the trunk's checkpoint at `at` tokens. `run` is a trunk up to `trunk_end` tokens."""
+    if recorded := _recorded_checkpoint(run, branch):
+        return recorded  # the trunk may have removed it since; the branch resumes from its own checkpoints
+    checkpoints = _checkpoints(run)
+    if at in checkpoints:
+        return str(checkpoints[at].resolve())  # the same from every working directory
+    before = (tokens for tokens in checkpoints if tokens <= trunk_end)
+    nearest = sorted(sorted(before, key=lambda tokens: abs(tokens - at))[:3])
+    hint = f"the nearest are at {', '.join(map(str, nearest))}" if nearest else "it has none before its decay"
+    if (parent := load_run_config(run).run.trunk) is not None:
+        hint += f" (it is a branch itself, of {Path(parent).parent.parent})"
     raise UserError(
-        f"--at {at}: no checkpoint of {run} holds these tokens; {there}\n"
+        f"--at {at}: no checkpoint of {run} holds these tokens; {hint}\n"
         f"(a run keeps its newest checkpoint.keep, every checkpoint.keep_every-th, and the one where its decay begins)"
     )
 
 
-def _known(run: Path, branch: Path) -> str | None:
-    """The checkpoint of `run` that a branch which is there already came from."""
-    known = load_run_config(branch).run.trunk if (branch / "config.yaml").exists() else None
-    return known if known and Path(known).expanduser().parent.parent.resolve() == run.expanduser().resolve() else None
+def _recorded_checkpoint(run: Path, branch: Path) -> str | None:
+    """The checkpoint of `run` that an existing branch started from; None if the branch is new or of another run."""
+    trunk = load_run_config(branch).run.trunk if (branch / "config.yaml").exists() else None
+    return trunk if trunk and Path(trunk).expanduser().parent.parent.resolve() == run.expanduser().resolve() else None
 
 
-def _newest(run: Path, last: int, branch: Path) -> int:
-    """Tokens of the trunk's newest checkpoint up to `last` tokens."""
-    if known := _known(run, branch):
+def _newest(run: Path, trunk_end: int, branch: Path) -> int:
+    """Tokens of the trunk's newest checkpoint up to `trunk_end` tokens."""
+    if recorded := _recorded_checkpoint(run, branch):
         try:
-            return Manifest.read(Path(known).expanduser()).progress.tokens
+            return Manifest.read(Path(recorded).expanduser()).progress.tokens
         except BrokenCheckpointError:
-            return last  # it is not needed any more where the branch has checkpoints of its own
-    held = _held(run)
-    before = [tokens for tokens in held if tokens <= last]
+            return trunk_end  # no longer needed once the branch has checkpoints of its own
+    checkpoints = _checkpoints(run)
+    before = [tokens for tokens in checkpoints if tokens <= trunk_end]
     if not before:
-        there = ", ".join(map(str, sorted(held)[:3])) or "none"
+        others = ", ".join(map(str, sorted(checkpoints)[:3])) or "none"
         raise UserError(
-            f"{run} has no checkpoint up to {last} tokens, where it and this branch are one run no longer; there is {there}\n"
+            f"{run} has no checkpoint up to {trunk_end} tokens, after which this branch differs from it; it has {others}\n"
             f"(a run keeps its newest checkpoint.keep, every checkpoint.keep_every-th, and the one where its decay begins; a "
             f"smaller quantized share, quant.start=..., begins later)"
         )
     return max(before)
 
 
-def _held(run: Path) -> dict[int, Path]:
-    """The checkpoints of a run by their tokens."""
-    held: dict[int, Path] = {}
+def _checkpoints(run: Path) -> dict[int, Path]:
+    """The completed checkpoints of a run by their tokens."""
+    checkpoints: dict[int, Path] = {}
     for folder in newest_first(run / "checkpoints"):
         try:
-            held[Manifest.read(folder).progress.tokens] = folder
+            checkpoints[Manifest.read(folder).progress.tokens] = folder
         except BrokenCheckpointError:
             continue
-    return held
+    return checkpoints
 
 
 def main(arguments: list[str], start: Start | None = None) -> int:

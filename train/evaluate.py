@@ -1,4 +1,4 @@
-"""`foretrain evaluate RUN [--quantize bits=4] [parallel.tensor=2 ...]`: validation loss of a run's weights, on any layout."""
+"""`foretrain evaluate RUN [--quantize bits=4] [parallel.tensor=2 ...]`: the validation loss of a run, on any layout."""
 
 import json
 import sys
@@ -18,14 +18,14 @@ def evaluate(
     context: typer.Context,
     run: Annotated[Path, typer.Argument(help="a run's folder, such as runs/demo")],
     quantize: Annotated[
-        str | None, typer.Option(help="round the weights of a full-precision run to nearest first: bits=4, or bits=4,group=64")
+        str | None, typer.Option(help="first round full-precision weights to nearest: bits=4, or bits=4,group=64")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
     layout: Annotated[
-        list[str] | None, typer.Argument(help="where the model is too large for one process: parallel.tensor=2, ...")
+        list[str] | None, typer.Argument(help="for a model too large for one process: parallel.tensor=2, ...")
     ] = None,
 ) -> None:
-    """Validation loss of a run's newest weights, as many tokens as the run evaluates on."""
+    """Validation loss of a run's newest weights, over as many tokens as the run itself evaluates on."""
     config = evaluation_config(run, layout or [])
     if quantize is not None:
         check_rounding(config, quantize)
@@ -47,7 +47,7 @@ def _words(result: dict[str, Any]) -> str:
 def main(arguments: list[str], start: Callable[[int], int] | None = None) -> int:
     """Parse the command line and run. Returns the exit code.
 
-    `start` runs this same command in so many processes, where the layout needs them, and returns its exit code.
+    `start` runs this command in a given number of processes, for layouts that need several, and returns the exit code.
     """
     return run_command(evaluate, arguments, start=start)
 

@@ -1,4 +1,4 @@
-"""`foretrain export RUN --format huggingface|int-packed --out DIR`: a run's weights in a format that others read.
+"""`foretrain export RUN --format huggingface|int-packed --out DIR`: a run's weights in a format that other programs read.
 
 Quantized matrices are written as the forward pass uses them.
 """
@@ -24,7 +24,7 @@ def export(
     out: Annotated[Path, typer.Option(help="the folder to write; it must be empty or not exist")],
     format: Annotated[str, typer.Option(help=f"one of: {', '.join(FORMATS)}")] = FORMATS[0],
     quantize: Annotated[
-        str | None, typer.Option(help="round the weights of a full-precision run to nearest first: bits=4, or bits=4,group=64")
+        str | None, typer.Option(help="first round full-precision weights to nearest: bits=4, or bits=4,group=64")
     ] = None,
 ) -> None:
     """Write a run's newest weights, its configuration and its tokenizer as a model that other programs load."""
@@ -44,11 +44,12 @@ def export(
 
 def main(arguments: list[str]) -> int:
     """Parse the command line and run. Returns the exit code."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a scheduler, it clears up as after Ctrl-C
+    # SIGTERM, such as a scheduler's, cleans up as Ctrl-C does.
+    previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run_command(export, arguments)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ def generate(
     prompt: Annotated[str, typer.Option(help="the text to continue")],
     tokens: Annotated[int, typer.Option(min=1, help="how many tokens to add at most")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="draw among the k likeliest only; 0: among all")] = 50,
-    seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, help="sample among the k likeliest tokens only; 0: among all")] = 50,
+    seed: Annotated[int, typer.Option(help="seed of the sampling")] = 0,
     layout: Annotated[
-        list[str] | None, typer.Argument(help="where the model is too large for one process: parallel.tensor=2, ...")
+        list[str] | None, typer.Argument(help="for a model too large for one process: parallel.tensor=2, ...")
     ] = None,
 ) -> None:
-    """Continue a prompt. Prints prompt and continuation."""
+    """Continue a prompt. Print the prompt and its continuation."""
     config = config_on_layout(run, layout or [])
     environment = process_of(context, config)
     from parallel.mesh import connect
@@ -39,7 +39,7 @@ def generate(
 def main(arguments: list[str], start: Callable[[int], int] | None = None) -> int:
     """Parse the command line and run. Returns the exit code.
 
-    `start` runs this same command in so many processes, where the layout needs them, and returns its exit code.
+    `start` runs this command in a given number of processes, for layouts that need several, and returns the exit code.
     """
     return run_command(generate, arguments, start=start)
 

@@ -1,4 +1,4 @@
-"""`foretrain schedule [overrides]`: draw the learning rate and the batch of a run, and name the numbers at their borders."""
+"""`foretrain schedule [overrides]`: draw a run's learning rate and batch size, and list its phases with their numbers."""
 
 import itertools
 import math
@@ -41,20 +41,20 @@ def schedule(
 
 
 def phases(config: Config) -> list[tuple[str, int, int]]:
-    """(name, first, last) of every phase, in tokens; the trunk of a power law in two, before and behind its bend."""
-    found, total = schedule_of(config), config.total_tokens
-    borders = {0, total, min(found.warmup_tokens, total), *(border for decay in found.decays for border in decay)}
-    trunk = found.trunk
-    if isinstance(trunk, PowerLaw) and trunk.bend < total and found.phase(bend := int(trunk.bend)) == "stable":
+    """(name, first, last) of every phase, in tokens. The trunk of a power law is two phases: before and after its bend."""
+    rate, total = schedule_of(config), config.total_tokens
+    borders = {0, total, min(rate.warmup_tokens, total), *(border for decay in rate.decays for border in decay)}
+    trunk = rate.trunk
+    if isinstance(trunk, PowerLaw) and trunk.bend < total and rate.phase(bend := int(trunk.bend)) == "stable":
         borders.add(bend)
     start = total
     if (phase := low_precision_phase(config)) is not None:
         start = phase.start
-        borders |= {start, *found.borders()}
-        if found.then is not None:
-            borders.add(start + found.then[1].warmup_tokens)
+        borders |= {start, *rate.borders()}
+        if rate.then is not None:
+            borders.add(start + rate.then[1].warmup_tokens)
     return [
-        (_name(found, first, last) + (", quantized" if first >= start else ""), first, last)
+        (_name(rate, first, last) + (", quantized" if first >= start else ""), first, last)
         for first, last in itertools.pairwise(sorted(borders))
     ]
 
@@ -70,15 +70,15 @@ def _show(config: Config) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    found, total, batches = schedule_of(config), config.total_tokens, config.batches
-    print(_in_characters([found.learning_rate(round(total * (column + 1) / WIDTH)) for column in range(WIDTH)]))
+    rate, total, batches = schedule_of(config), config.total_tokens, config.batches
+    print(_in_characters([rate.learning_rate(round(total * (column + 1) / WIDTH)) for column in range(WIDTH)]))
     print(f"0{f'{total:,} tokens':>{WIDTH + 9}}")
     title = f"{config.schedule.name}: {config.steps:,} step{'' if config.steps == 1 else 's'}"
-    table = Table("phase", *("from", "to", "tokens", "rate there", "and here"), title=title)
+    table = Table("phase", *("from", "to", "tokens", "first rate", "last rate"), title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for name, first, last in phases(config):
-        rates = (f"{rate:.6g}" for rate in (_rate_from(found, first), found.learning_rate(last)))
+        rates = (f"{rate:.6g}" for rate in (_rate_from(rate, first), rate.learning_rate(last)))
         table.add_row(name, f"{first:,}", f"{last:,}", f"{last - first:,}", *rates)
     Console(width=100).print(table)
     if (phase := low_precision_phase(config)) is not None:
@@ -95,14 +95,14 @@ def _show(config: Config) -> None:
 
 
 def _rate_from(schedule: Schedule, first: int) -> float:
-    """Where the rate is as a phase begins: behind a jump, not before it."""
+    """The rate at the start of a phase; after the jump if it jumps there."""
     if schedule.then is not None and first >= schedule.then[0]:
         return _rate_from(schedule.then[1], first - schedule.then[0])
     return schedule.trunk(first) if schedule.phase(first + 1) != "warmup" else schedule.learning_rate(first)
 
 
 def _in_characters(rates: list[float]) -> str:
-    """The rates as columns, the largest as high as the drawing."""
+    """A bar chart of the rates; the largest fills the height."""
     highest = max(rates) or 1.0
     try:
         _EIGHTHS.encode(sys.stdout.encoding or "utf-8")
@@ -123,25 +123,25 @@ def _draw(config: Config, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found, total = schedule_of(config), config.total_tokens
-    # Every border from both sides, so that corners and jumps are where they are.
-    places = {round(total * index / 2000) for index in range(2001)}
-    places |= {border + side for _, first, last in phases(config) for border in (first, last) for side in (0, 1)}
-    tokens = sorted(place for place in places if 0 <= place <= total)
+    schedule, total = schedule_of(config), config.total_tokens
+    # Both sides of every border, so that corners and jumps are drawn exactly.
+    points = {round(total * index / 2000) for index in range(2001)}
+    points |= {border + side for _, first, last in phases(config) for border in (first, last) for side in (0, 1)}
+    tokens = sorted(point for point in points if 0 <= point <= total)
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    rates = [found.learning_rate(place) for place in tokens]
+    rates = [schedule.learning_rate(point) for point in tokens]
     axes.plot(tokens, rates, color="black", linewidth=1.5)
     title = f"{config.schedule.name}: {total:,} tokens in {config.steps:,} steps"
     axes.set(xlabel="tokens", ylabel="learning rate", title=title, xlim=(0, total))
     axes.set_ylim(0, 1.6 * max(rates))  # room above the curve for the names of the phases
     for number, (name, first, last) in enumerate(phases(config)):
         axes.axvspan(first, last, color="0.93" if number % 2 else "1.0", zorder=0)
-        upright = 90 if (last - first) / total < 0.1 else 0
-        middle, above = (first + last) / 2, axes.get_xaxis_transform()
-        axes.text(middle, 0.98, name, rotation=upright, ha="center", va="top", transform=above)
+        rotation = 90 if (last - first) / total < 0.1 else 0
+        middle, in_axes = (first + last) / 2, axes.get_xaxis_transform()  # y as a share of the axes' height
+        axes.text(middle, 0.98, name, rotation=rotation, ha="center", va="top", transform=in_axes)
     if len(config.batches.stages) > 1:
         twin = axes.twinx()
-        twin.step(tokens, [config.batches.batch_after(place) for place in tokens], where="post", color="0.4", linestyle="--")
+        twin.step(tokens, [config.batches.batch_after(point) for point in tokens], where="post", color="0.4", linestyle="--")
         twin.set(ylabel="tokens in a batch (dashed)", ylim=(0, 1.8 * config.train.batch_tokens))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

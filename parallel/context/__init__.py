@@ -1,1 +1,1 @@
-"""Context parallelism: each rank holds a part of every sequence. One protocol, several methods."""
+"""Context parallelism: each rank holds a part of every sequence. Several methods share one protocol."""

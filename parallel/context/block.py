@@ -1,4 +1,4 @@
-"""Attention of some queries to some keys, with the log-sum-exp by which such blocks are put together.
+"""Attention of some queries to some keys, with the log-sum-exps that are needed to merge such blocks.
 
 Shape suffixes: B batch, H query heads, K key/value heads, q queries, k keys, D head_dim.
 """
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 Mask = Tensor | bool
-"""True: everything is seen. False: causal, for as many queries as keys. A bool tensor (B, 1, q, k): what is seen."""
+"""True: every query sees every key. False: causal, for equally many queries and keys. A bool tensor (B, 1, q, k): True where a
+query sees a key."""
 
 
 def forward(query_BHqD: Tensor, key_BKkD: Tensor, value_BKkD: Tensor, mask: Mask, scale: float) -> tuple[Tensor, Tensor]:
-    """(output (B, H, q, D) in the dtype of the queries, log-sum-exp (B, H, q), natural, in at least fp32).
+    """(output (B, H, q, D) in the dtype of the queries, natural log-sum-exp (B, H, q) in at least fp32).
 
     A query that sees no key has output 0 and log-sum-exp -inf.
     """
@@ -27,7 +28,7 @@ def forward(query_BHqD: Tensor, key_BKkD: Tensor, value_BKkD: Tensor, mask: Mask
     else:
         output, lse = forward_plain(query_BHqD, key_BKkD, value_BKkD, mask, scale)
     if isinstance(mask, Tensor):
-        lse = lse.masked_fill(~mask.any(dim=-1), float("-inf"))  # the kernels have no rule for a query without a key
+        lse = lse.masked_fill(~mask.any(dim=-1), float("-inf"))  # the kernels do not define it for a query without keys
     return output, lse
 
 
@@ -43,34 +44,34 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """This block's part of the gradients of queries, keys and values.
 
-    `output_BHqD` and `lse_BHq` are those of the whole attention, over all blocks: with them every block's probabilities are the
-    whole's, and the parts only add up (Dao et al., FlashAttention, arXiv 2205.14135, algorithm 4).
+    `output_BHqD` and `lse_BHq` belong to the attention over all blocks, so each block computes the final probabilities, and the
+    gradients of the blocks add up (Dao et al., FlashAttention, arXiv 2205.14135, algorithm 4).
     """
     key, value = _expand(query_BHqD, key_BKkD, value_BKkD)
     if query_BHqD.device.type == "cpu":
-        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             gradient_BHqD, query_BHqD, key, value, output_BHqD, lse_BHq, 0.0, mask is False,
             attn_mask=_additive(mask, query_BHqD.dtype), scale=scale,
         )  # fmt: skip
     elif _has_flash(query_BHqD, mask):
         empty, queries, keys = torch.empty(0, device=query_BHqD.device), query_BHqD.shape[2], key.shape[2]
         seed = torch.zeros((), dtype=torch.int64, device=query_BHqD.device)
-        found = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_backward(
             gradient_BHqD, query_BHqD, key, value, output_BHqD, lse_BHq, empty, empty, queries, keys, 0.0, mask is False,
             seed, seed, scale=scale,
         )  # fmt: skip
     else:
         return backward_plain(gradient_BHqD, query_BHqD, key_BKkD, value_BKkD, output_BHqD, lse_BHq, mask, scale)
-    query_gradient, key_gradient, value_gradient = found
+    query_gradient, key_gradient, value_gradient = gradients
     return query_gradient, _reduce(key_gradient, key_BKkD), _reduce(value_gradient, value_BKkD)
 
 
 def forward_plain(query_BHqD: Tensor, key_BKkD: Tensor, value_BKkD: Tensor, mask: Mask, scale: float) -> tuple[Tensor, Tensor]:
-    """The same from its formula, anywhere and in any dtype."""
+    """`forward` by its formula, on any device and in any dtype."""
     key, value = _expand(query_BHqD, key_BKkD, value_BKkD)
     scores = _scores(query_BHqD, key, mask, scale)
     lse = scores.logsumexp(dim=-1)
-    weights = (scores - lse[..., None]).exp().nan_to_num(0.0)  # -inf - -inf, where no key is seen
+    weights = (scores - lse[..., None]).exp().nan_to_num(0.0)  # -inf - -inf, where a query sees no key
     return (weights @ value.to(weights.dtype)).to(query_BHqD.dtype), lse
 
 
@@ -84,7 +85,7 @@ def backward_plain(
     mask: Mask,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same from its formula, anywhere and in any dtype."""
+    """`backward` by its formula, on any device and in any dtype."""
     key, value = _expand(query_BHqD, key_BKkD, value_BKkD)
     weights = (_scores(query_BHqD, key, mask, scale) - lse_BHq[..., None]).exp()
     gradient, dtype = gradient_BHqD.to(weights.dtype), query_BHqD.dtype
@@ -116,14 +117,14 @@ def _has_flash(query: Tensor, mask: Mask) -> bool:
 
 
 def _expand(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values for every query head: only here, behind all sending."""
+    """Keys and values repeated for every query head: only here, so that ranks never send the copies."""
     group = query.shape[1] // key.shape[1]
     return (key, value) if group == 1 else (key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1))
 
 
 def _reduce(gradient: Tensor, like: Tensor) -> Tensor:
-    """The gradient of each key/value head from those of its query heads."""
+    """The gradient of each key/value head: the sum over its query heads."""
     if gradient.shape[1] == like.shape[1]:
         return gradient
-    of_group: Tensor = gradient.unflatten(1, (like.shape[1], -1)).sum(dim=2)
-    return of_group
+    summed: Tensor = gradient.unflatten(1, (like.shape[1], -1)).sum(dim=2)
+    return summed

@@ -1,4 +1,4 @@
-"""What all methods do on a rank: attention between chunks it holds, merging, and transfers that run meanwhile.
+"""What all methods share on a rank: attention between chunks, merging its results, and transfers that run at the same time.
 
 Shape suffixes: B batch, H query heads, K key/value heads, s tokens of some chunks, D head_dim.
 """
@@ -14,13 +14,13 @@ from parallel.context import block
 from parallel.context.partition import Chunks, Partition
 
 TOKENS = 2
-"""The dimension of heads-first tensors that runs over tokens."""
+"""The token dimension of (B, heads, s, D) tensors."""
 TILE = 256
-"""Queries whose mask is in memory at once, where documents need one."""
+"""How many queries have their mask in memory at once, if documents need one."""
 
 
 def select(tensor: Tensor, held: Chunks, wanted: Chunks) -> Tensor:
-    """The tokens of the `wanted` chunks of a tensor that has those of the `held` ones."""
+    """The tokens of the `wanted` chunks, from a tensor with the tokens of the `held` chunks."""
     if held == wanted:
         return tensor
     pieces = tensor.chunk(len(held), dim=TOKENS)
@@ -28,7 +28,7 @@ def select(tensor: Tensor, held: Chunks, wanted: Chunks) -> Tensor:
 
 
 def add_into(total: Tensor, held: Chunks, part: Tensor, chunks: Chunks, tokens: slice = slice(None)) -> None:
-    """Add a part to a total that has the held chunks. The part has these `tokens` of `chunks`, laid one behind the other."""
+    """Add `part` to a total over the `held` chunks. `part` has the slice `tokens` of the tokens of `chunks`, in order."""
     size, first = total.shape[TOKENS] // len(held), tokens.start or 0
     done = 0
     while done < part.shape[TOKENS]:
@@ -41,7 +41,7 @@ def add_into(total: Tensor, held: Chunks, part: Tensor, chunks: Chunks, tokens: 
 
 @dataclass
 class Accumulator:
-    """Output and log-sum-exp of some queries over all the keys seen so far, in at least fp32."""
+    """Output and log-sum-exp of the queries of the `held` chunks over all keys seen so far, in at least fp32."""
 
     held: Chunks
     output_BHsD: Tensor
@@ -49,15 +49,15 @@ class Accumulator:
 
     @staticmethod
     def empty(query_BHsD: Tensor, held: Chunks) -> "Accumulator":
-        """Nothing seen yet."""
+        """An accumulator that has seen no keys yet."""
         dtype = torch.promote_types(query_BHsD.dtype, torch.float32)
         output = torch.zeros_like(query_BHsD, dtype=dtype, memory_format=torch.contiguous_format)
         return Accumulator(held, output, torch.full(output.shape[:-1], float("-inf"), dtype=dtype, device=output.device))
 
     def merge(self, chunks: Chunks, output_BHsD: Tensor, lse_BHs: Tensor) -> None:
-        """Take in what some of the queries see in one more block.
+        """Merge the output o and the log-sum-exp m of another block, for the queries of `chunks`.
 
-        O <- O - sigmoid(m - l) (O - o), l <- logaddexp(l, m); where neither has seen a key, both stay as they are.
+        O <- O - sigmoid(m - l) (O - o), l <- logaddexp(l, m). If neither has seen a key, O and l stay as they are.
         """
         outputs, lses = (total.chunk(len(self.held), dim=TOKENS) for total in (self.output_BHsD, self.lse_BHs))
         pieces = zip(chunks, *(part.chunk(len(chunks), dim=TOKENS) for part in (output_BHsD, lse_BHs)), strict=True)
@@ -70,37 +70,37 @@ class Accumulator:
 
 @dataclass(frozen=True)
 class LocalAttention:
-    """Attention between chunks, skipping what no token of one may see of the other."""
+    """Attention between chunks. Pairs of chunks of which no query may see a key are skipped."""
 
     partition: Partition
     scale: float
 
     def rows(self, queries: Chunks, keys: Chunks) -> Chunks:
-        """Those of `queries` that see anything of `keys`."""
+        """The chunks of `queries` with a query that sees a key of `keys`."""
         needs = self.partition.needs
         return tuple(query for query in queries if any(needs[query][key] for key in keys))
 
     def columns(self, queries: Chunks, keys: Chunks) -> Chunks:
-        """Those of `keys` of which any of `queries` sees anything."""
+        """The chunks of `keys` with a key that a query of `queries` sees."""
         needs = self.partition.needs
         return tuple(key for key in keys if any(needs[query][key] for query in queries))
 
     def _calls(self, queries: Chunks, keys: Chunks) -> list[tuple[Chunks, Chunks]]:
-        """Queries that see the same keys, together, with these keys."""
-        # One chunk after the other under a causal mask is one call of the kernel, which skips what is above the diagonal.
+        """(chunks of queries, chunks of keys they see): all queries that see the same keys are in one call."""
+        # Several chunks under one causal mask are a single call of the kernel, which skips what is above the diagonal.
         if self.partition.is_triangle(queries, keys):
             return [(queries, keys)]
         calls: dict[Chunks, list[int]] = {}
         for query in queries:
             if seen := self.columns((query,), keys):
                 calls.setdefault(seen, []).append(query)
-        return [(tuple(found), seen) for seen, found in calls.items()]
+        return [(tuple(chunks), seen) for seen, chunks in calls.items()]
 
     def _tiles(self, queries: Chunks, keys: Chunks) -> Iterator[tuple[slice, slice, block.Mask]]:
-        """Which tokens of the queries are computed together, with which tokens of the keys, under which mask.
+        """(tokens of the queries, tokens of the keys, mask) of each kernel call.
 
-        Where a mask has to be written down, only so much of it at a time that it stays small whatever the length of the
-        sequence, and only over the keys that are in the documents of these queries.
+        If a mask tensor is needed, it covers at most TILE queries and only the keys in their documents, so that it stays small
+        for sequences of any length.
         """
         partition, whole = self.partition, slice(None)
         if partition.sees_all(queries, keys):
@@ -115,19 +115,20 @@ class LocalAttention:
                 yield rows, columns, partition.seen_at(query_s[rows], key_s[columns])
 
     def forward(self, query: Tensor, queries: Chunks, key: Tensor, value: Tensor, keys: Chunks) -> tuple[Tensor, Tensor]:
-        """(output, log-sum-exp) of `rows(queries, keys)`, in their order."""
+        """(output, log-sum-exp) of the chunks `rows(queries, keys)`, in order."""
         rows = self.rows(queries, keys)
         outputs: dict[int, Tensor] = {}
         lses: dict[int, Tensor] = {}
-        for some, seen in self._calls(queries, keys):
-            here = select(query, queries, some), select(key, keys, seen), select(value, keys, seen)
-            found = [
-                block.forward(here[0][:, :, tile], here[1][:, :, columns], here[2][:, :, columns], mask, self.scale)
-                for tile, columns, mask in self._tiles(some, seen)
+        for call_queries, call_keys in self._calls(queries, keys):
+            its_query = select(query, queries, call_queries)
+            its_key, its_value = (select(tensor, keys, call_keys) for tensor in (key, value))
+            tiles = [
+                block.forward(its_query[:, :, tile], its_key[:, :, columns], its_value[:, :, columns], mask, self.scale)
+                for tile, columns, mask in self._tiles(call_queries, call_keys)
             ]
-            output, lse = (_join(parts) for parts in zip(*found, strict=True))
-            outputs |= zip(some, output.chunk(len(some), dim=TOKENS), strict=True)
-            lses |= zip(some, lse.chunk(len(some), dim=TOKENS), strict=True)
+            output, lse = (_join(parts) for parts in zip(*tiles, strict=True))
+            outputs |= zip(call_queries, output.chunk(len(call_queries), dim=TOKENS), strict=True)
+            lses |= zip(call_queries, lse.chunk(len(call_queries), dim=TOKENS), strict=True)
         return _join([outputs[row] for row in rows]), _join([lses[row] for row in rows])
 
     def backward(
@@ -144,22 +145,22 @@ class LocalAttention:
         value_gradient: Tensor,
         query_gradient: Tensor,
     ) -> None:
-        """Add the gradients between these chunks to totals: of `queries` to `query_gradient`, of `keys` to the other two."""
-        for some, seen in self._calls(queries, keys):
-            of_queries = [select(tensor, queries, some) for tensor in (gradient, query, output, lse)]
-            of_keys = [select(tensor, keys, seen) for tensor in (key, value)]
+        """Add this block's gradients to the totals: `query_gradient` over `queries`, the other two over `keys`."""
+        for call_queries, call_keys in self._calls(queries, keys):
+            of_queries = [select(tensor, queries, call_queries) for tensor in (gradient, query, output, lse)]
+            of_keys = [select(tensor, keys, call_keys) for tensor in (key, value)]
             totals = [query_gradient, key_gradient, value_gradient]
-            for tile, columns, mask in self._tiles(some, seen):
+            for tile, columns, mask in self._tiles(call_queries, call_keys):
                 its_gradient, its_query, its_output, its_lse = (tensor[:, :, tile] for tensor in of_queries)
                 its_key, its_value = (tensor[:, :, columns] for tensor in of_keys)
-                found = block.backward(its_gradient, its_query, its_key, its_value, its_output, its_lse, mask, self.scale)
-                places = (queries, some, tile), (keys, seen, columns), (keys, seen, columns)
-                for total, (held, chunks, tokens), part in zip(totals, places, found, strict=True):
+                gradients = block.backward(its_gradient, its_query, its_key, its_value, its_output, its_lse, mask, self.scale)
+                places = (queries, call_queries, tile), (keys, call_keys, columns), (keys, call_keys, columns)
+                for total, (held, chunks, tokens), part in zip(totals, places, gradients, strict=True):
                     add_into(total, held, part, chunks, tokens)
 
 
 def zeros_like(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
-    """Totals to add to, in `dtype`, one for each tensor."""
+    """Zeros in `dtype` with the shape of each tensor."""
     return [torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format) for tensor in tensors]
 
 
@@ -169,9 +170,9 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
 
 @dataclass
 class Transfers:
-    """Messages of one step of a method, posted before its attention and awaited after it; receives are posted first.
+    """The messages of one step of a method, posted before its attention and awaited after it. Receives are posted first.
 
-    Messages between two ranks arrive in the order they are posted in, so both sides add them in one order.
+    Messages between two ranks arrive in the order of posting, so both ranks must add them in the same order.
     """
 
     group: dist.ProcessGroup
@@ -180,25 +181,25 @@ class Transfers:
     _works: list[dist.Work] = field(default_factory=list)
 
     def add(self, sent: Sequence[Tensor], to: int, received: Sequence[Tensor], source: int) -> None:
-        """Send some tensors to one rank of the group and receive others (empty ones, to be filled) from another."""
+        """Add tensors to send to rank `to` of the group, and empty tensors to receive from rank `source`."""
         self._sends += [(tensor.contiguous(), to) for tensor in sent]
         self._receives += [(tensor, source) for tensor in received]
 
     def post(self) -> "Transfers":
-        """Start them."""
+        """Start the transfers."""
         operations = [dist.P2POp(dist.irecv, tensor, group=self.group, group_peer=peer) for tensor, peer in self._receives]
         operations += [dist.P2POp(dist.isend, tensor, group=self.group, group_peer=peer) for tensor, peer in self._sends]
         self._works = dist.batch_isend_irecv(operations) if operations else []
         return self
 
     def wait(self) -> None:
-        """Until all of them are done."""
+        """Wait until all transfers are done."""
         for work in self._works:
             work.wait()
 
 
-def room(like: Tensor, chunks: Chunks, partition: Partition) -> Tensor:
-    """An empty tensor for the tokens of some chunks, else like another one."""
+def empty_chunks(like: Tensor, chunks: Chunks, partition: Partition) -> Tensor:
+    """An empty tensor for the tokens of `chunks`, otherwise like the tensor `like`."""
     shape = list(like.shape)
     shape[TOKENS] = len(chunks) * partition.chunk
     return torch.empty(shape, dtype=like.dtype, device=like.device)

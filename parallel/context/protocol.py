@@ -1,4 +1,4 @@
-"""The protocol of context parallelism: partition a batch, attend, restore the order. The methods differ in what travels."""
+"""The protocol of context parallelism: partition a batch, then attend. The methods differ in what ranks send."""
 
 from dataclasses import dataclass
 
@@ -25,11 +25,11 @@ class ContextParallel:
 
     @property
     def divisor(self) -> int:
-        """What the length of a sequence must be a multiple of."""
+        """The number that must divide the length of a sequence."""
         return self.group.size() * CHUNKS_OF_A_RANK[self.partition_name]
 
     def partition(self, document_BS: Tensor, *, causal: bool = True) -> Partition:
-        """Who holds which tokens of these rows; the same on every rank, without a message."""
+        """Which rank holds which tokens of these rows; every rank computes the same, without communication."""
         return Partition.of(document_BS, self.group.size(), self.partition_name, causal=causal)
 
     def positions(self, partition: Partition) -> Tensor:
@@ -37,7 +37,7 @@ class ContextParallel:
         return partition.positions(partition.owners[self.group.rank()])
 
     def take(self, batch: Batch) -> Batch:
-        """This rank's tokens and targets of a micro-batch, beside the documents of the whole."""
+        """This rank's tokens and targets of a micro-batch, and the document numbers of whole sequences."""
         partition, rank = self.partition(batch.document_BS), self.group.rank()
         return Batch(partition.take(batch.tokens_BS, rank), partition.take(batch.targets_BS, rank), batch.document_BS)
 

@@ -1,7 +1,7 @@
-"""Ulysses: every rank attends over the whole sequence, for a part of the heads (Jacobs et al., arXiv 2309.14509).
+"""Ulysses: every rank computes a part of the heads over the whole sequence (Jacobs et al., arXiv 2309.14509).
 
-One exchange turns "all heads of my tokens" into "my heads of all tokens", another one turns the outputs back. With more ranks
-than key/value heads a key/value head goes to every rank that has queries for it.
+One exchange turns "all heads of my tokens" into "my heads of all tokens"; another turns the outputs back. With more ranks than
+key/value heads, a key/value head goes to every rank that has queries for it.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from parallel.context.local import TOKENS, LocalAttention, Transfers, zeros_like
 from parallel.context.names import heads_divide
 from parallel.context.partition import Partition
-from parallel.recompute import kept
+from parallel.recompute import compute_or_reuse
 
 HEADS = 1
 
@@ -21,7 +21,7 @@ HEADS = 1
 def ulysses_attention(
     query: Tensor, key: Tensor, value: Tensor, partition: Partition, scale: float, group: dist.ProcessGroup
 ) -> Tensor:
-    """Attention of this rank's queries to everybody's keys. All tensors (B, heads, s, D); a collective."""
+    """Attention of this rank's queries to the keys of all ranks. All tensors (B, heads, s, D); a collective."""
     ranks = group.size()
     order = torch.cat([partition.positions(chunks) for chunks in partition.owners]).to(query.device)
     needed = heads_of_ranks(query.shape[HEADS], key.shape[HEADS], ranks, query.device)
@@ -34,10 +34,10 @@ def ulysses_attention(
 
 
 def heads_of_ranks(num_heads: int, num_kv_heads: int, ranks: int, device: torch.device) -> Tensor:
-    """The key/value heads that every rank's query heads look at, rank after rank; equally many for each.
+    """The key/value heads that the query heads of each rank need, rank after rank; equally many for each.
 
     Raises:
-        ValueError: heads and ranks do not divide.
+        ValueError: the heads do not divide among the ranks.
     """
     if not heads_divide(num_heads, num_kv_heads, ranks):
         raise ValueError(f"{num_heads} query and {num_kv_heads} key/value heads do not divide among {ranks} ranks")
@@ -54,19 +54,19 @@ def _gather_tokens(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _gather_heads(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The inverse: (B, h, P s, D) to (B, P h, s, D)."""
+    """The inverse of `_gather_tokens`: (B, h, P s, D) to (B, P h, s, D)."""
     ranks = group.size()
     by_rank = torch.stack(tensor.chunk(ranks, dim=TOKENS))
     return torch.cat(list(_AllToAll.apply(by_rank, group)), dim=HEADS)
 
 
 class _Attention(torch.autograd.Function):
-    """Attention over whole sequences on one rank, in whose memory no mask of a whole sequence is."""
+    """Attention over whole sequences on one rank, without ever holding the mask of a whole sequence."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, local: LocalAttention) -> Tensor:
         every = tuple(range(local.partition.num_chunks))
-        output, lse = kept(lambda: local.forward(query, every, key, value, every))
+        output, lse = compute_or_reuse(lambda: local.forward(query, every, key, value, every))
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.local, ctx.every = local, every
         return output
@@ -80,9 +80,9 @@ class _Attention(torch.autograd.Function):
 
 
 class _AllToAll(torch.autograd.Function):
-    """Slice r of the first dimension goes to rank r; what comes from rank r is slice r. Its own inverse and transpose.
+    """Sends slice r of the first dimension to rank r, and puts what rank r sends into slice r. Its own inverse and transpose.
 
-    Gloo's own all-to-all posts its sends first, and then a link carries one direction after the other: nearly twice the time.
+    Gloo's own all-to-all posts its sends first, so a link carries one direction after the other, in nearly twice the time.
     """
 
     @staticmethod
@@ -100,7 +100,7 @@ class _AllToAll(torch.autograd.Function):
             transfers.post().wait()
             return (received,)
 
-        (received,) = kept(exchange)
+        (received,) = compute_or_reuse(exchange)
         return received
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Engines: each carries out steps in its own way, behind one protocol. A module of this package with a function `build`."""
+"""Engines: ways to carry out training steps, under one protocol. Each is a module with a function `build`."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -14,6 +14,6 @@ if TYPE_CHECKING:
 
 
 def build(name: EngineName, blueprint: "Blueprint", meshes: "Meshes", device: "torch.device") -> "Engine":
-    """The engine of that name on this rank. Its library is imported only now."""
+    """Build the named engine on this rank. Its library is imported only when this is called."""
     engine: Engine = importlib.import_module(f"parallel.engine.{name}").build(blueprint, meshes, device)
     return engine

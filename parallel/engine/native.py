@@ -21,7 +21,7 @@ from parallel.shard import local_slice
 
 
 def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "NativeEngine":
-    """Compose this rank's stages of the model and put them under an engine."""
+    """Compose this rank's stages of the model and build an engine on them."""
     parts = compose(
         blueprint.shape,
         blueprint.sequence,
@@ -43,7 +43,7 @@ def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "Native
 
 
 def _pipeline_runner(blueprint: Blueprint, parts: list[Part], meshes: Meshes, device: torch.device) -> PipelineRunner:
-    """The runner of this rank's stages, told the sizes of what they pass on."""
+    """The runner of this rank's stages, with the sizes of their inputs and outputs."""
     composition, shape, axes = blueprint.composition, blueprint.shape, meshes.axes
     rows, sequence = blueprint.microbatch, blueprint.sequence // axes["context"].size()
     tensor = axes["tensor"].size()
@@ -71,7 +71,7 @@ class NativeEngine:
         self, parts: Sequence[Part], runner: Runner, blueprint: Blueprint, meshes: Meshes, device: torch.device
     ) -> None:
         self.parts = parts
-        # Asked once: between a forward pass and the next, FSDP puts gathered tensors in the place of its parameters.
+        # Listed once: between forward passes FSDP may put gathered tensors in the place of parameters.
         self._named_parameters = [pair for part in parts for pair in part.module.named_parameters()]
         self.runner = runner
         self.loss_sums = blueprint.loss_sums
@@ -87,7 +87,7 @@ class NativeEngine:
         self.pipelined = self.pipeline_group.size() > 1
         self.excluded: frozenset[str] = frozenset()
         self.tied = {name: _tied_copies(parts, name) for name in blueprint.tied} if self.pipelined else {}
-        # Stages in a loop: the other copy is at the other end of the pipeline. V-shaped: both are on the first rank.
+        # Stages in a loop: the other copy is at the other end of the pipeline. V shape: both copies are on the first rank.
         self.tied_peer = self.pipeline_group.size() - 1 if any(part.stage.first for part in parts) else 0
 
     def train_step(self, batches: Sequence[Batch], *, learning_rate: float, tokens: int) -> StepResult:
@@ -95,13 +95,13 @@ class NativeEngine:
         for part in self.parts:
             part.module.train()
         with record_function("forward_backward"):
-            sums = self._over_ranks(self.runner.train([self._mine(batch) for batch in batches], tokens))
+            sums = self._over_ranks(self.runner.train([self._local_part(batch) for batch in batches], tokens))
         with record_function("gradient_norm"):
             norm = self._finish_gradients()
         with record_function("optimizer"):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate * group["lr_scale"]
-            # torch's fused optimizers leave everything as it was where this is one, without asking the host.
+            # If this is 1, torch's fused optimizers change nothing, and the host need not wait for the value.
             self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -113,10 +113,10 @@ class NativeEngine:
         self._eval_mode()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in batches:
-            here = self._mine(batch).to(self.device)
-            logits_BSV = self.runner.logits(here)
+            local = self._local_part(batch).to(self.device)
+            logits_BSV = self.runner.logits(local)
             if logits_BSV is not None:
-                _, cross_entropy, targets = self.loss_sums(logits_BSV, here.targets_BS)
+                _, cross_entropy, targets = self.loss_sums(logits_BSV, local.targets_BS)
                 sums += torch.stack((cross_entropy.double(), targets.double()))
         cross_entropy, targets = self._over_ranks(sums).tolist()
         return float(cross_entropy / targets)
@@ -125,22 +125,23 @@ class NativeEngine:
     def next_token_logits(self, tokens_S: Tensor) -> Tensor:
         """See `Engine.next_token_logits`."""
         self._eval_mode()
-        # Ranks divide the sequence; what fills it up stands after it, where causal attention does not look.
+        # The ranks must divide the sequence evenly. The padding comes after it, where causal attention does not look.
         divisor = self.tensor_group.size() * (self.context.divisor if self.context is not None else 1)
         tokens_BS = nn.functional.pad(tokens_S, (0, -tokens_S.shape[0] % divisor))[None]
-        last_BS = torch.arange(tokens_BS.shape[1])[None] == tokens_S.shape[0] - 1  # travels in the targets' place
-        here = self._mine(Batch(tokens_BS, last_BS, torch.zeros_like(tokens_BS))).to(self.device)
-        local_BSV = self.runner.logits(here)
-        # Each rank adds the part it has to zeros, wherever the position, the last stage and its slices of the vocabulary lie.
+        last_BS = torch.arange(tokens_BS.shape[1])[None] == tokens_S.shape[0] - 1  # passed as targets
+        local = self._local_part(Batch(tokens_BS, last_BS, torch.zeros_like(tokens_BS))).to(self.device)
+        local_BSV = self.runner.logits(local)
+        # Zeros except for this rank's part. The sum over ranks is complete, whichever ranks have the position, the last stage
+        # and the slices of the vocabulary.
         logits_V = torch.zeros(self.vocab_size, dtype=torch.float64, device=self.device)
         if local_BSV is not None:
-            for local_V in local_BSV[here.targets_BS]:
+            for local_V in local_BSV[local.targets_BS]:
                 logits_V[self.tensor_group.rank() * local_V.numel() :][: local_V.numel()] = local_V
         for group in (self.tensor_group, self.context_group, self.pipeline_group):
             dist.all_reduce(logits_V, group=group)
         return logits_V
 
-    def _mine(self, batch: Batch) -> Batch:
+    def _local_part(self, batch: Batch) -> Batch:
         return batch if self.context is None else self.context.take(batch)
 
     def _eval_mode(self) -> None:
@@ -166,7 +167,7 @@ class NativeEngine:
             if name in self.excluded:
                 local, offset = local_slice(parameter)
                 fill(name, local, offset, tuple(parameter.shape))
-                for moment in self.optimizer.state.get(parameter, {}).values():  # from before the run went back
+                for moment in self.optimizer.state.get(parameter, {}).values():  # left over from before a rollback
                     moment.zero_()
         self.excluded = frozenset()
 
@@ -185,7 +186,7 @@ class NativeEngine:
         if optimizer and any(parameter not in self.optimizer.state for _, parameter in self._included()):
             self._create_optimizer_state()
         read(self.state(optimizer=optimizer))
-        # Where one rank has the first and the last stage, a tied weight is there twice, and was read once.
+        # A rank with both the first and the last stage has two copies of a tied weight, of which `read` has filled the last.
         for name, (first, last) in self.tied.items():
             if first is None or last is None or name in self.excluded:
                 continue
@@ -196,10 +197,10 @@ class NativeEngine:
         for part in self.parts:
             for module in part.module.modules():
                 if isinstance(module, FSDPModule):
-                    module.reshard()  # what was gathered before is out of date
+                    module.reshard()  # parameters gathered before are out of date
 
     def _create_optimizer_state(self) -> None:
-        """A step of zero gradients at a learning rate of zero: every optimizer then has all that it keeps."""
+        """Take a step with zero gradients at learning rate 0, after which every optimizer has its whole state."""
         for _, parameter in self._included():
             parameter.grad = torch.zeros_like(parameter)
         for group in self.optimizer.param_groups:
@@ -217,22 +218,22 @@ class NativeEngine:
         return sums
 
     def _finish_gradients(self) -> Tensor:
-        """Complete the gradients, clip them, return their norm over all stages."""
+        """Complete the gradients and clip them. Returns their norm before clipping, over all stages."""
         parameters = [parameter for _, parameter in self._named_parameters]
         align_gradients(parameters)
         tied = [copies for name, copies in self.tied.items() if name not in self.excluded]
         for first, last in tied:
             sum_tied_gradients(first, last, self.pipeline_group, self.tied_peer)
         gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
-        # A tied weight's second copy has the first one's gradient, which counts once.
+        # Both copies of a tied weight have the same gradient, which counts once.
         second = {id(last) for _, last in tied}
         norm = gradient_norm([grad for parameter, grad in gradients.items() if id(parameter) not in second], self.device)
         clip(list(gradients.values()), norm, self.clip_norm)
         return norm
 
 
-def _tied_copies(parts: Sequence[Part], name: str | None) -> tuple[nn.Parameter | None, nn.Parameter | None]:
-    """This rank's copies of a tied parameter: the first stage's and the last one's."""
+def _tied_copies(parts: Sequence[Part], name: str) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+    """This rank's copies of a tied parameter: (the first stage's, the last stage's)."""
     copies: Mapping[bool, nn.Parameter] = {
         part.stage.first: parameter
         for part in parts

@@ -1,4 +1,4 @@
-"""How the micro-batches of a step pass through this rank's part of the model."""
+"""Running the micro-batches of a step through this rank's part of the model."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,22 +12,22 @@ from parallel.engine.blueprint import LossSums
 
 
 class Runner(Protocol):
-    """How micro-batches pass through this rank's part of the model."""
+    """Runs micro-batches through this rank's part of the model."""
 
     def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
-        """Forward and backward of one step; gradients of objective / `tokens`.
+        """Forward and backward passes of one step, which add the gradients of objective / `tokens`.
 
         Returns (cross entropy, number of targets), float64, summed over the micro-batches; zeros on a rank without logits.
         """
         ...
 
     def logits(self, batch: Batch) -> Tensor | None:
-        """Forward alone of one micro-batch on the device: this rank's part of the logits, None where it has none."""
+        """Forward pass of one micro-batch on the device. Returns this rank's part of the logits; None if it has none."""
         ...
 
 
 class WholeModelRunner:
-    """One micro-batch after the other through a model that is not cut into stages."""
+    """Runs one micro-batch after the other through a model that is not cut into stages."""
 
     def __init__(self, model: nn.Module, loss_sums: LossSums, device: torch.device) -> None:
         self.model, self.loss_sums, self.device = model, loss_sums, device
@@ -37,10 +37,10 @@ class WholeModelRunner:
         sums = []
         for index, batch in enumerate(batches):
             if isinstance(self.model, FSDPModule):
-                # Gradients are reduced once a step, with the last micro-batch.
+                # Gradients are reduced once per step, in the backward pass of the last micro-batch.
                 self.model.set_requires_gradient_sync(index == len(batches) - 1)
-            here = batch.to(self.device)
-            objective, cross_entropy, targets = self.loss_sums(self.logits(here), here.targets_BS)
+            on_device = batch.to(self.device)
+            objective, cross_entropy, targets = self.loss_sums(self.logits(on_device), on_device.targets_BS)
             (objective / tokens).backward()
             sums.append(torch.stack((cross_entropy.double(), targets.double())))
         return torch.stack(sums).sum(dim=0)

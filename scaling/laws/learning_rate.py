@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from scaling.laws.base import Columns, Law, Parameter
+from scaling.laws.base.columns import Columns
+from scaling.laws.base.law import RATE, Law, Parameter
+from scaling.laws.base.picture import Fitted, Panel, Picture, Points, band, groups
 
 SEQUENCE_UNIT = 4096
 """Tokens of one sequence in the paper: batches are counted in units of it."""
@@ -18,12 +20,41 @@ def _one_length(columns: Columns) -> list[str]:
     tokens = columns["tokens"]
     if tokens.max() > 1.5 * tokens.min():
         return []
-    return [f"all optima are at about {tokens.mean():.3g} tokens: the exponent b cannot be told; add shorter or longer runs"]
+    return [
+        f"all optima are at about {tokens.mean():.3g} tokens: the exponent b cannot be determined; add shorter or longer runs"
+    ]
 
 
 def _study() -> Columns:
     tokens, batch = np.meshgrid(np.geomspace(2e9, 2.56e11, 8), np.array([32, 128, 512]) * float(SEQUENCE_UNIT))
     return {"tokens": tokens.ravel(), "batch_tokens": batch.ravel()}
+
+
+def _picture(fit: Fitted) -> Picture:
+    columns, values = fit.columns, fit.values()
+    reach = np.geomspace(columns["tokens"].min() / 2, columns["tokens"].max() * 10, 60)
+    law = {"tokens": reach, "batch_tokens": np.asarray(float(SEQUENCE_UNIT))}
+    points = [
+        Points(
+            x=columns["tokens"][part],
+            y=fit.target[part] / (columns["batch_tokens"][part] / SEQUENCE_UNIT),
+            group=index,
+            label=f"batch {batch:.3g} tokens",
+        )
+        for index, (batch, part) in enumerate(groups(columns["batch_tokens"]))
+    ]
+    return Picture(
+        caption="The best learning rate for each length and batch, over the batch.",
+        panels=(
+            Panel(
+                marks=(band(fit, reach, law, f"a = {values['a']:.3g}, b = {values['b']:.3f}"), *points),
+                xlabel="tokens",
+                ylabel=f"best peak learning rate / (batch tokens / {SEQUENCE_UNIT})",
+                title="learning rate",
+                log="xy",
+            ),
+        ),
+    )
 
 
 LEARNING_RATE = Law(
@@ -43,6 +74,8 @@ LEARNING_RATE = Law(
     group_by=("tokens", "batch_tokens"),
     window=5,
     remarks=_one_length,
+    answers=RATE,
+    picture=_picture,
     truth={"a": 4.6, "b": -0.51},
     design=_study,
     beyond={"tokens": np.asarray(1e13), "batch_tokens": np.asarray(1024 * 4096.0)},

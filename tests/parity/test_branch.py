@@ -89,7 +89,7 @@ def test_tokens_that_no_checkpoint_holds_are_refused_with_the_nearest(group, cor
     trunk = tmp_path / "trunk"
     with pytest.raises(UserError, match=r"no checkpoint of .*trunk holds these tokens; the nearest are at (\d+, )?512, 640\n"):
         branch_words(trunk, 513, 100, [])
-    with pytest.raises(UserError, match=r"trunk \(wsd\) begins to decay at 717 tokens and is no trunk behind that"):
+    with pytest.raises(UserError, match=r"trunk \(wsd\) begins to decay at 717 tokens and is no trunk after that"):
         branch_words(trunk, 800, 100, [])
     with pytest.raises(UserError, match=r"set keys of it, such as schedule\.decay_shape=cosine"):
         branch_words(trunk, 512, 100, ["schedule=cosine"])

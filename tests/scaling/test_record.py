@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from scaling.record import (
     EvaluationLine,
-    RunRecord,
     StepLine,
     line_text,
     read_metrics,
     read_record,
     write_record,
 )
+from tests.support.records import EVALUATION, RECORD, STEP
 
 # As the design has them.
 RECORD_KEYS = re.findall(
@@ -37,43 +37,6 @@ STEP_KEYS = [
     *("step", "tokens", "loss", "learning_rate", "gradient_norm", "phase", "tokens_per_second", "step_seconds", "memory_bytes")
 ]
 EVALUATION_KEYS = ["step", "tokens", "validation", "errors"]
-
-RECORD = RunRecord(
-    name="a",
-    status="running",
-    seed=0,
-    parameters=10,
-    parameters_non_embedding=5,
-    tokens=0,
-    flops=0.0,
-    tokens_per_parameter=0.0,
-    peak_learning_rate=1e-3,
-    schedule="wsd",
-    batch_tokens=8,
-    sequence=4,
-    model={"num_layers": 2},
-    layout={"shard": 1},
-    engine="native",
-    precision="fp32",
-    device="cpu",
-    world_size=1,
-    config_hash="0" * 64,
-    git_commit=None,
-    versions={"torch": "2"},
-    started="2026-01-01T00:00:00+00:00",
-)
-STEP = StepLine(
-    step=1,
-    tokens=8,
-    loss=5.0,
-    learning_rate=1e-3,
-    gradient_norm=1.0,
-    phase="warmup",
-    tokens_per_second=10.0,
-    step_seconds=0.8,
-    memory_bytes=None,
-)
-EVALUATION = EvaluationLine(step=1, tokens=8, validation={"validation": 4.0})
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text(max_size=8)
@@ -173,7 +136,7 @@ def _without(key: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("", "not JSON"),
         ('{"schema": 1', "not JSON"),
@@ -186,9 +149,9 @@ def _without(key: str) -> str:
         (json.dumps(asdict(RECORD) | {"status": "done"}), "'done'"),
     ],
 )
-def test_what_is_no_record_is_refused_and_named(tmp_path, text, said):
+def test_what_is_no_record_is_refused_and_named(tmp_path, text, message):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read_record(tmp_path)
     assert str(tmp_path / "run.json") in str(caught.value)
 
@@ -223,6 +186,6 @@ def test_an_evaluation_never_carries_a_learning_rate():
 
 def test_only_the_standard_library_is_imported():
     code = "import sys; before = set(sys.modules); import scaling.record; print(*(set(sys.modules) - before))"
-    said = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
-    rooms = {name.split(".")[0] for name in said.split()}
-    assert rooms - set(sys.stdlib_module_names) == {"scaling"}
+    printed = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
+    rooms = {name.split(".")[0] for name in printed.split()}
+    assert rooms - set(sys.stdlib_module_names) == {"common", "scaling"}

@@ -129,7 +129,7 @@ def _serve(
     if backend == "nccl":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
-    world = World(rank, size, size, device, dist.PrefixStore("case", store))
+    world = World(rank, size, device, dist.PrefixStore("case", store))
     dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size)
     # A case without collectives could end on one rank, and close its connections, while another rank still connects.
     store.set(f"connected {rank}", "")

@@ -1,1 +1,1 @@
-"""From a configuration to the parts of a run: model, initial weights, low-precision method, optimizer, engine."""
+"""Builds the parts of a run from its configuration: model, initial weights, low-precision method, optimizer, engine."""

@@ -1,7 +1,7 @@
-"""`train.dry_run=true`: what a run is made of, without running it.
+"""`train.dry_run=true`: the parameters of a run and each rank's share of them, without running it.
 
-The model is built on the meta device and divided by arithmetic: every layout of any size, on any machine, in seconds. Nothing
-is allocated, read or written.
+The model is built on the meta device, and the shares are computed from its shapes. So this works for every layout on any
+machine within seconds. It allocates no tensors, and reads and writes no files.
 """
 
 import math
@@ -25,7 +25,7 @@ from train.config.resolve.context import context_method
 
 @dataclass(frozen=True)
 class Share:
-    """What a rank of one pipeline coordinate holds; the largest, where slices are uneven."""
+    """The share of each rank at one pipeline coordinate; if slices are uneven, the largest."""
 
     pipeline_rank: int
     layers: list[int]
@@ -35,7 +35,7 @@ class Share:
 
 
 def shares(config: Config) -> list[Share]:
-    """The share of a rank of every pipeline coordinate, from the model's shapes and the roles of its submodules."""
+    """The shares for all pipeline coordinates, from the model's shapes and the roles of its submodules."""
     parallel, layout, method = config.parallel, config.parallel.layout, method_of(config.quant)
     num_stages = stage_count(layout.pipeline, parallel.pipeline_schedule, parallel.virtual_stages)
     slices: dict[int, list[int]] = {rank: [] for rank in range(layout.pipeline)}
@@ -51,7 +51,7 @@ def shares(config: Config) -> list[Share]:
             sizes = list(parameter.shape)
             if (dim := SPLIT_DIMS.get(role)) is not None and sizes[dim] > 1:
                 sizes[dim] //= layout.tensor
-            if name not in added:  # those are whole on every data rank
+            if name not in added:  # the method's parameters are replicated over data ranks
                 sizes[0] = -(-sizes[0] // (layout.shard * layout.context))
             slices[rank].append(math.prod(sizes))
     return [Share(rank, layers[rank], sum(slices[rank]), max(slices[rank])) for rank in slices]
@@ -78,8 +78,8 @@ def _parameter_table(config: Config) -> Table:
         kinds[" ".join(words[2:3]) if words[0] == "blocks" else words[0]] += parameter.numel()
     table = Table("part", "parameters", "share", title=f"{shape.parameters:,} parameters, {shape.num_layers} layers")
     for kind, count in kinds.items():
-        where = f"{kind} ({shape.num_layers} layers)" if kind not in ("embedding", "norm", "head") else kind
-        table.add_row(where, f"{count:,}", f"{100 * count / shape.parameters:.1f} %")
+        part = f"{kind} ({shape.num_layers} layers)" if kind not in ("embedding", "norm", "head") else kind
+        table.add_row(part, f"{count:,}", f"{100 * count / shape.parameters:.1f} %")
     return table
 
 

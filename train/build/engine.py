@@ -1,4 +1,4 @@
-"""The engine of a configuration: all that it needs to know is handed over in one blueprint."""
+"""Builds the engine of a configuration from one blueprint, which has everything that the engine needs."""
 
 from functools import partial
 
@@ -22,15 +22,15 @@ from train.model.loss import loss_sums
 
 
 def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fill | None = None) -> Engine:
-    """Model and optimizer of this rank, composed, filled (with initial values, unless told otherwise) and ready to step.
+    """The engine of this rank, with model and optimizer, ready to step. `fill` writes the initial values; None: the run's.
 
-    Where weights are to be quantized, `train.build.quantization.Quantization` says when.
+    Weights are in full precision or not according to `train.build.quantization.Quantization`.
     """
     return build(config.parallel.engine, blueprint_of(config, meshes, fill or initial_values(config)), meshes, device)
 
 
 def blueprint_of(config: Config, meshes: Meshes, fill: Fill) -> Blueprint:
-    """What an engine is built from."""
+    """The blueprint of a configuration's engine."""
     parallel, train, method = config.parallel, config.train, method_of(config.quant)
     dtype = PARAMETER_DTYPES[train.precision]
     vocabulary = meshes.parameters.get_group("tensor")
@@ -64,7 +64,7 @@ def blueprint_of(config: Config, meshes: Meshes, fill: Fill) -> Blueprint:
 
 
 def _context(config: Config, meshes: Meshes) -> ContextParallel | None:
-    """How this rank shares sequences with others; None where it does not."""
+    """How this rank shares sequences with others; None if it does not."""
     if config.parallel.context == 1:
         return None
     method, _ = context_method(config)

@@ -1,4 +1,4 @@
-"""What a run's parameters begin with: random values, or those of a folder in Hugging Face's format."""
+"""A run's initial weights: random, or from a folder in Hugging Face's format."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from train.model.initialize import fill, init_std
 
 
 def initial_values(config: Config) -> Fill:
-    """Fills slices with the initial weights of a run: random ones, or those of `model.initial_weights`.
+    """A function that fills slices with a run's initial weights: random, or those of `model.initial_weights`.
 
     Raises:
         UserError: the files of `model.initial_weights` cannot be read.
@@ -26,7 +26,7 @@ def initial_values(config: Config) -> Fill:
 
     def fill_slice(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
         if method is not None and method.owns(name):
-            local.fill_(1.0)  # until its phase begins, and it is made from the weights
+            local.fill_(1.0)  # a placeholder: when the phase begins, the value is computed from the weights
         elif stored is not None:
             stored(name, local, offset, shape)
         else:
@@ -37,11 +37,12 @@ def initial_values(config: Config) -> Fill:
 
 
 def stored_values(model: ModelConfig, folder: Path) -> Fill:
-    """Fills slices from a folder in Hugging Face's format, which fits `model` (see `train.build.preconditions`).
+    """A function that fills slices from a folder in Hugging Face's format, which must fit `model` (see
+    `train.config.preconditions`).
 
-    Reads no more than the slices, and opens no file without one.
+    It reads only the slices, and opens only the files that have them.
     """
-    stored, place_of, opened = tensors(folder), places(model.shape), {}
+    stored, place_of, open_files = tensors(folder), places(model.shape), {}
 
     def fill_slice(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
         place = place_of[name]
@@ -49,9 +50,9 @@ def stored_values(model: ModelConfig, folder: Path) -> Fill:
         if local.numel() == 0:
             return
         file = stored[place.name].file
-        if file not in opened:
-            opened[file] = safe_open(file, "pt")
+        if file not in open_files:
+            open_files[file] = safe_open(file, "pt")
         index = tuple(slice(start, start + size) for start, size in zip(offset, local.shape, strict=True))
-        local.copy_(opened[file].get_slice(place.name)[index])
+        local.copy_(open_files[file].get_slice(place.name)[index])
 
     return fill_slice

@@ -1,4 +1,4 @@
-"""The optimizer: which parameters are treated how."""
+"""The optimizer and its parameter groups."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -18,11 +18,11 @@ Group = dict[str, Any]
 
 
 def build_optimizer(config: Config, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
-    """AdamW, or Muon with AdamW for what is no matrix of a block. Matrices decay; norms, the embedding table
-    and what a low-precision method has added do not.
+    """AdamW, or Muon for the matrices of the blocks and AdamW for the rest. Matrices have weight decay; norms, the embedding
+    table and the parameters of a low-precision method have none.
 
-    The engine sets the learning rate before every step: the schedule's times a group's `lr_scale`. Under muP that is the base
-    width over the hidden size for the matrices of the blocks (Shen et al., arXiv 2408.13359, table 1), else 1.
+    Before every step the engine sets each group's learning rate to the schedule's times `lr_scale`. Under muP, `lr_scale` is
+    the base width over the hidden size for the matrices of the blocks (Shen et al., arXiv 2408.13359, table 1), else 1.
     """
     inner: list[nn.Parameter] = []
     head: list[nn.Parameter] = []
@@ -40,7 +40,7 @@ def build_optimizer(config: Config, named_parameters: Iterable[tuple[str, nn.Par
     rest: list[Group] = [
         {"params": head, "weight_decay": decay, "lr_scale": 1.0},
         {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
-        *({"params": alike, "weight_decay": 0.0, **asdict(treatment)} for treatment, alike in added.items()),
+        *({"params": group, "weight_decay": 0.0, **asdict(treatment)} for treatment, group in added.items()),
     ]
     if isinstance(optimizer, AdamWConfig):
         return _adamw(optimizer, [{"params": inner, "weight_decay": decay, "lr_scale": 1 / width}, *rest])
@@ -58,7 +58,7 @@ def _adamw(config: AdamConfig, groups: list[Group]) -> torch.optim.AdamW:
 
 
 def _muon(config: MuonConfig, matrices: list[nn.Parameter]) -> torch.optim.Muon:
-    """torch's own. Its updates are scaled to AdamW's usual size, so that both take the same learning rate and weight decay:
+    """torch's Muon, its updates scaled to the usual size of AdamW's, so that both use the same learning rate and weight decay:
     0.2 sqrt(max(rows, columns)) times the orthogonalised momentum (Liu et al., arXiv 2502.16982, eq. 4)."""
     return torch.optim.Muon(
         [{"params": matrices, "lr_scale": 1.0}],
@@ -72,7 +72,7 @@ def _muon(config: MuonConfig, matrices: list[nn.Parameter]) -> torch.optim.Muon:
 
 
 class MuonWithAdamW:
-    """Two optimizers that step together. A step whose gradient is not finite changes nothing, as with fused AdamW alone."""
+    """Two optimizers that step together. As with fused AdamW, a step whose gradient is not finite changes nothing."""
 
     def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
         self.both = (muon, adamw)
@@ -81,11 +81,11 @@ class MuonWithAdamW:
 
     @property
     def state(self) -> Mapping[Tensor, dict[str, Tensor]]:
-        """What is kept for every parameter, both optimizers'."""
-        return {parameter: kept for optimizer in self.both for parameter, kept in optimizer.state.items()}
+        """The moments of every parameter, of both optimizers."""
+        return {parameter: moments for optimizer in self.both for parameter, moments in optimizer.state.items()}
 
     def step(self) -> None:
-        """Step both, unless `found_inf` is set: Muon has no such switch of its own, so the host must ask."""
+        """Step both, unless `found_inf` is set. Muon does not support `found_inf`, so the host must wait for its value."""
         if self.found_inf is None or not bool(self.found_inf):
             for optimizer in self.both:
                 optimizer.step()

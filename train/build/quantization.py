@@ -1,4 +1,7 @@
-"""Low-precision weights in a run: the method that its configuration names, and the phase it is in force in."""
+"""Low-precision weights in a run: the method that its configuration names, and when it applies."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,12 +12,7 @@ from quant.learned_scales import LearnedScales
 from quant.method import Method
 from train.config import Config
 from train.config.resolve.quantization import low_precision_phase
-from train.config.sections.quantization import NoQuantConfig, QatConfig
-
-
-def method_of(quant: NoQuantConfig | QatConfig) -> Method | None:
-    """The method of a section; None where all weights are in full precision."""
-    return learned_scales(quant) if isinstance(quant, QatConfig) else None
+from train.config.sections.quantization import QatConfig, Quant
 
 
 def learned_scales(quant: QatConfig) -> LearnedScales:
@@ -29,17 +27,27 @@ def learned_scales(quant: QatConfig) -> LearnedScales:
     )
 
 
-class Quantization:
-    """The phases of one run: in full precision a method's own parameters take no part, then they are made from the weights
-    and learned.
+METHODS: dict[str, Callable[[Any], Method]] = {"qat": learned_scales}
+"""The methods, by the name of their sections."""
 
-    Tokens alone decide. A step that begins at the start of the phase or later is a low-precision one; a state holds the
-    method's parameters if the step before it was, so that a trunk in full precision and a run before its switch have the same
-    checkpoints.
+
+def method_of(quant: Quant) -> Method | None:
+    """The method of a section; None if all weights stay in full precision."""
+    return METHODS[quant.name](quant) if quant.name in METHODS else None
+
+
+class Quantization:
+    """Switches one run from full to low precision.
+
+    In full precision the method's parameters are excluded from training and checkpoints. At the switch they are computed from
+    the weights, and from then on learned.
+
+    Only the number of tokens decides: a step that begins at the start of the phase or later is in low precision. A state has
+    the method's parameters if its last step was, so a run before its switch has the same checkpoints as a full-precision run.
     """
 
     def __init__(self, config: Config, engine: Engine, compute_dtype: torch.dtype) -> None:
-        """Puts the engine into full precision. `compute_dtype` is what weights are cast to before they are used."""
+        """Put the engine into full precision. `compute_dtype`: weights are cast to it before they are used."""
         self.phase = low_precision_phase(config)
         self.active = False
         self._method = method_of(config.quant)
@@ -47,13 +55,13 @@ class Quantization:
         if self._method is None:
             self._modules, self._own = [], []
             return
-        # Pairs: a rank of a pipeline may hold two copies of a tied table.
+        # Pairs, not a dictionary: a pipeline rank may have two copies of a tied table, with the same name.
         self._modules = [pair for module in engine.modules() for pair in self._method.modules(module)]
         self._own = [name for name, _ in engine.named_parameters() if self._method.owns(name)]
         engine.exclude(self._own)
 
     def restore(self, tokens: int) -> None:
-        """Be in the phase of a state of so many tokens, which is about to be loaded."""
+        """Switch to the precision of a state after `tokens` tokens, before it is loaded."""
         if self.phase is not None and self.phase.holds(tokens):
             self.activate()
         else:
@@ -61,21 +69,21 @@ class Quantization:
             self._engine.exclude(self._own)
 
     def activate(self) -> None:
-        """Low precision from now on; the method's parameters are about to be loaded."""
+        """Switch to low precision before a state is loaded that has the method's parameters."""
         self._set(True)
         self._engine.exclude([])
 
     def begins(self, tokens: int) -> bool:
-        """Whether the step that begins at so many tokens is the first low-precision one."""
+        """Whether the step that begins at `tokens` tokens is the first in low precision."""
         return self.phase is not None and not self.active and tokens >= self.phase.start
 
     def begin(self) -> None:
-        """Make the method's parameters from the weights, the same on every layout; low precision from now on. A collective."""
+        """Switch to low precision: compute the method's parameters from the weights, equal on every layout. A collective."""
         method, weights = self._method, dict(self._engine.named_parameters())
         assert method is not None
 
         def fill(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
-            # The whole matrix, one at a time, so that the order of its sums depends on no layout.
+            # From the whole matrix, so that the order of its sums is the same on every layout.
             weight: Tensor = weights[method.weight_of(name)].detach()
             whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
             value = method.first_value(name, whole.to(self._compute_dtype))

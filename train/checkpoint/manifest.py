@@ -19,50 +19,50 @@ _FOLDER = re.compile(r"step_(\d{8,})")
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run stands: all that a later step depends on besides the tensors."""
+    """The progress of a run: together with the tensors, all that later steps depend on."""
 
     step: int = 0
     """optimizer steps done"""
     tokens: int = 0
-    """tokens trained on, which the schedules are functions of"""
+    """tokens trained on; the schedules depend on them"""
     samples: int = 0
     """the global number of the next sample"""
     skipped: tuple[tuple[int, int], ...] = ()
-    """ranges of sample numbers (first, behind the last) that were left out after a rewind"""
+    """ranges of sample numbers (first, one after the last) that were skipped after a rewind"""
 
     def after(self, tokens: int, samples: int) -> "Progress":
-        """One step further."""
+        """The progress after one more step of `tokens` tokens and `samples` samples."""
         step, samples = self.step + 1, self.samples + samples
         return dataclasses.replace(self, step=step, tokens=self.tokens + tokens, samples=samples)
 
 
 class BrokenCheckpointError(ValueError):
-    """A checkpoint is not what was saved. The message says what is wrong with which file."""
+    """A checkpoint is incomplete, damaged, or does not fit. The message says what is wrong with which file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a checkpoint is, and how to tell that it is whole."""
+    """Describes a checkpoint, and lists its files so that they can be verified."""
 
     progress: Progress
     config_hash: str
-    """of the identity of the run that wrote it"""
+    """hash of the identity of the run that wrote it"""
     layout: dict[str, int]
     world_size: int
     precision: str
     versions: dict[str, str]
     saved: str
-    """ISO 8601, UTC"""
+    """time, ISO 8601, UTC"""
     files: dict[str, tuple[int, str]]
     """name -> (bytes, SHA-256)"""
 
     @property
     def total_bytes(self) -> int:
-        """Of all files."""
+        """Bytes of all files together."""
         return sum(size for size, _ in self.files.values())
 
     def write(self, folder: Path) -> None:
-        """Write it, atomically. The checkpoint counts from then on."""
+        """Write it, atomically. From then on the checkpoint is complete."""
         plain = {"schema": SCHEMA, **dataclasses.asdict(self)}
         plain["files"] = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in self.files.items()}
         write_atomically(folder / NAME, json.dumps({**plain, "checksum": _checksum(plain)}, indent=2) + "\n")
@@ -73,7 +73,7 @@ class Manifest:
         """Read it.
 
         Raises:
-            BrokenCheckpointError: it is not there, or not as it was written.
+            BrokenCheckpointError: it is missing or damaged.
         """
         path = folder / NAME
         try:
@@ -83,7 +83,7 @@ class Manifest:
                 raise ValueError("its checksum is wrong")
             if plain.pop("schema") != SCHEMA:
                 raise ValueError(f"it is not of schema {SCHEMA}")
-            plain["progress"]["skipped"] = tuple((first, behind) for first, behind in plain["progress"]["skipped"])
+            plain["progress"]["skipped"] = tuple((first, end) for first, end in plain["progress"]["skipped"])
             plain["progress"] = Progress(**plain["progress"])
             plain["files"] = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in plain["files"].items()}
             if any(os.path.basename(name) != name for name in plain["files"]):
@@ -105,34 +105,32 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 def step_of(folder: Path) -> int | None:
-    """The step a folder's name stands for; None where it is not a checkpoint's."""
-    found = _FOLDER.fullmatch(folder.name)
-    return int(found[1]) if found else None
+    """The step in the name of a checkpoint's folder; None if it is not a checkpoint's name."""
+    name = _FOLDER.fullmatch(folder.name)
+    return int(name[1]) if name else None
 
 
 def newest_first(checkpoints: Path) -> list[Path]:
-    """All folders of checkpoints, completed or not."""
+    """All folders of checkpoints, complete or not, the newest first."""
     folders = [entry for entry in checkpoints.glob("step_*") if step_of(entry) is not None and entry.is_dir()]
     return sorted(folders, key=lambda folder: -(step_of(folder) or 0))
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint. From the first moment on it does not count."""
+    """Remove a checkpoint, its manifest first, so that it is incomplete at once."""
     (folder / NAME).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 ForGood = Callable[[int, int], bool]
-"""(tokens of the checkpoint before, tokens) -> whether a checkpoint is kept for good."""
+"""(tokens of the checkpoint before, tokens) -> whether a checkpoint is kept forever."""
 
 
 def retain(checkpoints: Path, *, keep: int, for_good: ForGood) -> None:
-    """Remove what is neither among the newest `keep` completed checkpoints nor kept for good."""
-    completed = [
-        (folder, Manifest.read(folder).progress.tokens) for folder in newest_first(checkpoints) if _is_readable(folder)
-    ]
-    before = {folder: older for (folder, _), (_, older) in zip(completed, [*completed[1:], (None, 0)], strict=True)}
-    for folder, tokens in completed[keep:]:
+    """Remove the complete checkpoints that are neither among the newest `keep` nor kept forever."""
+    complete = [(folder, Manifest.read(folder).progress.tokens) for folder in newest_first(checkpoints) if _is_readable(folder)]
+    before = {folder: older for (folder, _), (_, older) in zip(complete, [*complete[1:], (None, 0)], strict=True)}
+    for folder, tokens in complete[keep:]:
         if not for_good(before[folder], tokens):
             remove(folder)
 

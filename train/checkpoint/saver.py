@@ -1,4 +1,4 @@
-"""Saving in the background: the loop waits for a copy in memory and for nothing else."""
+"""Saving in the background: the training loop only waits for a copy in memory."""
 
 import logging
 import time
@@ -21,30 +21,30 @@ from train.checkpoint.verify import hash_files
 log = logging.getLogger("foretrain")
 
 PATIENCE_SECONDS = 2.0
-"""How long the loop waits for the save before, when another is due: on a disk that is a little slow none is then left out."""
+"""How long the loop waits for the previous save when the next is due, so that a slightly slow disk skips none."""
 
 ManifestOf = Callable[[Progress, dict[str, tuple[int, str]]], Manifest]
-"""The manifest of a checkpoint from where the run stands and its files."""
+"""(progress of the run, {file: (bytes, SHA-256)}) -> manifest of a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a save came to."""
+    """The cost of a completed save."""
 
-    step: int
     bytes: int
+    """size of the checkpoint"""
     seconds: float
-    """in the background, on rank 0"""
+    """wall time in the background, on this rank"""
     cpu_seconds: float
-    """of the background threads, all ranks together"""
+    """CPU time of the background threads of all ranks"""
 
 
 class Saver:
     """Writes the checkpoints of a run, one at a time. Every rank has one and calls the same methods at the same steps.
 
-    A save that fails (a full disk, a rank that does not answer in time) is taken back and told on the log; the run goes on
-    with the checkpoints it has. A save that is due while the one before is under way waits for that a moment, and is then left
-    out, which is told too.
+    If a save fails (a full disk, a rank that does not answer in time), its files are removed and the failure is logged; the run
+    continues with its older checkpoints. If a save is due while the previous one is still running, it waits for
+    `PATIENCE_SECONDS`, and is then skipped and logged.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Saver:
         self.keep, self.for_good = keep, for_good
         self.timeout_seconds = timeout_seconds
         self.stall_seconds = 0.0
-        """what the loop has waited for all saves together"""
+        """time that the loop has waited for saves"""
         self.saved = 0
-        """checkpoints that are complete"""
+        """number of complete checkpoints"""
         self._last: Saved | None = None
         self._cpu_seconds = 0.0
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
@@ -71,10 +71,10 @@ class Saver:
         self._buffers: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._in_flight: Future[Saved] | None = None
-        self._out_of_step = False  # whether some rank gave up in the middle of the group's exchanges
+        self._out_of_step = False  # whether a rank failed between the group's collectives, so that the group is unusable
 
     def save(self, state: Mapping[str, Tensor], progress: Progress) -> bool:
-        """Begin to save. Returns whether it was begun: not while the save before is still being written."""
+        """Begin to save. Returns whether it has begun: it does not while the previous save is still running."""
         start = time.perf_counter()
         if self._in_flight is not None:
             with suppress(FutureTimeoutError):
@@ -92,17 +92,17 @@ class Saver:
         return True
 
     def finish(self) -> bool:
-        """Wait for the save under way, as long as a save may take. Returns whether none was lost, on any rank."""
+        """Wait for the running save, at most `timeout_seconds`. Returns whether it succeeded on all ranks."""
         if self._in_flight is not None:
             try:
                 self._in_flight.exception(timeout=self.timeout_seconds)
             except FutureTimeoutError:
                 log.warning("a checkpoint is not written after %.0f seconds; not waiting any longer", self.timeout_seconds)
-        busy, broken = self._agree()
-        return not busy and not broken
+        busy, failed = self._agree()
+        return not busy and not failed
 
     def cost(self) -> dict[str, float]:
-        """What saving has cost this process and its ranks, as the record has it."""
+        """The cost of all saves in this process, as the record stores it."""
         if self._last is None:
             return {}
         return {
@@ -113,26 +113,26 @@ class Saver:
         }
 
     def close(self) -> None:
-        """Let go of the thread; what it still writes does not count."""
+        """Stop waiting for the thread. A save that is still running does not become complete."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _agree(self) -> tuple[bool, bool]:
-        """(whether any rank is still writing, whether the last save failed on any); a save that has ended is put away."""
+        """(whether any rank is still writing, whether the save failed on any rank). Records a save that all have ended."""
         busy = self._in_flight is not None and not self._in_flight.done()
         ended = self._in_flight if not busy else None
-        broken = ended is not None and ended.exception() is not None
-        mine = [busy, broken]
-        answers: list[list[bool]] = [mine] * self._size
-        dist.all_gather_object(answers, mine)
-        busy, broken = any(answer[0] for answer in answers), any(answer[1] for answer in answers)
-        self._out_of_step |= broken
+        failed = ended is not None and ended.exception() is not None
+        own_state = [busy, failed]
+        states: list[list[bool]] = [own_state] * self._size
+        dist.all_gather_object(states, own_state)
+        busy, failed = any(state[0] for state in states), any(state[1] for state in states)
+        self._out_of_step |= failed
         if not busy:
-            if ended is not None and not broken:
+            if ended is not None and not failed:
                 self._last = ended.result()
                 self.saved += 1
                 self._cpu_seconds += self._last.cpu_seconds
             self._in_flight = None
-        return busy, broken
+        return busy, failed
 
     def _new_group(self) -> dist.ProcessGroup:
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_seconds))
@@ -140,7 +140,7 @@ class Saver:
         return group
 
     def _write(self, state: Mapping[str, Tensor], copies: Copies, progress: Progress) -> Saved:
-        """In the background, on every rank."""
+        """Write a checkpoint. Runs in the background, on every rank."""
         folder = folder_of(self.checkpoints, progress.step)
         try:
             saved = self._write_all(folder, state, copies, progress)
@@ -161,34 +161,34 @@ class Saver:
 
     def _write_all(self, folder: Path, state: Mapping[str, Tensor], copies: Copies, progress: Progress) -> Saved:
         start, cpu = time.perf_counter(), time.thread_time()
-        self._on_rank_0(lambda: self._make_room(folder))  # the others may not begin before
+        self._on_rank_0(lambda: self._make_folder(folder))  # before any rank writes
         write_state(folder, state, copies, self._group)
-        mine, error = self._hash_own(folder)
+        own_files, error = self._hash_own(folder)
         gathered: list[tuple[dict[str, tuple[int, str]], str, float]] = [({}, "", 0.0)] * self._size
-        dist.all_gather_object(gathered, (mine, error, time.thread_time() - cpu), group=self._group)
+        dist.all_gather_object(gathered, (own_files, error, time.thread_time() - cpu), group=self._group)
         problems = [problem for _, problem, _ in gathered if problem]
         if problems:
             raise OSError(problems[0])
-        files = {name: entry for names, _, _ in gathered for name, entry in names.items()}
+        files = {name: entry for rank_files, _, _ in gathered for name, entry in rank_files.items()}
         self._on_rank_0(lambda: self._complete(folder, progress, files))
         total = sum(size for size, _ in files.values())
         cpu_seconds = sum(seconds for _, _, seconds in gathered)
-        return Saved(progress.step, total, time.perf_counter() - start, cpu_seconds)
+        return Saved(total, time.perf_counter() - start, cpu_seconds)
 
     def _on_rank_0(self, work: Callable[[], None]) -> None:
-        """Do something on rank 0 while the others wait. A collective; raises OSError on all ranks where it fails."""
+        """Do `work` on rank 0 while the others wait. A collective. Raises OSError on all ranks if it fails."""
         outcome = [""]
         if self._rank == 0:
             try:
                 work()
-            except Exception as error:  # whatever it is, the others must not wait for it
+            except Exception as error:  # sent to the other ranks, which wait for the broadcast
                 outcome = [str(error) or type(error).__name__]
         dist.broadcast_object_list(outcome, src=0, group=self._group)
         if outcome[0]:
             raise OSError(outcome[0])
 
-    def _make_room(self, folder: Path) -> None:
-        remove(folder)  # what a killed run left, or what turned out damaged
+    def _make_folder(self, folder: Path) -> None:
+        remove(folder)  # it may be incomplete or damaged, from an earlier process
         folder.mkdir(parents=True)
 
     def _complete(self, folder: Path, progress: Progress, files: dict[str, tuple[int, str]]) -> None:
@@ -198,9 +198,9 @@ class Saver:
         retain(self.checkpoints, keep=self.keep, for_good=self.for_good)
 
     def _hash_own(self, folder: Path) -> tuple[dict[str, tuple[int, str]], str]:
-        """The files this rank wrote; rank 0 also has torch's metadata. What went wrong is told, not raised: others wait."""
+        """({file: (bytes, SHA-256)} that this rank wrote, error); rank 0 adds torch's metadata. Never raises: others wait."""
         names = [path.name for path in folder.glob(f"__{self._rank}_*.distcp")]
         try:
             return hash_files(folder, [*names, METADATA] if self._rank == 0 else names), ""
-        except Exception as error:  # whatever it is, the others must not wait for it
+        except Exception as error:
             return {}, f"rank {self._rank}: {error}"

@@ -1,7 +1,7 @@
-"""A state on disk, through torch.distributed.checkpoint: written by all ranks of one layout, read by those of any other.
+"""A state on disk, through torch.distributed.checkpoint: written by all ranks of one layout, read by the ranks of any other.
 
-Reading runs nobody's code: torch's metadata is a pickle, so it is read with an unpickler that knows the few classes of a
-checkpoint's metadata and no others; and what is not a tensor is refused, because torch would unpickle that freely.
+Reading runs no code from the checkpoint. Torch's metadata is a pickle, so it is read with an unpickler that allows only the few
+classes of a checkpoint's metadata. Entries that are not tensors are refused, because torch would unpickle them without limits.
 """
 
 import io
@@ -46,11 +46,11 @@ _TORCH_CLASSES = {
 }
 
 Copies = Mapping[str, Tensor]
-"""Name -> a copy of this rank's slice, on the CPU, which nothing changes until it is written."""
+"""Name -> a copy of this rank's slice, on the CPU, unchanged until it is written."""
 
 
 def copy_to_cpu(state: Mapping[str, Tensor], into: dict[str, Tensor]) -> None:
-    """Copy this rank's slices into the buffers `into`, made where they are missing (pinned for a GPU)."""
+    """Copy this rank's slices into the buffers `into`. Missing buffers are made (pinned for a GPU)."""
     for name, tensor in state.items():
         local = _local(tensor)
         if name not in into:
@@ -65,7 +65,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 class _CopiesPlanner(DefaultSavePlanner):
-    """Plans by the live tensors, whose shapes and places do not change, and writes the copies."""
+    """Plans with the live tensors, whose shapes and placements do not change, and writes the copies."""
 
     def __init__(self, copies: Copies) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -76,7 +76,7 @@ class _CopiesPlanner(DefaultSavePlanner):
 
 
 def write_state(folder: Path, state: Mapping[str, Tensor], copies: Copies, group: dist.ProcessGroup) -> None:
-    """Write the copies of a state; each slice once, whichever ranks hold it. A collective of `group`.
+    """Write the copies of a state, each slice once even if several ranks hold it. A collective of `group`.
 
     Raises:
         OSError: on every rank, if any rank could not write.
@@ -97,7 +97,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
-    """Reads torch's metadata without running what is in it."""
+    """Reads torch's metadata without running code from it."""
 
     def read_metadata(self, *arguments: Any, **keywords: Any) -> Metadata:
         return read_metadata(Path(self.path))
@@ -107,7 +107,7 @@ def read_metadata(folder: Path) -> Metadata:
     """Torch's metadata of a checkpoint.
 
     Raises:
-        BrokenCheckpointError: it is not the metadata of tensors in this folder, and of nothing else.
+        BrokenCheckpointError: it is damaged, or describes anything but tensors in this folder.
     """
     try:
         with open(folder / METADATA, "rb") as stream:
@@ -118,12 +118,12 @@ def read_metadata(folder: Path) -> Metadata:
         raise BrokenCheckpointError(f"{METADATA} cannot be read: {error!r}") from None
     if not isinstance(metadata, Metadata):
         raise BrokenCheckpointError(f"{METADATA} holds no metadata")
-    for name, what in metadata.state_dict_metadata.items():
-        if not isinstance(what, TensorStorageMetadata):
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
             raise BrokenCheckpointError(f"{METADATA} says that {name} is no tensor")
-    for place in metadata.storage_data.values():
-        if Path(place.relative_path).name != place.relative_path or place.transform_descriptors:
-            raise BrokenCheckpointError(f"{METADATA} points to {place.relative_path!r}, outside its folder")
+    for location in metadata.storage_data.values():
+        if Path(location.relative_path).name != location.relative_path or location.transform_descriptors:
+            raise BrokenCheckpointError(f"{METADATA} points to {location.relative_path!r}, outside its folder")
     return metadata
 
 
@@ -136,20 +136,20 @@ class _TensorsOnly(DefaultLoadPlanner):
 
 
 def read_state(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
-    """Read a checkpoint into the tensors of `state`, each rank its own slices. A collective of `group`; of nobody without one.
+    """Read a checkpoint into the tensors of `state`, each rank its slices. A collective of `group`; None: no collective.
 
     Raises:
-        BrokenCheckpointError: it lacks a tensor, or has one of another size.
+        BrokenCheckpointError: it lacks a tensor, or has one of another shape.
     """
-    known = read_metadata(folder).state_dict_metadata
+    stored = read_metadata(folder).state_dict_metadata
     for name, tensor in state.items():
-        what = known.get(name)
-        if not isinstance(what, TensorStorageMetadata):
+        entry = stored.get(name)
+        if not isinstance(entry, TensorStorageMetadata):
             raise BrokenCheckpointError(f"it has no {name}")
-        if tuple(what.size) != tuple(tensor.shape):
-            raise BrokenCheckpointError(f"{name} is {tuple(what.size)} there and {tuple(tensor.shape)} here")
+        if tuple(entry.size) != tuple(tensor.shape):
+            raise BrokenCheckpointError(f"{name} has the shape {tuple(entry.size)}, this run's has {tuple(tensor.shape)}")
     with warnings.catch_warnings():
-        # torch warns that it reads without a process group, which is what was asked for.
+        # torch warns that it reads without a process group, which is intended here.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         warnings.filterwarnings("ignore", message="torch.distributed is unavailable")
         try:
@@ -160,12 +160,12 @@ def read_state(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup 
 
 
 def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """Every tensor whose name begins with `prefix`, whole, on the CPU, without the prefix."""
-    known = read_metadata(folder).state_dict_metadata
+    """Every tensor whose name begins with `prefix`, by its name without the prefix; whole, on the CPU."""
+    stored = read_metadata(folder).state_dict_metadata
     whole = {
-        name: torch.empty(what.size, dtype=what.properties.dtype)
-        for name, what in known.items()
-        if name.startswith(prefix) and isinstance(what, TensorStorageMetadata)
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in stored.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
     read_state(folder, dict(whole))
     return {name.removeprefix(prefix): tensor for name, tensor in whole.items()}

@@ -1,4 +1,4 @@
-"""Which checkpoint can be trusted: every byte of it is read and compared, in parallel over the ranks."""
+"""Verifies checkpoints: every byte is read and hashed, in parallel over the ranks."""
 
 import hashlib
 import time
@@ -14,28 +14,28 @@ from train.checkpoint.storage import read_metadata
 
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
     """(bytes, SHA-256) of each file."""
-    found = {}
+    hashes = {}
     for name in names:
         with open(folder / name, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            found[name] = (stream.tell(), digest)
-    return found
+            hashes[name] = (stream.tell(), digest)
+    return hashes
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A checkpoint that is what its manifest says, and what was passed over to find it."""
+    """A checkpoint whose files match its manifest."""
 
     folder: Path
     manifest: Manifest
     bytes_per_second: float
-    """of all ranks together"""
+    """verification speed of all ranks together"""
 
 
 def newest_verified(folders: Sequence[Path], skipped: list[tuple[Path, str]]) -> Verified | None:
-    """The first of `folders` that verifies; (folder, what is wrong) of those before it are added to `skipped`.
+    """The first of `folders` that verifies. For each folder before it, (folder, problem) is appended to `skipped`.
 
-    A collective: every rank hashes its share of the files, and all come to the same answer. `folders` are rank 0's.
+    A collective: every rank hashes its share of the files, and all get the same result. Only rank 0's `folders` count.
     """
     (agreed,) = _broadcast([folders])
     for folder in agreed:
@@ -49,10 +49,10 @@ def newest_verified(folders: Sequence[Path], skipped: list[tuple[Path, str]]) ->
 
 
 def verify_alone(folder: Path) -> Manifest:
-    """The manifest of a checkpoint that is what it says.
+    """Verify a checkpoint in this process alone. Returns its manifest.
 
     Raises:
-        BrokenCheckpointError: it is not.
+        BrokenCheckpointError: its manifest is missing, or its files do not match it.
     """
     manifest = Manifest.read(folder)
     problem = _first_problem(folder, manifest, sorted(manifest.files))
@@ -62,9 +62,9 @@ def verify_alone(folder: Path) -> Manifest:
 
 
 def _verify(folder: Path) -> tuple[Manifest | None, str]:
-    """(the manifest if all is well, else None; what is wrong), the same on every rank."""
+    """(manifest, "") if the checkpoint verifies, else (None, problem); the same on every rank."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    # Rank 0 reads the manifest for all, so that no two ranks judge by different ones.
+    # Rank 0 reads the manifest for all ranks, so that all use the same one.
     manifest: Manifest | None = None
     problem = ""
     if rank == 0:
@@ -78,13 +78,13 @@ def _verify(folder: Path) -> tuple[Manifest | None, str]:
         return None, problem
     shares: list[list[str]] = [[] for _ in range(size)]
     loads = [0] * size
-    for name, (count, _) in sorted(manifest.files.items(), key=lambda item: -item[1][0]):
-        least = loads.index(min(loads))
-        shares[least].append(name)
-        loads[least] += count
-    answers: list[str] = [""] * size
-    dist.all_gather_object(answers, _first_problem(folder, manifest, shares[rank]))
-    problem = next((answer for answer in answers if answer), "")
+    for name, (num_bytes, _) in sorted(manifest.files.items(), key=lambda item: -item[1][0]):
+        least_loaded = loads.index(min(loads))
+        shares[least_loaded].append(name)
+        loads[least_loaded] += num_bytes
+    problems: list[str] = [""] * size
+    dist.all_gather_object(problems, _first_problem(folder, manifest, shares[rank]))
+    problem = next((text for text in problems if text), "")
     return (None, problem) if problem else (manifest, "")
 
 

@@ -1,4 +1,4 @@
-"""The frame of a command: its words are parsed, what goes wrong is said in a few lines, and what comes out is an exit code."""
+"""The frame of a command: parse its arguments, print errors in a few lines, return an exit code."""
 
 import sys
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from train.config import Config, require_layout
 
 
 def run_command(function: Callable[..., None], arguments: list[str], *, start: Callable[..., int] | None = None) -> int:
-    """Parse `arguments` for `function`, whose name is the command's, and call it. Returns the exit code.
+    """Parse `arguments` for `function`, which has the command's name, and call it. Returns the exit code.
 
-    `start` starts processes in its place where it needs several (see `process_of`); None: it is one of them.
+    `start` starts the processes of a command that needs several (see `process_of`); None: this process is one of them.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(function)
@@ -29,7 +29,9 @@ def run_command(function: Callable[..., None], arguments: list[str], *, start: C
 
 
 def process_of(context: typer.Context, config: Config) -> ProcessEnvironment:
-    """This process among those that the layout of `config` needs. One that is alone starts them all, and ends as they do.
+    """This process's place among the processes that the layout of `config` needs.
+
+    If the layout needs several and no launcher started this process, it starts them and exits with their exit code.
 
     Raises:
         UserError: the layout is impossible, or there are too many processes or too few.
@@ -44,7 +46,7 @@ def process_of(context: typer.Context, config: Config) -> ProcessEnvironment:
     if needed != environment.world_size:
         name = (context.info_name or "").removeprefix("foretrain ")
         raise UserError(
-            f"the layout {config.parallel.layout} needs {needed} processes, here are {environment.world_size}: use foretrain "
+            f"the layout {config.parallel.layout} needs {needed} processes, there are {environment.world_size}: use foretrain "
             f"{name}, which starts them, or torchrun --nproc-per-node {needed} -m train.{name}"
         )
     return environment

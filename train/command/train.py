@@ -1,10 +1,9 @@
-"""What `python -m train` does, for whoever else starts a run."""
+"""The command `train`, also for other commands that start a run."""
 
 import sys
 
 from common.errors import UserError, WorkFailed
 from parallel.environment import ProcessEnvironment, die_with_launcher
-from train.build.preconditions import unmet_preconditions
 from train.config import load_config, require
 from train.config.help import answer_without_running
 from train.loop.stop import StopRequest
@@ -15,7 +14,7 @@ def main(arguments: list[str]) -> int:
     environment = ProcessEnvironment.read()
     if environment.launched:
         die_with_launcher()
-    with StopRequest().listening(says=environment.rank == 0) as stop:
+    with StopRequest().listening(verbose=environment.rank == 0) as stop:
         return _answer_or_run(arguments, environment, stop)
 
 
@@ -25,7 +24,7 @@ def _answer_or_run(arguments: list[str], environment: ProcessEnvironment, stop: 
             return 0
         config = load_config(arguments)
         world_size = config.parallel.layout.world_size if config.train.dry_run else environment.world_size
-        require(config, world_size=world_size, overrides=arguments, besides=unmet_preconditions(config))
+        require(config, world_size=world_size, overrides=arguments)
         if config.train.dry_run:
             from train.build.dry_run import show
 

@@ -1,12 +1,12 @@
 """The configuration of one run: typed sections, Hydra's composition, rules across fields. Imports no torch.
 
-`sections` has the types and the help text, `schema` the whole, `configs/` the values; `compose` brings them together, `rules`
-checks across fields, `resolve` says what a configuration comes to.
+`sections` has the types and the help text, `schema` the whole configuration, `configs/` the values. `compose` builds a
+configuration from them, `rules` and `preconditions` check it, `resolve` derives schedules and phases from it.
 """
 
+from train.config.checks import require, require_layout
 from train.config.compose import load_config, parse_config
 from train.config.resolve.schedule import schedule_of
-from train.config.rules import require, require_layout
 from train.config.schema import Config
 
 __all__ = ["Config", "load_config", "parse_config", "require", "require_layout", "schedule_of"]

@@ -1,14 +1,12 @@
-"""From the words on a command line to one typed configuration. Hydra composes, pydantic types, nothing is written.
+"""From command-line overrides to one typed configuration. Hydra composes it, pydantic checks the types; no file is written.
 
 Imports no torch.
 """
 
-import difflib
 import math
 import shlex
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import pydantic
@@ -19,20 +17,22 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.config_files import default_options, group_options, option_values, read_config_file
 from common.errors import UserError
+from common.words import nearest
 from train.config.schema import Config
 
 Origins = dict[str, set[str]]
-"""Key -> the group options ("data=files") that have it; an empty set where every run has it."""
+"""Key -> the group options ("data=files") that have it; an empty set if every run has it."""
 
 
 def load_config(overrides: Sequence[str] = ()) -> Config:
-    """The configuration that `overrides` (Hydra's syntax) ask for, typed, every default filled in.
+    """The typed configuration that `overrides` (Hydra's syntax) select, with every default filled in.
 
-    Rules across fields are not checked here: see `train.rules.check`.
+    Rules across fields are not checked here: see `train.config.rules.check`.
 
     Raises:
-        UserError: unknown key or option (the nearest known one is named), missing or mistyped value. All of them at once.
+        UserError: unknown key or option (with the nearest valid one), missing or mistyped value; all of them at once.
     """
     plain = OmegaConf.to_container(_compose(overrides), resolve=True)
     assert isinstance(plain, dict)
@@ -47,9 +47,9 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
 
 
 def _derive(model: dict[Any, Any], optimizer: Any) -> str | None:
-    """Fill in the model's keys that follow from others; returns what is wrong with them together, if anything.
+    """Fill in the model's keys that follow from others. Returns the problem if they do not fit together, else None.
 
-    Where one is wrong by itself, any value that types will do.
+    If one of the others is invalid itself, which is reported elsewhere, fill in any valid value.
     """
     heads, width = model["num_heads"], model["hidden_size"]
     usable = all(isinstance(size, int) and size > 0 for size in (heads, width))
@@ -68,9 +68,9 @@ def _derive(model: dict[Any, Any], optimizer: Any) -> str | None:
 
 
 def _derive_multipliers(model: dict[Any, Any], optimizer: Any) -> None:
-    """The multipliers that are null, with muP (the Power Scheduler paper's table, arXiv 2408.13359) and without.
+    """Fill in the multipliers that are null, with muP (the Power Scheduler paper's table, arXiv 2408.13359) or without.
 
-    The logits' multiplier, which that table leaves out, is that of Yang et al. (arXiv 2203.03466, table 8) and of MiniCPM.
+    The table lacks the logits' multiplier: that is from Yang et al. (arXiv 2203.03466, table 8), and MiniCPM uses it too.
     """
     sizes = [model["head_dim"], model["num_layers"], model["hidden_size"]]
     base = optimizer.get("mup_base_width", 1) if isinstance(optimizer, dict) else 1
@@ -97,10 +97,20 @@ def parse_config(plain: dict[str, Any]) -> Config:
         raise UserError("\n".join(_describe(detail) for detail in error.errors())) from None
 
 
+def with_defaults(plain: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with its missing keys at their defaults: one that was written before there were such keys."""
+    filled = dict(plain)
+    for section, values in plain.items():
+        option = values.get("name") if isinstance(values, dict) and section in group_options() else None
+        if isinstance(values, dict) and (option is None or option in group_options()[section]):
+            filled[section] = section_defaults(section, option) | values
+    return filled
+
+
 def _describe(detail: Any) -> str:
-    # For a union the location also names the option ("data.files.text_column"): leave that word out of the key.
+    # For a union the location also names the option ("data.files.text_column"), which is not part of the key.
     words = [str(word) for word in detail["loc"]]
-    if len(words) > 2 and words[1] in config_groups().get(words[0], []):
+    if len(words) > 2 and words[1] in group_options().get(words[0], []):
         del words[1]
     given = "" if detail["type"] == "missing" else f"={_word(detail['input'])}"
     if detail["type"] == "list_type":
@@ -115,11 +125,11 @@ def _describe(detail: Any) -> str:
 def _compose(overrides: Sequence[str]) -> Any:
     parsed = _parse(overrides)
     _report(problem for override in parsed if (problem := _unknown(override)))
-    # A known key may be set whether or not the user wrote Hydra's `+` (add) before it.
-    options_of = {override.key_or_group: override for override in parsed if override.key_or_group in config_groups()}
-    # Hydra has no word for an optional group without an option, which is how those start.
+    # A valid key may be set with or without Hydra's `+` (add) before it.
+    options_of = {override.key_or_group: override for override in parsed if override.key_or_group in group_options()}
+    # Hydra has no syntax for an optional group without an option; that is the default anyway.
     chosen = [str(override.input_line).lstrip("+") for override in options_of.values() if override.value() is not None]
-    values = [override for override in parsed if override.key_or_group not in config_groups()]
+    values = [override for override in parsed if override.key_or_group not in group_options()]
     try:
         with initialize_config_module("configs", version_base="1.3"):
             try:
@@ -130,10 +140,10 @@ def _compose(overrides: Sequence[str]) -> Any:
                 raise
         _report(f"{key} has no default: add {key}=..." for key in sorted(OmegaConf.missing_keys(composed)))
         OmegaConf.resolve(composed)
-        # A run has one length: saying one of the two takes the place of the other's default.
-        said = {override.key_or_group for override in values}
+        # A run has one length: setting one of the two keys removes the other's default.
+        keys = {override.key_or_group for override in values}
         for key, other in (("tokens", "steps"), ("steps", "tokens")):
-            if f"train.{key}" in said and f"train.{other}" not in said and composed.train[key] is not None:
+            if f"train.{key}" in keys and f"train.{other}" not in keys and composed.train[key] is not None:
                 composed.train[other] = None
     except (HydraException, OmegaConfBaseException) as error:
         where = getattr(error, "full_key", None)
@@ -142,9 +152,9 @@ def _compose(overrides: Sequence[str]) -> Any:
 
 
 def _report(problems: Iterable[str]) -> None:
-    found = list(problems)
-    if found:
-        raise UserError("\n".join(found))
+    lines = list(problems)
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -167,28 +177,28 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def _unknown(override: Override) -> str | None:
-    """What is wrong with an override's key, or with the option it chooses; None where nothing is."""
+    """What is wrong with an override's key, or with the option it chooses; None if nothing is."""
     key = override.key_or_group
-    if key in config_groups():
-        options = config_groups()[key]
+    if key in group_options():
+        options = group_options()[key]
         value = override.value()
         if str(value) in options or (value is None and key in _optional_groups()):
             return None
-        return f"{key}={_word(value)}: no such option, there is {', '.join(options)}{_nearest(str(value), options, 0.5)}"
+        return f"{key}={_word(value)}: no such option, there is {', '.join(options)}{_hint(str(value), options, 0.5)}"
     group = key.removesuffix(".name")
-    if group in config_groups():
+    if group in group_options():
         return f"'{key}' follows from the option of its group: type {group}={_word(override.value())}"
     if key in known_keys():
         return None
-    nearest = _nearest(key, [*known_keys(), *config_groups()], 0.7)
-    return f"unknown key '{key}'{nearest} (all keys: foretrain train --help)"
+    hint = _hint(key, [*known_keys(), *group_options()], 0.7)
+    return f"unknown key '{key}'{hint} (all keys: foretrain train --help)"
 
 
 def _misplaced(override: Override, options: Any) -> str | None:
-    """What is wrong where a key belongs to another option of its group than the one in use; None where nothing is."""
+    """The problem if an override's key belongs to an option of its group that this run does not use; else None."""
     key = override.key_or_group
     group = key.split(".")[0]
-    default = f"{group}={section_defaults(group, None).get('name')}" if group in config_groups() else ""
+    default = f"{group}={section_defaults(group, None).get('name')}" if group in group_options() else ""
     origins = sorted(known_keys()[key], key=lambda option: (option != default, option))
     if not origins or f"{group}={options[group].name}" in origins:
         return None
@@ -196,72 +206,55 @@ def _misplaced(override: Override, options: Any) -> str | None:
 
 
 def _word(value: Any) -> str:
-    """A value as it is typed, on one line."""
+    """A value as the user types it, on one line."""
     return "null" if value is None else str(value).replace("\n", "\\n")
 
 
-def _nearest(word: str, choices: Sequence[str], cutoff: float) -> str:
-    found = difflib.get_close_matches(word, choices, n=1, cutoff=cutoff)
-    # A right name in the wrong section is near, whatever the section's length.
-    found = found or [choice for choice in choices if choice.split(".")[-1] == word.split(".")[-1]][:1]
-    return f"; did you mean '{found[0]}'?" if found else ""
-
-
-@cache
-def config_groups() -> dict[str, list[str]]:
-    """Every configuration group and its options, as the files in `configs/` have them."""
-    folders = [entry for entry in files("configs").iterdir() if entry.is_dir() and not entry.name.startswith("_")]
-    return {
-        folder.name: sorted(option.name.removesuffix(".yaml") for option in folder.iterdir())
-        for folder in sorted(folders, key=lambda entry: entry.name)
-    }
+def _hint(word: str, names: Sequence[str], cutoff: float) -> str:
+    # The right key in the wrong section is a good hint, even if the sections' names differ much.
+    same_key = [name for name in names if name.split(".")[-1] == word.split(".")[-1]]
+    near = nearest(word, names, cutoff) or next(iter(same_key), None)
+    return f"; did you mean '{near}'?" if near else ""
 
 
 @cache
 def known_keys() -> Origins:
-    """Every key a user may set, sections included."""
+    """Every key that a user may set, and every section."""
     keys: Origins = {}
-    base = _read("config.yaml")
+    base = read_config_file("config.yaml")
     base.pop("defaults")
-    for key in _flatten(base):
+    for key in _names(base):
         keys[key] = set()
-    for group, options in config_groups().items():
+    for group, options in group_options().items():
         if group == "experiment":
             continue
-        keys_of = {option: _flatten({group: _read(group, f"{option}.yaml")}) for option in options}
-        for option, its_keys in keys_of.items():
-            for key in its_keys:
+        keys_of = {option: _names({group: option_values(group, option)}) for option in options}
+        for option, option_keys in keys_of.items():
+            for key in option_keys:
                 keys.setdefault(key, set()).add(f"{group}={option}")
         for key in set.intersection(*map(set, keys_of.values())):
             keys[key] = set()
     return keys
 
 
-@cache
 def _optional_groups() -> set[str]:
-    entries = [entry for entry in _read("config.yaml")["defaults"] if isinstance(entry, dict)]
-    return {group for entry in entries for group, option in entry.items() if option is None}
+    return {group for group, option in default_options().items() if option is None}
 
 
 def section_defaults(section: str, option: str | None) -> dict[str, Any]:
-    """The values a section starts from, as they stand in the files; `option` None is the default one of a group."""
-    if section not in config_groups():
-        return dict(_read("config.yaml")[section])
-    entries = [entry for entry in _read("config.yaml")["defaults"] if isinstance(entry, dict) and section in entry]
-    return _read(section, f"{option or entries[0][section]}.yaml")
+    """The default values of a section, not resolved; `option` None: the group's default option."""
+    if section not in group_options():
+        return dict(read_config_file("config.yaml").get(section, {}))
+    chosen = option or default_options()[section]
+    assert chosen is not None
+    return option_values(section, chosen)
 
 
-def _read(*path: str) -> dict[str, Any]:
-    text = files("configs").joinpath(*path).read_text(encoding="utf-8")
-    plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    keys = []
+def _names(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """Every dotted key of a tree, including those of its inner nodes."""
+    names = []
     for key, value in tree.items():
-        keys.append(prefix + str(key))
+        names.append(prefix + str(key))
         if isinstance(value, dict):
-            keys.extend(_flatten(value, f"{prefix}{key}."))
-    return keys
+            names.extend(_names(value, f"{prefix}{key}."))
+    return names

@@ -1,4 +1,4 @@
-"""`--help` and `--cfg job`: what can be typed, and what a command line comes to. Imports no torch."""
+"""`--help`, which lists all keys, and `--cfg job`, which prints the configuration of a command line. Imports no torch."""
 
 import dataclasses
 import types
@@ -7,20 +7,21 @@ from typing import Any
 
 import yaml
 
+from common.config_files import group_options
 from common.errors import UserError
-from train.config.compose import config_groups, load_config, section_defaults
+from train.config.compose import load_config, section_defaults
 from train.config.schema import Config
 
 _USAGE = """\
 foretrain train [KEY=VALUE ...]       train, with as many processes as the layout needs
-foretrain train --cfg job [...]       print the configuration these words come to, run nothing
+foretrain train --cfg job [...]       print the resulting configuration, run nothing
 python -m train [KEY=VALUE ...]       one process
 torchrun --nproc-per-node N -m train [KEY=VALUE ...]
 """
 
 
 def answer_without_running(arguments: list[str]) -> bool:
-    """Answer a command line that asks to be told something. Returns whether it did.
+    """Print the answer to a command line that asks for help or its configuration. Returns whether it asks.
 
     Raises:
         UserError: an option that does not exist.
@@ -40,7 +41,7 @@ def answer_without_running(arguments: list[str]) -> bool:
 
 def help_text() -> str:
     """Usage, the groups with their options, and every key with its default and meaning."""
-    groups = [f"  {group}={'|'.join(options)}" for group, options in config_groups().items()]
+    groups = [f"  {group}={'|'.join(options)}" for group, options in group_options().items()]
     lines = [_USAGE, "Groups", *groups]
     for section, annotation in typing.get_type_hints(Config).items():
         classes = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
@@ -57,7 +58,7 @@ def help_text() -> str:
 
 
 def _option(cls: Any) -> str | None:
-    """The group option a class stands for: the only value its `name` may have."""
+    """The group option that a class represents: the only value its `name` may have."""
     values = typing.get_args(typing.get_type_hints(cls).get("name"))
     return str(values[0]) if values and isinstance(values[0], str) else None
 
@@ -75,6 +76,6 @@ def _word(default: Any) -> str:
 
 
 def _meaning(cls: Any, key: str) -> str:
-    """The docstring of a key, which may stand in a base class."""
+    """The docstring of a key, possibly in a base class."""
     fields = [base.__pydantic_fields__[key] for base in cls.__mro__ if key in getattr(base, "__pydantic_fields__", {})]
     return next((str(field.description) for field in fields if field.description), "")

@@ -1,4 +1,4 @@
-"""The configuration of one run: its sections, and what follows from them by arithmetic. Imports no torch."""
+"""The configuration of one run: its sections, and numbers computed from them. Imports no torch."""
 
 import dataclasses
 import hashlib
@@ -44,7 +44,7 @@ class Config:
 
     @property
     def low_precision(self) -> LowPrecision | None:
-        """The section of low-precision weights; None where all are in full precision."""
+        """The section of low-precision weights; None if all weights stay in full precision."""
         return None if isinstance(self.quant, NoQuantConfig) else self.quant
 
     @property
@@ -57,7 +57,7 @@ class Config:
 
     @property
     def total_tokens(self) -> int:
-        """Tokens of the whole run: whole steps."""
+        """Tokens of the whole run, in whole steps."""
         return self.batches.tokens(self.steps)
 
     @property
@@ -75,12 +75,12 @@ class Config:
 
     @property
     def pass_tokens(self) -> int:
-        """Tokens of one micro-batch on every data-parallel rank: a batch is a multiple of that."""
+        """Tokens of one micro-batch on every data-parallel rank together. A batch is a multiple of it."""
         return self.train.sequence * self.train.microbatch * self.parallel.layout.data_parallel
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches per rank and optimizer step, once the batch has its size."""
+        """Micro-batches per rank and optimizer step, after batch warmup."""
         return self.train.batch_tokens // self.pass_tokens
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,14 +88,14 @@ class Config:
         return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """What makes it this run and no other: everything that the losses depend on, nothing that they do not (`FREE`)."""
+        """Every key that the losses depend on (all but `FREE` ones): it tells this run from others."""
         plain = self.as_dict()
         sections = {
             name: {key: value for key, value in plain[name].items() if key in identity_keys(getattr(self, name).__class__)}
             for name in plain
             if name in identity_keys(Config)
         }
-        sections["train"]["steps"] = self.steps  # however the length was said
+        sections["train"]["steps"] = self.steps  # the same whether tokens or steps were set
         return sections
 
     def identity_hash(self) -> str:

@@ -1,4 +1,4 @@
-"""`python -m train.data prepare|inspect [overrides]`: build the tokens of a corpus, and look at them."""
+"""`python -m train.data prepare|inspect [overrides]`: tokenise a corpus, and show its tokens."""
 
 import sys
 import time
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 _USAGE = """usage: foretrain data prepare|inspect [overrides]
 
 prepare   tokenise the corpus into data.cache_dir, once
-inspect   the same, and show three training sequences with their document borders
+inspect   do the same, and show three training sequences with their document borders
 
 for example: foretrain data prepare data=files data.files=['text/*.jsonl'] tokenizer=bytes"""
 
-_INSPECTED = 3
+_SEQUENCES_SHOWN = 3
 
 
 def main(argv: list[str]) -> int:
-    """Run a command and return its exit code: 0 done, 1 failed, 2 the request is wrong."""
+    """Run a command and return its exit code: 0 done, 1 failed, 2 invalid request."""
     if not argv or {"-h", "--help"} & set(argv):
         print(_USAGE, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
@@ -82,7 +82,7 @@ def _print_sequences(console: "Console", shards: "Shards", sequence: int, seed: 
 
     loader = TrainLoader(shards.train, sequence, seed)
     tokenizer = shards.tokenizer()
-    for sample, window in enumerate(loader.windows(range(_INSPECTED)).tolist()):
+    for sample, window in enumerate(loader.windows(range(_SEQUENCES_SHOWN)).tolist()):
         start, stop = window * sequence, (window + 1) * sequence
         tokens, documents = shards.train.read(start, stop), shards.train.document_ids(start, stop)
         console.print(Rule(f"sample {sample}: tokens {start:,} to {stop:,}", characters="="))

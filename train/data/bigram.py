@@ -1,4 +1,4 @@
-"""The loss of a counted bigram: what a model must beat to have learned more than pairs of tokens."""
+"""The loss of a counted bigram: a model that beats it has learned more than pairs of tokens."""
 
 from typing import Protocol
 
@@ -10,11 +10,11 @@ _CHUNK_TOKENS = 1 << 20
 
 
 class Tokens(Protocol):
-    """What is needed of a stream of tokens."""
+    """A stream of tokens."""
 
     @property
     def tokens(self) -> int:
-        """Their number."""
+        """The number of tokens."""
         ...
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
@@ -23,10 +23,10 @@ class Tokens(Protocol):
 
 
 def bigram_loss(train: Tokens, validation: Tokens, vocab_size: int) -> float:
-    """Nats per validation token (all but the first) under an interpolated bigram counted on the training tokens.
+    """Nats per validation token (all but the first) under an interpolated bigram that is counted on the training tokens.
 
     Witten-Bell smoothing (Witten & Bell, IEEE Trans. Inf. Theory 37(4), 1991; Chen & Goodman, 1999, section 2.5):
-    with c(h, w) the count of w behind h, N(h) the count of h as a context, T(h) the number of different tokens behind
+    with c(h, w) the count of w after h, N(h) the count of h as a context, T(h) the number of different tokens after
     h, p(w | h) = (c(h, w) + T(h) p(w)) / (N(h) + T(h)), that is lambda = N / (N + T), and p(w) the add-one unigram;
     p(w | h) = p(w) for a context never seen. Counts come from at most the first 20 million tokens. Memory grows with
     the number of different pairs seen, never with the square of the vocabulary.
@@ -42,10 +42,10 @@ def bigram_loss(train: Tokens, validation: Tokens, vocab_size: int) -> float:
         window = validation.read(start, min(start + _CHUNK_TOKENS + 1, validation.tokens))
         context, token = window[:-1], window[1:]
         keys = context * vocab_size + token
-        places = np.minimum(np.searchsorted(pair_keys, keys), max(len(pair_keys) - 1, 0))
-        seen = np.where(pair_keys[places] == keys, pair_counts[places], 0) if len(pair_keys) else 0
+        nearest = np.minimum(np.searchsorted(pair_keys, keys), max(len(pair_keys) - 1, 0))
+        count = np.where(pair_keys[nearest] == keys, pair_counts[nearest], 0) if len(pair_keys) else 0
         weight = context_count[context] + followers[context]
-        backed_off = unigram_probability[token]
-        probability = np.where(weight > 0, (seen + followers[context] * backed_off) / np.maximum(weight, 1), backed_off)
+        unigram_p = unigram_probability[token]
+        probability = np.where(weight > 0, (count + followers[context] * unigram_p) / np.maximum(weight, 1), unigram_p)
         total -= float(np.log(probability).sum())
     return total / (validation.tokens - 1)

@@ -1,4 +1,4 @@
-"""Where text comes from: a deterministic stream of documents, and a fingerprint of its content."""
+"""A corpus: a deterministic stream of documents, and a fingerprint of its content."""
 
 import glob
 import hashlib
@@ -17,7 +17,7 @@ from train.data.readers import CHUNK_BYTES, READERS, Advance, Reader, ReadOption
 
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 _INSTALLED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
-# A file written this recently may change again without its modification time moving on (coarse file-system clocks).
+# On file systems with coarse clocks, a file written this recently may change again without a new modification time.
 _SETTLED_SECONDS = 2.0
 
 Stamp = tuple[int, int]
@@ -35,7 +35,7 @@ class Corpus:
     Attributes:
         sources: (file, kind) in document order; the kind is the file's suffix.
         readers: the reader of each kind.
-        options: what the readers are told.
+        options: passed to the readers.
     """
 
     sources: tuple[tuple[Path, str], ...]
@@ -43,9 +43,9 @@ class Corpus:
     options: ReadOptions = field(default_factory=ReadOptions)
 
     def documents(self, advance: Advance = _ignore) -> Iterator[str]:
-        """Every document with any text in it, always in the same order, one at a time.
+        """Every document that is not blank, always in the same order, one at a time.
 
-        `advance` is told how many bytes of the files have been read. Raises `UserError` for a file that cannot be read.
+        `advance` is called with the number of bytes read. Raises `UserError` for a file that cannot be read.
         """
         for path, kind in self.sources:
             for text in self.readers[kind](path, self.options, advance):
@@ -62,11 +62,11 @@ class Corpus:
         return stamps
 
     def fingerprint(self, cache_dir: Path, advance: Advance = _ignore) -> str:
-        """SHA-256 (hexadecimal) of all files' content in document order and of the options that matter to them.
+        """SHA-256 (hexadecimal) of all files' content in document order and of the options that change their documents.
 
-        Where the files lie does not enter. The hashes of single files are remembered in `<cache_dir>/fingerprints.json`
-        by (absolute path, size, modification time), so that a second start does not read a big corpus again; that file
-        is a convenience: it may be missing, corrupt or not writable.
+        It does not depend on the files' paths. The hash of each file is cached in `<cache_dir>/fingerprints.json` by absolute
+        path, size and modification time, so that a second start does not read a big corpus again. The cache is optional: it
+        may be missing, corrupt or not writable.
         """
         kinds = {kind for _, kind in self.sources}
         relevant: dict[str, str | None] = {}
@@ -74,21 +74,21 @@ class Corpus:
             relevant["document_separator"] = self.options.document_separator
         if kinds & {".jsonl", ".jsonl.zst", ".parquet"}:
             relevant["text_column"] = self.options.text_column
-        remembered = _read_memory(cache_dir / "fingerprints.json")
-        fresh: dict[str, list[object]] = {}
+        cached = _read_fingerprints(cache_dir / "fingerprints.json")
+        new: dict[str, list[object]] = {}
         files = []
         now = time.time()
         for (path, kind), (size, mtime_ns) in zip(self.sources, self.stamps(), strict=True):
-            match remembered.get(os.path.abspath(path)):
-                case [known_size, known_mtime_ns, str(content)] if (known_size, known_mtime_ns) == (size, mtime_ns):
+            match cached.get(os.path.abspath(path)):
+                case [cached_size, cached_mtime_ns, str(content)] if (cached_size, cached_mtime_ns) == (size, mtime_ns):
                     advance(size)
                 case _:
                     content = _hash_file(path, advance)
                     if now - mtime_ns / 1e9 > _SETTLED_SECONDS:
-                        fresh[os.path.abspath(path)] = [size, mtime_ns, content]
+                        new[os.path.abspath(path)] = [size, mtime_ns, content]
             files.append((kind, content))
-        if fresh:
-            _write_memory(cache_dir / "fingerprints.json", remembered | fresh)
+        if new:
+            _write_fingerprints(cache_dir / "fingerprints.json", cached | new)
         return hashlib.sha256(json.dumps([relevant, files]).encode()).hexdigest()
 
 
@@ -96,7 +96,7 @@ def open_corpus(config: CorpusConfig) -> Corpus:
     """The corpus of a configuration. No file is opened yet.
 
     Raises:
-        UserError: a glob that matches nothing, a kind of file that is not known, a folder where a file should be.
+        UserError: a glob matches nothing, or a path is a folder or an unknown kind of file.
     """
     if isinstance(config, StdlibCorpusConfig):
         return _stdlib_corpus(config.include_tests)
@@ -107,12 +107,12 @@ def open_corpus(config: CorpusConfig) -> Corpus:
 
 def _stdlib_corpus(include_tests: bool) -> Corpus:
     root = Path(sysconfig.get_paths()["stdlib"])
-    left_out = _INSTALLED_FOLDERS if include_tests else _INSTALLED_FOLDERS | _TEST_FOLDERS
+    excluded = _INSTALLED_FOLDERS if include_tests else _INSTALLED_FOLDERS | _TEST_FOLDERS
     relative = []
     for folder, folders, files in os.walk(root):
-        # What the build of this very interpreter generated (config-*, _sysconfigdata*) is no source text, and differs
-        # between machines with the same version of Python.
-        folders[:] = [name for name in folders if name not in left_out and not name.startswith("config-")]
+        # Python's build generates config-* and _sysconfigdata*: they are no source code, and differ between machines with the
+        # same version of Python.
+        folders[:] = [name for name in folders if name not in excluded and not name.startswith("config-")]
         for name in files:
             if name.endswith(".py") and not name.startswith("_sysconfigdata"):
                 relative.append(Path(folder, name).relative_to(root))
@@ -133,7 +133,7 @@ def _files_corpus(config: FilesCorpusConfig) -> Corpus:
 
 
 def _matches(pattern: str) -> set[str]:
-    if os.path.exists(pattern):  # also a name that happens to contain [ or *
+    if os.path.exists(pattern):  # a file name may contain [ or *
         if os.path.isdir(pattern):
             raise UserError(f"{pattern} is a folder; type data.files=['{pattern.rstrip('/')}/**/*.jsonl']")
         return {os.path.abspath(pattern)}
@@ -165,19 +165,19 @@ def _hash_file(path: Path, advance: Advance) -> str:
     return digest.hexdigest()
 
 
-def _read_memory(path: Path) -> dict[str, list[object]]:
+def _read_fingerprints(path: Path) -> dict[str, list[object]]:
     try:
-        memory = json.loads(path.read_bytes())
+        fingerprints = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return memory if isinstance(memory, dict) else {}
+    return fingerprints if isinstance(fingerprints, dict) else {}
 
 
-def _write_memory(path: Path, memory: dict[str, list[object]]) -> None:
+def _write_fingerprints(path: Path, fingerprints: dict[str, list[object]]) -> None:
     temporary = path.with_name(f".fingerprints-{os.getpid()}.json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(memory))
+        temporary.write_text(json.dumps(fingerprints))
         temporary.replace(path)
     except OSError:
         with suppress(OSError):

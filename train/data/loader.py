@@ -14,34 +14,34 @@ from common.errors import UserError
 from parallel.batch import IGNORE, Batch
 from train.data.shards import TokenStream
 
-# Random Feistel networks of five or more rounds withstand every generic distinguisher (Patarin, CRYPTO 2004).
+# No generic attack distinguishes random Feistel networks of five or more rounds from permutations (Patarin, CRYPTO 2004).
 _ROUNDS = 6
 
 Int64Array = npt.NDArray[np.int64]
 
 
 def permute(position: Int64Array, size: int, seed: int, epoch: int) -> Int64Array:
-    """Where each position (any shape, 0 <= position < size) goes in the permutation of `size` for (seed, epoch).
+    """The images of positions (any shape, 0 <= position < size) under the permutation of `size` for (seed, epoch).
 
-    Computed pointwise, without a table: a balanced Feistel network over the next even number of bits, walked along its
-    cycle until it lands below `size` (Black & Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, method 2).
+    Computed per element, without a table: a balanced Feistel network over the next even number of bits, applied until the
+    value is below `size` (cycle walking: Black & Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, method 2).
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
     keys = [derive_key(seed, "order", epoch, number) for number in range(_ROUNDS)]
     value = position.astype(np.uint64).reshape(-1)
-    walking = np.arange(value.size)
-    while walking.size:
-        left, right = value[walking] >> half, value[walking] & mask
+    pending = np.arange(value.size)  # indices of the values that are not below `size` yet
+    while pending.size:
+        left, right = value[pending] >> half, value[pending] & mask
         for key in keys:
             left, right = right, left ^ (hash64(key, right) & mask)
-        value[walking] = (left << half) | right
-        walking = walking[value[walking] >= size]
+        value[pending] = (left << half) | right
+        pending = pending[value[pending] >= size]
     return value.astype(np.int64).reshape(position.shape)
 
 
 class TrainLoader:
-    """Training samples by global number: sample g is the same window whatever the rank, world or batch size.
+    """Training samples by global number: sample g is the same window for every rank, world size and batch size.
 
     An epoch is `samples_per_epoch` = (tokens - 1) // sequence windows, each once, in an order drawn from (seed, epoch).
     Window w holds the tokens [w S, w S + S] (S inputs, and their targets shifted by one). Targets across document
@@ -49,7 +49,7 @@ class TrainLoader:
     """
 
     def __init__(self, stream: TokenStream, sequence: int, seed: int) -> None:
-        """Raises `UserError` if there is not one window of text."""
+        """Raises `UserError` if the stream is shorter than one window."""
         self.samples_per_epoch = (stream.tokens - 1) // sequence
         if self.samples_per_epoch < 1:
             raise UserError(
@@ -61,16 +61,16 @@ class TrainLoader:
         self._seed = seed
 
     def windows(self, sample_numbers: Sequence[int]) -> Int64Array:
-        """The window of every global sample number (from 0, without end), int64 [B]."""
+        """The window of every global sample number (from 0, unbounded), int64 [B]."""
         epoch, position = np.divmod(np.asarray(sample_numbers, dtype=np.int64), self.samples_per_epoch)
         window = np.empty_like(position)
         for number in np.unique(epoch):
-            chosen = epoch == number
-            window[chosen] = permute(position[chosen], self.samples_per_epoch, self._seed, int(number))
+            in_epoch = epoch == number
+            window[in_epoch] = permute(position[in_epoch], self.samples_per_epoch, self._seed, int(number))
         return window
 
     def batch(self, sample_numbers: Sequence[int]) -> Batch:
-        """The samples of the given global numbers, in their order."""
+        """The samples with the given global numbers, in this order."""
         starts = self.windows(sample_numbers) * self._sequence
         return _read_batch(self._stream, self._sequence, [(int(start), self._sequence) for start in starts])
 
@@ -79,8 +79,8 @@ class ValidationLoader:
     """The validation split as consecutive windows; the last one is padded with `IGNORE` targets.
 
     Attributes:
-        num_samples: windows.
-        num_targets: targets that count, over all windows: all tokens but the first, at most `limit_tokens`.
+        num_samples: number of windows.
+        num_targets: targets that count, in all windows: all tokens but the first, at most `limit_tokens`.
     """
 
     def __init__(self, stream: TokenStream, sequence: int, limit_tokens: int | None) -> None:
@@ -97,9 +97,9 @@ class ValidationLoader:
         self._sequence = sequence
 
     def batch(self, sample_numbers: Sequence[int]) -> Batch:
-        """The windows of the given numbers; a number of `num_samples` or more gives a row of `IGNORE` targets.
+        """The windows with the given numbers; a number of `num_samples` or more gives a row of `IGNORE` targets.
 
-        So ranks can stay in lock step when the samples do not divide among them.
+        This keeps ranks in step when the samples do not divide evenly among them.
         """
         windows = []
         for number in sample_numbers:
@@ -108,14 +108,16 @@ class ValidationLoader:
         return _read_batch(self._stream, self._sequence, windows)
 
     def share(self, rank: int, ranks: int, rows: int) -> Iterator[Batch]:
-        """The micro-batches of `rows` windows of one of `ranks` ranks, equally many on each; windows beyond the last count
-        nothing."""
+        """This rank's micro-batches of `rows` windows, equally many on each of `ranks` ranks. Windows past the end are empty.
+
+        An empty window has no targets.
+        """
         for first in range(rank * rows, self.num_samples + rank * rows, rows * ranks):
             yield self.batch(range(first, first + rows))
 
 
 def _read_batch(stream: TokenStream, sequence: int, windows: Sequence[tuple[int, int]]) -> Batch:
-    """Read (start, number of targets) windows; what a window lacks to a whole sequence is padded."""
+    """Read windows (start, number of targets), and pad each to a whole sequence."""
     shape = (len(windows), sequence)
     tokens_BS = np.zeros(shape, dtype=np.int64)
     targets_BS = np.full(shape, IGNORE, dtype=np.int64)

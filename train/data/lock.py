@@ -1,4 +1,4 @@
-"""One builder at a time: an exclusive lock per content hash, and what killed builders left."""
+"""One builder at a time: an exclusive lock per content hash, and the removal of killed builders' files."""
 
 import os
 import shutil
@@ -14,22 +14,22 @@ _BUILDING = ".building-"
 
 @contextmanager
 def exclusive(lock: Path, *, announce: bool) -> Iterator[None]:
-    """Hold the lock, waiting for whoever has it; with `announce`, say once on standard error who that is."""
+    """Hold the lock; wait if another process has it. With `announce`, print once to standard error which process that is."""
     try:
-        held = acquire(lock, wait_seconds=0.0)
+        file_lock = acquire(lock, wait_seconds=0.0)
     except LockHeld as holder:
         if announce:
             print(f"waiting for {holder}, which is building {lock.with_suffix('')}", file=sys.stderr, flush=True)
-        held = acquire(lock, wait_seconds=-1.0)
+        file_lock = acquire(lock, wait_seconds=-1.0)
     try:
         yield
     finally:
-        held.release()
+        file_lock.release()
 
 
 @contextmanager
 def building(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`; gone afterwards unless it has been renamed. Hold the lock of `folder`."""
+    """A temporary folder beside `folder`, removed on exit unless it was renamed. The caller holds the lock of `folder`."""
     temporary = folder.with_name(f"{_BUILDING}{folder.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -40,7 +40,7 @@ def building(folder: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders of builders that were killed. Hold the lock of `folder`."""
+    """Remove the temporary folders of killed builders. The caller holds the lock of `folder`."""
     for leftover in folder.parent.glob(f"{_BUILDING}*"):
         content_hash = leftover.name.removeprefix(_BUILDING).split("-")[0]
         lock = folder.with_name(f"{content_hash}.lock")
@@ -48,6 +48,6 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         elif lock.exists():
             with suppress(LockHeld, OSError):
-                held = acquire(lock, wait_seconds=0.0)
+                file_lock = acquire(lock, wait_seconds=0.0)
                 shutil.rmtree(leftover, ignore_errors=True)
-                held.release()
+                file_lock.release()

@@ -1,4 +1,4 @@
-"""Tokenise a corpus once: one process builds, others wait, and nothing half-written is ever trusted."""
+"""Tokenise a corpus once: one process builds, the others wait, and no incomplete result is ever used."""
 
 import hashlib
 import json
@@ -29,16 +29,16 @@ SplitName = Literal["train", "validation"]
 SplitBy = Literal["document", "position"]
 
 MINIMUM_DOCUMENTS = 50
-"""With fewer documents, a share of them says little, so the tail of each is held out instead."""
+"""With fewer documents the validation split would be too few of them, so the tail of each is held out instead."""
 
-# Documents among which one for each split is looked for, before falling back to the tails.
-_LOOKED_AT = 1 << 20
-# Characters per call of the tokenizer; it keeps about 100 bytes per token until the call is over.
+# The first documents, among which there must be one for each split. If not, the tails are held out.
+_SEARCHED_DOCUMENTS = 1 << 20
+# Characters per call of the tokenizer, which needs about 100 bytes of memory per token until the call returns.
 _BATCH_CHARACTERS = 8 << 20
 
 
 def prepare(data: CorpusConfig, tokenizer: Tokenizer, *, progress: bool) -> Path:
-    """The folder with the tokens of a corpus, built if there is none yet. See `build_or_reuse`."""
+    """The folder with the tokens of a corpus, built if it does not exist yet. See `build_or_reuse`."""
     return build_or_reuse(data, tokenizer, progress=progress)[0]
 
 
@@ -47,11 +47,11 @@ def build_or_reuse(
 ) -> tuple[Path, bool]:
     """The folder with the tokens of a corpus, and whether this call has built it.
 
-    Any number of processes may call this at once: one builds, the others wait. `progress` allows a progress bar (where
-    standard error is a terminal) and the line that says who is waited for; without it the call is silent.
+    Any number of processes may call this at once: one builds, the others wait. `progress` allows a progress bar (if standard
+    error is a terminal) and a line that says which process is building; without it the call prints nothing.
 
     Raises:
-        UserError: a file, option or tokenizer that cannot be used; no text; too little text for two splits.
+        UserError: a file, option or tokenizer is unusable; there is no text, or too little for two splits.
         WorkFailed: the cache folder cannot be written; a file changed while it was read.
     """
     corpus = open_corpus(data)
@@ -64,7 +64,7 @@ def build_or_reuse(
     identity = [SCHEMA, fingerprint, spec, data.validation_fraction]
     folder = cache_dir / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     try:
-        # Without the lock, so that a finished cache may lie on a file system that cannot be written.
+        # Checked without the lock, so that a finished cache may be on a read-only file system.
         if (folder / "index.json").is_file():
             return folder, False
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -80,14 +80,14 @@ def build_or_reuse(
     except OSError as error:
         raise WorkFailed(
             f"cannot write tokens to {cache_dir}: {error.strerror or error}\n"
-            "make room there, or type data.cache_dir=... with a folder that can be written"
+            "make room on that disk, or type data.cache_dir=... with a folder that can be written"
         ) from error
     return folder, True
 
 
 def documents_to_split(fraction: float) -> int | None:
-    """How few documents can be split by document without an empty part; None: more than a million."""
-    validation = _held_out(0, _LOOKED_AT, fraction)
+    """The fewest documents that can be split by document without an empty split; None: more than a million."""
+    validation = _held_out(0, _SEARCHED_DOCUMENTS, fraction)
     if validation.all() or not validation.any():
         return None
     return max(MINIMUM_DOCUMENTS, int(validation.argmax()) + 1, int(validation.argmin()) + 1)
@@ -102,7 +102,7 @@ def _build(
     shard_tokens: int,
     stage: Stage,
 ) -> None:
-    """Write a whole corpus into an empty folder, the index last."""
+    """Tokenise a corpus into an empty folder; write the index last."""
     split_by = _choose_split(corpus, fraction)
     encoder = source.encoder(corpus, stage)
     serialized = encoder.tokenizer.to_str().encode()
@@ -138,7 +138,7 @@ def _build(
 
 def _publish(temporary: Path, folder: Path) -> None:
     sync_folder(temporary)
-    if folder.exists():  # somebody removed its index by hand
+    if folder.exists():  # without an index, which was removed by hand
         shutil.rmtree(folder)
     os.rename(temporary, folder)
     sync_folder(folder.parent)
@@ -146,20 +146,20 @@ def _publish(temporary: Path, folder: Path) -> None:
 
 def _choose_split(corpus: Corpus, fraction: float) -> SplitBy:
     needed = documents_to_split(fraction)
-    found = sum(1 for _ in islice(corpus.documents(), needed or 1))
-    if not found:
+    documents = sum(1 for _ in islice(corpus.documents(), needed or 1))
+    if not documents:
         raise UserError("the corpus has no text at all: every document is empty or blank; check data.files")
-    return "document" if found == needed else "position"
+    return "document" if documents == needed else "position"
 
 
 def _held_out(start: int, stop: int, fraction: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Whether each of the documents start to stop is for validation. No seed enters: all runs share the split."""
+    """Whether each of the documents start to stop is for validation. This depends on no seed: all runs share the split."""
     bits = hash64(derive_key(0, "validation"), np.arange(start, stop, dtype=np.uint64))
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53 < fraction
 
 
 def _divide(documents: Iterable[str], split_by: SplitBy, fraction: float) -> Iterator[tuple[SplitName, str]]:
-    """Texts with the split they belong to."""
+    """The texts of all documents, each with its split."""
     if split_by == "document":
         block = 1 << 12
         flags = chain.from_iterable(_held_out(start, start + block, fraction) for start in count(0, block))
@@ -167,7 +167,7 @@ def _divide(documents: Iterable[str], split_by: SplitBy, fraction: float) -> Ite
             yield ("validation" if held_out else "train"), text
         return
     for text in documents:
-        # Characters, not tokens: so both parts are texts, and their bytes are known exactly.
+        # Cut between characters, not tokens: both parts are valid text and have an exact number of bytes.
         cut = max(1, len(text) - ceil(len(text) * fraction))
         yield "train", text[:cut]
         if cut < len(text):

@@ -1,4 +1,4 @@
-"""Progress on a terminal, or nothing at all."""
+"""Progress bars, on a terminal only."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Stage = Callable[[str, int], Advance]
-"""Starts a stage of (name, total bytes); the result is told the bytes done."""
+"""Starts a stage of (name, total bytes). Call the result with the number of bytes done since the last call."""
 
 
 @contextmanager
 def shown(wanted: bool) -> Iterator[Stage]:
-    """Stages on standard error if `wanted` and standard error is a terminal, else silent ones."""
+    """Stages with bars on standard error if `wanted` and standard error is a terminal, else silent stages."""
     if not (wanted and sys.stderr.isatty()):
         yield _silent
         return

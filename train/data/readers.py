@@ -1,4 +1,4 @@
-"""One reader per kind of file: the texts of one file, in order, strictly UTF-8, every complaint with its place."""
+"""One reader per kind of file. It yields the file's texts in order, accepts only valid UTF-8, and locates every error."""
 
 import codecs
 import json
@@ -11,13 +11,13 @@ from typing import Any
 from common.errors import UserError
 
 CHUNK_BYTES = 1 << 20
-# A little compressed text can be a lot of text, so compressed input is taken in smaller bites.
+# A little compressed data can be a lot of text, so compressed files are read in smaller chunks.
 _COMPRESSED_CHUNK_BYTES = 1 << 16
-# Rows of a Parquet file that are in memory at once.
+# Rows of a Parquet file in memory at once.
 _PARQUET_ROWS = 256
 
 Advance = Callable[[int], None]
-"""Told the number of bytes of the file that have been read since the last call."""
+"""Called with the number of bytes read since the last call."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ Reader = Callable[[Path, ReadOptions, Advance], Iterator[str]]
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about `path` into a `UserError`."""
+    """Turn an `OSError` about `path` into a `UserError`."""
     try:
         yield
     except IsADirectoryError:
@@ -43,7 +43,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def read_python(path: Path, options: ReadOptions, advance: Advance) -> Iterator[str]:
-    """One module is one document; the few test files in other encodings are skipped."""
+    """The module as one document. A few test files are not UTF-8: they are skipped."""
     with readable(path):
         content = path.read_bytes()
     advance(len(content))
@@ -54,7 +54,7 @@ def read_python(path: Path, options: ReadOptions, advance: Advance) -> Iterator[
 
 
 def read_text(path: Path, options: ReadOptions, advance: Advance) -> Iterator[str]:
-    """The whole file (held in memory), or the parts between the separators (one part held in memory)."""
+    """The whole file, or the parts between separators. One document is in memory at a time."""
     separator = options.document_separator
     if separator is None:
         yield "".join(_decoded(path, _chunks(path, advance)))
@@ -70,12 +70,12 @@ def read_json_lines(path: Path, options: ReadOptions, advance: Advance) -> Itera
 
 
 def read_json_lines_zst(path: Path, options: ReadOptions, advance: Advance) -> Iterator[str]:
-    """The text field of every line of a file compressed by zstandard (any number of frames)."""
+    """The text field of every line of a zstandard file, of any number of frames."""
     return _json_texts(path, _zst_chunks(path, advance), options)
 
 
 def read_parquet(path: Path, options: ReadOptions, advance: Advance) -> Iterator[str]:
-    """The text column, a few rows at a time; no other column is read."""
+    """The text column, a few rows at a time. Other columns are not read."""
     import pyarrow
     import pyarrow.parquet
 
@@ -114,7 +114,7 @@ def _chunks(path: Path, advance: Advance) -> Iterator[bytes]:
 def _zst_chunks(path: Path, advance: Advance) -> Iterator[bytes]:
     import zstandard
 
-    # Files written by `zstd --long=31` need a window of 2 GiB; memory is taken only when a file asks for it.
+    # Files written by `zstd --long=31` need a window of 2 GiB; the memory is allocated only for files that do.
     context = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame = None
     try:
@@ -129,7 +129,7 @@ def _zst_chunks(path: Path, advance: Advance) -> Iterator[bytes]:
                     chunk, frame = frame.unused_data, None
     except zstandard.ZstdError as error:
         raise UserError(f"{path} is not a readable zstandard file: {error}") from error
-    # The decompressor itself takes a file that just stops for a finished one.
+    # The decompressor does not report a file that ends inside a frame.
     if frame is not None:
         raise UserError(f"{path} is cut short: its last zstandard frame is not complete. Copy or download it again")
 
@@ -150,18 +150,18 @@ def _decoded(path: Path, chunks: Iterator[bytes]) -> Iterator[str]:
 
 
 def _split(texts: Iterator[str], separator: str) -> Iterator[str]:
-    """What `str.split` gives for all texts together, in time linear in their length."""
+    """`str.split` of the joined texts, in linear time, without joining them."""
     document: list[str] = []
-    undecided = ""  # may be the start of a separator that the next text completes
+    tail = ""  # may be the start of a separator that the next text completes
     for text in texts:
-        first, *others = (undecided + text).split(separator)
+        first, *others = (tail + text).split(separator)
         for other in others:
             yield "".join([*document, first])
             document, first = [], other
-        kept = max(0, len(first) - len(separator) + 1)
-        document.append(first[:kept])
-        undecided = first[kept:]
-    yield "".join([*document, undecided])
+        tail_start = max(0, len(first) - len(separator) + 1)
+        document.append(first[:tail_start])
+        tail = first[tail_start:]
+    yield "".join([*document, tail])
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -198,7 +198,7 @@ def _checked(value: Any, place: str, column: str) -> str:
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
         raise UserError(f"{place}: {column!r} is {kind}, not a string; type data.text_column=... for the text's own name")
-    # JSON can spell half of a surrogate pair, which is no character and has no bytes.
+    # JSON can encode half of a surrogate pair, which is no character and has no UTF-8 encoding.
     if not value.isascii():
         try:
             value.encode()

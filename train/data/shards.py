@@ -2,9 +2,9 @@
 
 <cache_dir>/<content hash>/
     tokenizer.json
-    train_00000.bin ...  validation_00000.bin ...     little-endian uint16 or uint32 tokens, end to end
-    train_ends.npy       validation_ends.npy          int64 token offset behind each document
-    index.json                                        sizes, hashes, totals; a folder without it does not count
+    train_00000.bin ...  validation_00000.bin ...     little-endian uint16 or uint32 tokens without gaps
+    train_ends.npy       validation_ends.npy          int64 token offset of the end of each document
+    index.json                                        sizes, hashes, totals; a folder without it is ignored
 """
 
 import array
@@ -32,10 +32,10 @@ SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 
 
 class TokenStream:
-    """All tokens of one split as one sequence, whatever files they lie in.
+    """All tokens of one split as one sequence, read from its files.
 
     Attributes:
-        tokens: number of tokens, ends of text included.
+        tokens: number of tokens, including end-of-text tokens.
         documents: number of documents.
         bytes: UTF-8 bytes of the documents' text.
     """
@@ -62,7 +62,7 @@ class TokenStream:
         return tokens
 
     def document_ids(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """The number of the document in this split, from 0, of each of the tokens start to stop (int64)."""
+        """For each of the tokens start to stop, its document's number in this split, from 0 (int64)."""
         assert 0 <= start <= stop <= self.tokens
         if start == stop:
             return np.empty(0, dtype=np.int64)
@@ -76,12 +76,11 @@ class Shards:
     """One tokenised corpus.
 
     Attributes:
-        folder: where it lies.
+        folder: the folder of its files.
         vocab_size: one more than the largest id of the tokenizer.
-        end_of_text: id of the token behind every document.
-        content_hash: of corpus, tokenizer and split.
-        tokenizer_sha256: of tokenizer.json.
-        split: how validation was held out: whole documents, or the tail of each ("position").
+        end_of_text: id of the token that ends every document.
+        tokenizer_sha256: SHA-256 of tokenizer.json.
+        split: what was held out for validation: whole documents ("document"), or the tail of each ("position").
         bigram_loss: nats per validation token of a counted bigram.
         train, validation: the tokens.
     """
@@ -89,7 +88,6 @@ class Shards:
     folder: Path
     vocab_size: int
     end_of_text: int
-    content_hash: str
     tokenizer_sha256: str
     split: Literal["document", "position"]
     bigram_loss: float
@@ -104,7 +102,7 @@ class Shards:
 
 
 class SplitWriter:
-    """Writes one split of a folder. Every method raises `OSError` where the disk does."""
+    """Writes one split. Every method raises `OSError` if the disk fails."""
 
     def __init__(self, folder: Path, name: str, dtype: str, shard_tokens: int) -> None:
         self._folder = folder
@@ -131,7 +129,7 @@ class SplitWriter:
             self.tokens += len(part)
 
     def end_document(self) -> None:
-        """What has been written since the last call is one document."""
+        """Mark the end of a document: all tokens written since the last call."""
         self._ends.append(self.tokens)
 
     def close(self) -> dict[str, Any]:
@@ -149,12 +147,12 @@ class SplitWriter:
         return {"tokens": self.tokens, "documents": len(self._ends), "bytes": self.bytes, "files": sizes}
 
     def abandon(self) -> None:
-        """Let go of the open file; harmless after `close`."""
-        with suppress(OSError):  # the disk that was full when writing is still full when flushing
+        """Close the open file after an error; does nothing after `close`."""
+        with suppress(OSError):  # closing flushes, and fails again on a full disk
             self._open.close()
 
     def stream(self) -> TokenStream:
-        """What was written; after `close`."""
+        """The tokens written. Call it after `close`."""
         paths = [self._folder / name for name in self.files]
         return TokenStream(paths, self._dtype.str, self._folder / f"{self._name}_ends.npy", self.bytes)
 
@@ -172,7 +170,7 @@ class SplitWriter:
 
 
 def token_dtype(vocab_size: int) -> str:
-    """The smallest type on disk that holds every token."""
+    """The smallest integer type for every token id."""
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
@@ -187,7 +185,7 @@ def open_shards(folder: Path) -> Shards:
     """Open a tokenised corpus that `prepare` has built.
 
     Raises:
-        UserError: the index is missing or of another version, a file's size is not the index's, or the tokenizer is not
+        UserError: the index is missing or of another version, a file's size differs from the index, or the tokenizer is not
             the one that made the tokens. The message says which folder to delete.
     """
     remedy = f"delete {folder} and run again; it will be built anew"
@@ -206,7 +204,6 @@ def open_shards(folder: Path) -> Shards:
             folder=folder,
             vocab_size=index["vocab_size"],
             end_of_text=index["end_of_text"],
-            content_hash=index["content_hash"],
             tokenizer_sha256=index["tokenizer_sha256"],
             split=index["split"],
             bigram_loss=index["bigram_loss"],

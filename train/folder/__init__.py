@@ -1,1 +1,1 @@
-"""The folder of a run: what it holds, who may write into it, and which run may go on from it."""
+"""The folder of a run: its content, its lock, and the check of which run may continue it."""

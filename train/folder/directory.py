@@ -1,6 +1,6 @@
 """The folder of one run while a process writes it.
 
-One process writes: rank 0, which holds an exclusive lock as long as it lives.
+Only rank 0 writes. It holds an exclusive lock until it exits.
 """
 
 import logging
@@ -30,10 +30,10 @@ class RunDirectory:
     """`<run.dir>/<run.name>`, locked for this process."""
 
     def __init__(self, config: Config) -> None:
-        """Lock the folder and check what it holds against `config`.
+        """Lock the folder, and check an existing run in it against `config`.
 
         Raises:
-            UserError: another process holds it, or it holds a run that `config` may not continue.
+            UserError: another process holds the lock, or the folder has a run that `config` may not continue.
         """
         self.config = config
         self.path = path_of(config)
@@ -42,13 +42,13 @@ class RunDirectory:
         )
         self.trunk = Path(config.run.trunk).expanduser() if config.run.trunk is not None else None
         self.changes: list[str] = []
-        """what is different from the last start of this run, or from its trunk, a line for each key"""
+        """differences from the last start of this run, or from its trunk, one line per key"""
         self._metrics: MetricsFile | None = None
         try:
-            # A killed run's processes may be dying still.
+            # Processes of a killed run may still be exiting.
             self._lock = acquire(self.path / ".lock", wait_seconds=LOCK_WAIT_SECONDS)
-            # Asked with the lock held, so that nothing of somebody else's is ever removed.
-            self._made = [path.name for path in self.path.iterdir()] == [".lock"]
+            # Checked under the lock, so that another process's files are never removed.
+            self._is_new = [path.name for path in self.path.iterdir()] == [".lock"]
         except LockHeld as holder:
             raise UserError(f"{self.path} is in use by {holder}: wait for it, stop it, or choose another run.name") from None
         except OSError as error:
@@ -61,21 +61,21 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether the folder holds this run, finished."""
+        """Whether this run is finished already."""
         return self.existing is not None and self.existing.status == "finished" and not self._forced
 
     @property
     def begun(self) -> bool:
-        """Whether this process has begun to write the run."""
+        """Whether this process has started to write the run."""
         return self._metrics is not None
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints lie."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     def candidates(self) -> list[Path]:
-        """The checkpoints this run may go on from, the best first."""
+        """The checkpoints that this run may start from, the best first."""
         if self.checkpoint is not None:
             return [self.checkpoint]
         return [*newest_first(self.checkpoints), *([self.trunk] if self.trunk is not None else [])]
@@ -85,23 +85,23 @@ class RunDirectory:
         return [folder for folder in newest_first(self.checkpoints) if (step_of(folder) or 0) < step]
 
     def rewind(self, step: int) -> None:
-        """Drop the metrics of steps behind `step`."""
+        """Drop the metrics of steps after `step`."""
         self._metrics = self.metrics.rewind(step)
 
     def begin(self, record: RunRecord, shards: Path, step: int = 0) -> None:
-        """Write the configuration and the record of a run that starts now at `step`, and what it reads from its data.
+        """Write the configuration and the record of a run that starts at `step`, and copy its tokenizer and data index.
 
-        What an earlier process measured of later steps is dropped: they will be done again. Checkpoints of later steps are set
-        aside: the metrics up to them are gone.
+        Metrics of later steps, from an earlier process, are dropped: the steps are repeated. Checkpoints of later steps are
+        renamed, because their metrics no longer exist.
         """
         self._set_aside(step)
         shutil.copyfile(shards / "tokenizer.json", self.path / "tokenizer.json")
         shutil.copyfile(shards / "index.json", self.path / "data.json")
         self._metrics = MetricsFile(self.path / "metrics.jsonl", step)
         write_record(self.path, record)
-        # Last, because a folder counts as a run once it has a configuration.
+        # Written last: the configuration makes the folder a run.
         write_atomically(self.path / "config.yaml", yaml.safe_dump(self.config.as_dict(), sort_keys=False))
-        self._made = False
+        self._is_new = False
 
     def _set_aside(self, step: int) -> None:
         for folder in newest_first(self.checkpoints):
@@ -130,16 +130,16 @@ class RunDirectory:
         write_record(self.path, record)
 
     def close(self) -> None:
-        """Release the lock. A folder that was made for a run that never began is removed."""
+        """Release the lock. Remove a new folder if its run never began."""
         if self._metrics is not None:
-            with suppress(OSError, WorkFailed):  # a disk that is full has been complained of; the lock must go all the same
+            with suppress(OSError, WorkFailed):  # a full disk was reported before; the lock must be released in any case
                 self._metrics.close()
-        if self._made:
+        if self._is_new:
             shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
 
     def _check_existing(self) -> RunRecord | None:
-        """The record of the run that the folder holds, if any; the run that it goes on from is checked against it."""
+        """The record of the run in the folder, if any. Checks `config` against that run, or the one that it starts from."""
         self._forced = False
         config = self.config
         if not (self.path / "config.yaml").exists():
@@ -163,7 +163,7 @@ class RunDirectory:
                 raise UserError(
                     f"{self.path} exists and does not come from run.resume={self.checkpoint}: choose another run.name"
                 )
-            self.checkpoint = None  # it has gone on from there already
+            self.checkpoint = None  # the run started from it before, and now has checkpoints of its own
         return record
 
     def _check_named_checkpoint(self, checkpoint: Path) -> None:

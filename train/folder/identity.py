@@ -1,4 +1,4 @@
-"""Which run may go on from another's checkpoint, and what the two may differ in."""
+"""Whether a run may continue from a checkpoint, and how the two runs differ."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,15 @@ from train.config.sections.quantization import QUANTIZER_KEYS
 from train.folder.reading import load_run_config, named_checkpoint
 
 _MAX_DIFFERENCES = 3  # a message is one to five lines
-# A run that goes on from another's weights has the same tensors in the same function, but where random weights come from.
+# Keys of the model that may differ from the trunk's: they only matter for initial weights.
 _INITIAL_KEYS = ("initial_weights", "init_std")
 _FUNCTION_KEYS_OF_THE_OPTIMIZER = ("name", "mup", "mup_base_width")
 
 
 def require_same_run(config: Config, before: Config, run: Path, checkpoint: Path | None) -> bool:
-    """Refuse to go on with a run of another identity, unless `run.resume_force` says so. Returns whether it does.
+    """Refuse to continue a run with another identity, unless `run.resume_force` is set. Returns whether the identities differ.
 
-    `run` is the folder, `checkpoint` the one that the user named in it, if any.
+    `run` is its folder, `before` its configuration, `checkpoint` the checkpoint in it that the user named, if any.
 
     Raises:
         UserError: the identities differ; the message has the first few keys.
@@ -29,21 +29,21 @@ def require_same_run(config: Config, before: Config, run: Path, checkpoint: Path
     lines = differences(before.identity(), config.identity())
     if lines and not config.run.resume_force:
         if checkpoint is None:
-            advice = "choose another run.name, or delete it (run.resume_force=true goes on all the same)"
+            advice = "choose another run.name, or delete it (run.resume_force=true resumes it anyway)"
             first = f"{run} holds another run: {advice}. It differs in"
         else:
-            first = f"{checkpoint} is of a run that differs (run.resume_force=true goes on all the same) in"
+            first = f"{checkpoint} is of a run that differs (run.resume_force=true resumes from it anyway) in"
         raise UserError(_list(first, lines))
     return bool(lines)
 
 
 def changes_from_trunk(config: Config, trunk: Path) -> list[str]:
-    """A line for every key that differs from the run that `run.trunk` is a checkpoint of.
+    """A line for every key that differs from the run of the checkpoint `trunk`.
 
-    The two may differ in much, but the trunk's tensors and its tokens must be usable.
+    Most keys may differ, but this run must be able to use the trunk's tensors, and be longer.
 
     Raises:
-        UserError: they are not.
+        UserError: it cannot, or is not.
     """
     folder = named_checkpoint("run.trunk", str(trunk))
     before = load_run_config(folder.parent.parent)
@@ -62,39 +62,39 @@ def changes_from_trunk(config: Config, trunk: Path) -> list[str]:
 
 
 def require_same_precision(key: str, folder: Path, before: Config, config: Config) -> int:
-    """Refuse a checkpoint whose weights are of another precision than this run's at its tokens. Returns those tokens.
+    """Refuse a checkpoint whose weights have another precision than this run has at the same tokens. Returns those tokens.
 
-    `key` named the checkpoint `folder`, of a run with the configuration `before`.
+    The user named the checkpoint `folder` under `key`; `before` is the configuration of its run.
 
     Raises:
-        UserError: one of them is in its low-precision phase and the other is not, or their quantizers differ.
+        UserError: one run is in its low-precision phase and the other is not, or their quantizers differ.
     """
     try:
         tokens = Manifest.read(folder).progress.tokens
     except BrokenCheckpointError as error:
         raise UserError(f"{key}={folder} is not what was saved: {error}") from None
-    theirs, ours = low_precision_phase(before), low_precision_phase(config)
-    quantized = theirs is not None and theirs.holds(tokens)
-    if quantized != (ours is not None and ours.holds(tokens)):
-        its, this = ("is quantized", "is not") if quantized else ("is not quantized", "is")
-        begin = f", which begins at {ours.start} tokens ({ours.why})" if ours is not None else ""
+    old_phase, new_phase = low_precision_phase(before), low_precision_phase(config)
+    quantized = old_phase is not None and old_phase.holds(tokens)
+    if quantized != (new_phase is not None and new_phase.holds(tokens)):
+        old_state, new_state = ("is quantized", "is not") if quantized else ("is not quantized", "is")
+        start = f" (its phase begins at {new_phase.start}: {new_phase.why})" if new_phase is not None else ""
         raise UserError(
-            f"{key}={folder} {its} at its {tokens} tokens, this run {this} by then{begin}: choose a checkpoint before "
-            f"both quantized phases, or another quant.start"
+            f"{key}={folder} {old_state} at its {tokens} tokens, this run {new_state} by then{start}: choose a checkpoint "
+            f"before both quantized phases, or another quant.start"
         )
     old, new = (_section(of, "quant", QUANTIZER_KEYS) for of in (before, config))
     if quantized and (lines := differences(old, new, "quant")):
         raise UserError(_list(f"{key}={folder} is quantized in another way: it differs in", lines))
-    if quantized and theirs is not None and ours is not None and theirs.start != ours.start:
+    if quantized and old_phase is not None and new_phase is not None and old_phase.start != new_phase.start:
         raise UserError(
-            f"{key}={folder} is quantized from {theirs.start} tokens on, this run would be from {ours.start} ({ours.why}): "
-            f"type quant.start={theirs.start / config.total_tokens!r}"
+            f"{key}={folder} is quantized from {old_phase.start} tokens on, this run would be from {new_phase.start} "
+            f"({new_phase.why}): type quant.start={old_phase.start / config.total_tokens!r}"
         )
     return tokens
 
 
 def differences(old: Any, new: Any, key: str = "", *, common: bool = False) -> list[str]:
-    """A line for every key that differs; with `common` only for those that both have: another option has other keys."""
+    """A line for every key that differs. With `common`, only for keys that both have: options of a group differ in keys."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = [name for name in {**old, **new} if not common or (name in old and name in new)]
         return [
@@ -116,10 +116,10 @@ def _shown(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _section(config: Config, section: str, keys: Sequence[str]) -> dict[str, Any]:
-    """A section, or only those keys of it."""
+    """The given keys of a section; all of them if `keys` is empty."""
     plain: dict[str, Any] = config.as_dict()[section]
     return {key: value for key, value in plain.items() if key in keys} if keys else plain
 
 
 def _word(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # on one line, whatever is in it
+    return json.dumps(value, ensure_ascii=False)  # always one line

@@ -15,25 +15,25 @@ log = logging.getLogger("foretrain")
 
 
 class MetricsFile:
-    """`metrics.jsonl`, open for appending. A disk that is full for a while loses no line: they are written once it has room."""
+    """`metrics.jsonl`, open for appending. A temporarily full disk loses no lines: they are written once it has room."""
 
     MOST_UNWRITTEN = 10_000
 
     def __init__(self, path: Path, step: int) -> None:
-        """Drop the lines of steps behind `step` and open the file."""
+        """Drop the lines of steps after `step` and open the file."""
         self.path = path
-        self._lock = threading.Lock()  # checkpoints make the file durable from their own thread
+        self._lock = threading.Lock()  # the checkpoint thread syncs the file too
         self._unwritten: list[str] = []
-        kept = _lines_until(path, step)
-        write_atomically(path, "".join(kept))
+        lines = _lines_until(path, step)
+        write_atomically(path, "".join(lines))
         self._stream = open(path, "ab", buffering=0)
         self._size = path.stat().st_size
 
     def append(self, line: StepLine | EvaluationLine) -> None:
-        """Write a line, or keep it for later.
+        """Write a line, or keep it in memory until the disk accepts it.
 
         Raises:
-            WorkFailed: the disk has not taken a line for too long.
+            WorkFailed: too many lines are unwritten.
         """
         with self._lock:
             self._unwritten.append(line_text(line))
@@ -41,16 +41,16 @@ class MetricsFile:
                 self._write()
             except OSError as error:
                 if len(self._unwritten) == 1:
-                    said = "step %d: %s cannot be written (%s); its lines are kept until it can"
-                    log.warning(said, line.step, self.path, error)
+                    message = "step %d: %s cannot be written (%s); its lines are kept until it can"
+                    log.warning(message, line.step, self.path, error)
                 if len(self._unwritten) > self.MOST_UNWRITTEN:
                     raise WorkFailed(f"{self.path} could not be written for {self.MOST_UNWRITTEN} lines: {error}") from error
 
     def flush(self) -> None:
-        """Write what is not written yet.
+        """Write all unwritten lines.
 
         Raises:
-            OSError: the disk refused; nothing half-written is left.
+            OSError: the disk failed; no incomplete line is left in the file.
         """
         with self._lock:
             self._write()
@@ -69,17 +69,17 @@ class MetricsFile:
         self._unwritten.clear()
 
     def sync(self) -> None:
-        """Make all lines durable. Raises what `flush` raises."""
+        """Make all lines durable. Raises as `flush` does."""
         self.flush()
         os.fsync(self._stream.fileno())
 
     def rewind(self, step: int) -> "MetricsFile":
-        """The file without the lines of steps behind `step`. This one is closed."""
+        """Close this file. Returns it reopened, without the lines of steps after `step`."""
         self.close()
         return MetricsFile(self.path, step)
 
     def close(self) -> None:
-        """Write what is left, and close. Raises what `flush` raises."""
+        """Write all unwritten lines, and close the file. Raises as `flush` does."""
         try:
             self.flush()
         finally:
@@ -87,7 +87,7 @@ class MetricsFile:
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
-    """The lines of steps up to `step`; none where there is no file."""
+    """The lines of steps up to `step`; none if there is no file."""
     if step == 0 or not path.exists():
         return []
     return [line_text(line) for line in read_metrics(path.parent) if line.step <= step]

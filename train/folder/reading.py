@@ -1,4 +1,4 @@
-"""What a folder of a run holds, for whoever reads it. Imports no torch."""
+"""Read the folder of a run. Imports no torch."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import yaml
 from common.errors import UserError
 from train.checkpoint.manifest import newest_first, step_of
 from train.config import Config, parse_config
+from train.config.compose import with_defaults
 
 
 def path_of(config: Config) -> Path:
@@ -15,21 +16,21 @@ def path_of(config: Config) -> Path:
 
 
 def named_checkpoint(key: str, value: str) -> Path:
-    """The checkpoint that a key names.
+    """The folder of the checkpoint that the user named as `value` of `key`.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a checkpoint.
     """
     folder = Path(value).expanduser()
     if not folder.is_dir() or step_of(folder) is None:
         near = [folder / "checkpoints", folder, folder.parent]
-        there = [str(found) for place in near for found in newest_first(place)][:3]
-        what = (
-            f"there is {', '.join(there)}"
-            if there
+        checkpoints = [str(checkpoint) for place in near for checkpoint in newest_first(place)][:3]
+        hint = (
+            f"there is {', '.join(checkpoints)}"
+            if checkpoints
             else f"type {'auto, never or ' * (key == 'run.resume')}a checkpoint's folder, runs/NAME/checkpoints/step_..."
         )
-        raise UserError(f"{key}={value} is no checkpoint: {what}")
+        raise UserError(f"{key}={value} is no checkpoint: {hint}")
     return folder
 
 
@@ -37,16 +38,16 @@ def load_run_config(run: Path) -> Config:
     """The configuration a run was started with.
 
     Raises:
-        UserError: `run` is not a run directory, or its configuration is not one this version reads.
+        UserError: `run` is not a run's folder, or this version cannot read its configuration.
     """
     path = run / "config.yaml"
     if not path.is_file():
-        above = run.absolute().parent.parent
-        hint = f"; it is a checkpoint of the run {run.parent.parent}" if (above / "config.yaml").is_file() else ""
+        grandparent = run.absolute().parent.parent
+        hint = f"; it is a checkpoint of the run {run.parent.parent}" if (grandparent / "config.yaml").is_file() else ""
         raise UserError(f"{run} is not a run: there is no {path}{hint}")
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return parse_config(plain)
+        return parse_config(with_defaults(plain) if isinstance(plain, dict) else plain)
     except (yaml.YAMLError, UserError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{path} is not a configuration of this version: {first}") from None

@@ -1,4 +1,5 @@
-"""The loop of a run: what it does when, what it reads and writes, and how it ends.
+"""The training loop.
 
-`course` says when, `feed` brings batches, `recorder` writes, `start` says where it goes on from; `trainer` is the loop itself.
+`course` plans the steps, `feed` reads batches, `recorder` writes the record, `start` finds the checkpoint to resume from;
+`trainer` is the loop itself.
 """

@@ -1,4 +1,4 @@
-"""What people see of a run: progress, log lines, the table at the end, the loss curve."""
+"""The console output of a run: log lines, a progress bar, the table at the end."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from train.loop.loss_curve import bigram_loss_of
 log = logging.getLogger("foretrain")
 
 
-_console = Console(stderr=True)  # one for log and progress bar, so that a line never breaks the bar
+_console = Console(stderr=True)  # shared by log and progress bar, so that log lines do not break the bar
 
 
 class _ConsoleHandler(logging.Handler):
@@ -30,12 +30,12 @@ class _ConsoleHandler(logging.Handler):
 
 @contextmanager
 def log_to(folder: Path | None) -> Iterator[None]:
-    """Send the log to standard error and to a file in `folder`; without one, nowhere."""
+    """Send the log to standard error and to a file in `folder`; if `folder` is None, nowhere."""
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if folder is not None:
         folder.mkdir(exist_ok=True)
         handlers = [_ConsoleHandler(), logging.FileHandler(folder / "rank_0000.log", encoding="utf-8")]
-        handlers[0].setLevel(logging.INFO)  # the file also has what only somebody who looks for it wants to know
+        handlers[0].setLevel(logging.INFO)  # debug lines go to the file alone
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.propagate = False
     log.setLevel(logging.DEBUG)
@@ -50,7 +50,7 @@ def log_to(folder: Path | None) -> Iterator[None]:
 
 
 def announce(config: Config, shards: Shards, steps: int) -> None:
-    """Say what is about to run, up to the end at step `steps`."""
+    """Log the model, data, batch and layout of a run that ends at step `steps`."""
     train, batches = config.train, config.batches
     smallest, largest = batches.batch_after(0), batches.batch_before(config.total_tokens)
     sizes = f"{smallest:,} to {largest:,}" if smallest < largest else f"{largest:,}"
@@ -69,8 +69,8 @@ def announce(config: Config, shards: Shards, steps: int) -> None:
     )
     if config.parallel.context > 1:
         method, why = context_method(config)
-        said = "each sequence on %d ranks by %s, partition %s (%s)"
-        log.info(said, config.parallel.context, method, config.parallel.context_partition, why)
+        message = "each sequence on %d ranks by %s, partition %s (%s)"
+        log.info(message, config.parallel.context, method, config.parallel.context_partition, why)
     if (phase := low_precision_phase(config)) is not None:
         share = 1.0 - phase.start / config.total_tokens
         log.info("quantized from %s tokens on, %.1f %% of the run (%s)", f"{phase.start:,}", 100 * share, phase.why)
@@ -85,7 +85,7 @@ Advance = Callable[[StepLine], None]
 
 @contextmanager
 def progress(steps: int, first: int, *, shown: bool) -> Iterator[Advance]:
-    """Call the result after every step from `first` on; draws a bar where `shown` and standard error is a terminal."""
+    """Call the result after every step. It draws a bar from step `first` if `shown` and standard error is a terminal."""
     if not (shown and _console.is_terminal):
         yield lambda line: None
         return
@@ -107,7 +107,7 @@ def progress(steps: int, first: int, *, shown: bool) -> Iterator[Advance]:
 
 
 def show_table(run: Path, record: RunRecord) -> None:
-    """The results of a finished run, on standard output."""
+    """Print the results of a finished run."""
     table = Table("", record.name, title=f"{record.parameters:,} parameters, {record.tokens:,} tokens", title_style="bold")
     rows = {
         "validation loss": _number(record.loss, ".4f", " nats/token"),
@@ -116,7 +116,7 @@ def show_table(run: Path, record: RunRecord) -> None:
         **({"weights": f"{record.bits:g} bits over the last {record.qat_tokens:,} tokens"} if record.bits else {}),
         "speed": _number(record.tokens_per_second, ",.0f", " tokens/s"),
         "MFU": _number(record.mfu and 100 * record.mfu, ".1f", " %")
-        + _number(record.mfu_causal and 100 * record.mfu_causal, ".1f", " % causal", before=", "),
+        + _number(record.mfu_causal and 100 * record.mfu_causal, ".1f", " % causal", prefix=", "),
         "peak memory": _number(record.peak_memory_bytes and record.peak_memory_bytes / 2**20, ",.0f", " MiB per rank"),
         "checkpoints": _checkpoints(record),
         "wall time": f"{record.wall_seconds:,.0f} s",
@@ -138,7 +138,7 @@ def _checkpoints(record: RunRecord) -> str:
     )
 
 
-def _number(value: float | None, form: str, unit: str = "", before: str = "") -> str:
+def _number(value: float | None, format_spec: str, unit: str = "", prefix: str = "") -> str:
     if value is None:
-        return "not measured" if not before else ""
-    return f"{before}{value:{form}}{unit}"
+        return "not measured" if not prefix else ""
+    return f"{prefix}{value:{format_spec}}{unit}"

@@ -1,4 +1,4 @@
-"""When a run does what: functions of tokens alone, the same on every rank and in every process of the run."""
+"""When a run saves, evaluates and ends. This depends on tokens alone, so it is equal on all ranks and after a restart."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from train.config.resolve.quantization import low_precision_phase
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step that has not been done."""
+    """A step to be done."""
 
     first_sample: int
     """the global number of its first sample"""
     batch_tokens: int
     learning_rate: float
     after: Progress
-    """where the run stands when it is done"""
+    """progress of the run after this step"""
 
 
 class Course:
@@ -31,7 +31,7 @@ class Course:
         self._borders = [*self.schedule.borders(), *([phase.start] if phase is not None and phase.start > 0 else [])]
 
     def step_after(self, progress: Progress) -> PlannedStep:
-        """The next step. Its learning rate is that of the tokens seen after it."""
+        """The next step. Its learning rate is the schedule's at the tokens after the step."""
         batch_tokens = self.batches.batch_after(progress.tokens)
         after = progress.after(batch_tokens, batch_tokens // self._sequence)
         return PlannedStep(progress.samples, batch_tokens, self.schedule.learning_rate(after.tokens), after)
@@ -41,11 +41,11 @@ class Course:
         return progress.tokens >= self.total_tokens
 
     def last_step(self, progress: Progress) -> int:
-        """The number of the last step: those done may have had other batches, on a branch of another run."""
+        """The number of the last step. Counted from here: on a branch, earlier steps may have had other batch sizes."""
         return progress.step + self.batches.steps(self.total_tokens, progress.tokens)
 
     def saves(self, progress: Progress) -> bool:
-        """Whether a checkpoint is due. The one at the end is not: how a run ends is not planned."""
+        """Whether a checkpoint is due. The last one, at the end of the run, is not planned here."""
         due = self.is_border(progress.tokens) or self._crosses(progress, self._save_every)
         return due and not self.at_end(progress)
 
@@ -54,20 +54,20 @@ class Course:
         return progress.step > 0 and (self.at_end(progress) or self._crosses(progress, self._evaluate_every))
 
     def pauses(self, progress: Progress) -> bool:
-        """Whether something follows that must know that the step was healthy."""
+        """Whether the next action needs to know that the step was healthy: saving, evaluating or ending the run."""
         return self.at_end(progress) or self.saves(progress) or self.evaluates(progress)
 
     def is_border(self, tokens: int) -> bool:
-        """Whether a step that ends here is the last one before a decay or low precision begins, or before the trunk goes on."""
+        """Whether a step that ends at `tokens` is the last before a border: a phase of the schedule or low precision begins."""
         after = tokens + self.batches.batch_after(tokens)
         return any(tokens <= border < after for border in self._borders)
 
     def is_kept_for_good(self, older: int, tokens: int) -> bool:
-        """Whether the checkpoint at `tokens` is never removed; `older` are the tokens of the one before it."""
+        """Whether the checkpoint at `tokens` is never removed. `older`: tokens of the checkpoint before it."""
         every = self._keep_every and self._keep_every * self._save_every
         return self.is_border(tokens) or (every is not None and tokens // every > older // every)
 
     def _crosses(self, progress: Progress, every: int | None) -> bool:
-        """Whether the step just done has passed a multiple of `every` tokens."""
+        """Whether the last step passed a multiple of `every` tokens."""
         before = progress.tokens - self.batches.batch_before(progress.tokens)
         return every is not None and progress.tokens // every > before // every

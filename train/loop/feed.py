@@ -1,4 +1,4 @@
-"""This rank's micro-batches, of training and of validation."""
+"""This rank's micro-batches for training and validation."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from train.loop.course import PlannedStep
 
 
 class Feed:
-    """What one data-parallel rank reads: its slice of the global sample numbers."""
+    """Reads the micro-batches of one data-parallel rank: its share of the global sample numbers."""
 
     def __init__(self, config: Config, shards: Shards, data_rank: int) -> None:
         self._train = TrainLoader(shards.train, config.train.sequence, config.run.seed)

@@ -1,4 +1,4 @@
-"""Whether a step was healthy, and what to do where it was not. Every rank sees the same numbers and judges alike."""
+"""Whether a step was healthy, and what to do if not. Every rank sees the same numbers and decides the same."""
 
 import math
 import statistics
@@ -17,14 +17,14 @@ _SIGMA_PER_DEVIATION = 1.4826
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is to be done about a step, and why."""
+    """What to do about a step, and why."""
 
     verdict: Verdict
     why: str = ""
 
 
 class Health:
-    """Judges steps by their loss and gradient norm, against the losses before."""
+    """Judges steps by their loss, compared with earlier losses, and their gradient norm."""
 
     def __init__(self, config: HealthConfig) -> None:
         self.config = config
@@ -32,20 +32,20 @@ class Health:
         self._skipped_in_a_row = 0
 
     def restart(self, losses: Iterable[float]) -> None:
-        """Go on from a checkpoint: `losses` are those of the steps before it, oldest first."""
+        """Resume from a checkpoint. `losses`: those of the steps before it, oldest first."""
         self._losses.clear()
         self._losses.extend(losses)
         self._skipped_in_a_row = 0
 
     def judge(self, loss: float, gradient_norm: float) -> Judgement:
-        """Judge a step. A step whose gradient norm is not finite has changed no weights."""
+        """Judge a step. If its gradient norm is not finite, the step has changed no weights."""
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             return self._not_finite(f"loss {loss}, gradient norm {gradient_norm}")
         self._skipped_in_a_row = 0
         limit = self._spike_limit()
         if self.config.on_spike != "ignore" and loss > limit:
             verdict: Verdict = "rewind" if self.config.on_spike == "rewind" else "warn"
-            # A loss that is out of line does not move the line.
+            # A spike does not enter the window, so it does not raise the limit.
             return Judgement(verdict, f"the loss jumped to {loss:.4f}, above {limit:.4f}")
         self._losses.append(loss)
         return Judgement("healthy")
@@ -59,9 +59,9 @@ class Health:
         return Judgement("skipped", why)
 
     def _spike_limit(self) -> float:
-        """The largest loss that is in line with those before: median + threshold x robust standard deviation.
+        """The largest loss that is not a spike: median + threshold x robust standard deviation of the losses before.
 
-        Infinite until the window is full: early in a run the loss moves fast.
+        Infinite until the window is full: early in a run the loss changes fast.
         """
         if len(self._losses) < self.config.spike_window:
             return math.inf

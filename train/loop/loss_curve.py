@@ -1,4 +1,4 @@
-"""The picture of a run."""
+"""The loss curve of a run, as a picture."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from scaling.record import EvaluationLine, StepLine, read_metrics
 
 
 def draw_loss(run: Path) -> None:
-    """`<run>/loss.png`: training and validation loss over tokens, the counted bigram as a line to beat."""
+    """Draw `<run>/loss.png`: training and validation loss over tokens, and the counted bigram's loss as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -35,7 +35,7 @@ def draw_loss(run: Path) -> None:
 
 
 def bigram_loss_of(run: Path) -> float | None:
-    """The loss of a counted bigram on the run's text, nats per token; None where it is not known."""
+    """The loss of a counted bigram on the run's text, nats per token; None if unknown."""
     try:
         return float(json.loads((run / "data.json").read_text(encoding="utf-8"))["bigram_loss"])
     except (OSError, ValueError, KeyError):

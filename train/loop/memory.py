@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of every tensor storage that comes to life while it is active, and of those it is shown at first.
+    """Counts the bytes of all live tensor storages that are made while it is active, and of the `existing` tensors.
 
-    The CPU has no caching allocator to ask, so this watches operators instead: it slows each down by some microseconds,
-    which is why the trainer keeps it on for the first steps only. Storages resized in place (FSDP frees its gathered
-    parameters so) count at their new size.
+    PyTorch's CPU allocator keeps no statistics, so this intercepts operators instead. It slows each down by some microseconds,
+    so the trainer uses it for the first steps only. Storages resized in place, as FSDP does to free gathered parameters, count
+    at their new size.
     """
 
     def __init__(self, existing: Iterable[Tensor]) -> None:
@@ -71,12 +71,12 @@ class LiveBytes(TorchDispatchMode):
 
 
 class PeakMemory:
-    """The rank's peak of live tensor bytes: the CUDA allocator's on a GPU, `LiveBytes` over the first steps on a CPU."""
+    """This rank's peak of live tensor bytes: from the CUDA allocator on a GPU, from `LiveBytes` in the first steps on a CPU."""
 
-    WATCHED_STEPS = 2  # the second step is the first that has optimizer state in its forward pass
+    WATCHED_STEPS = 2  # the first step whose forward pass has optimizer state in memory is the second
 
     def __init__(self, device: torch.device, parameters: Iterable[Tensor], *, watch: bool) -> None:
-        """`watch` False leaves a CPU unmeasured: compiled code does not run under a dispatch mode."""
+        """`watch` False: do not measure on a CPU, because compiled code does not run under a dispatch mode."""
         self.device = device
         self._first = 0
         self._live = LiveBytes(parameters) if device.type == "cpu" and watch else None
@@ -84,15 +84,15 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
 
     def watching(self, step: int) -> AbstractContextManager[Any] | None:
-        """What to run step number `step` (from 0) under; None where there is nothing to watch with."""
+        """The context to run step number `step` (from 0) in; None if the step is not watched."""
         return self._live if self._live is not None and 0 <= step - self._first < self.WATCHED_STEPS else None
 
     def watch_from(self, step: int) -> None:
-        """Watch again from step number `step` on: what a step keeps has changed."""
+        """Watch again from step number `step` on, because the tensors that a step needs have changed."""
         self._first = step
 
     def peak_bytes(self) -> int | None:
-        """The peak so far, in bytes; None where it is not measured."""
+        """The peak so far, in bytes; None if it is not measured."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return self._live.peak if self._live is not None else None

@@ -1,4 +1,4 @@
-"""The record of a run that starts: its identity, and the machine and software that it runs on."""
+"""The record of a new run: its identity, and the machine and software that it runs on."""
 
 import dataclasses
 import platform
@@ -62,7 +62,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit this code was checked out at; None where it does not lie in its own checkout."""
+    """The commit of this code's git checkout; None if it is not in one."""
     root = Path(__file__).resolve().parent.parent.parent
     if not (root / ".git").exists():
         return None

@@ -12,7 +12,7 @@ WAIT, WARMUP, ACTIVE = 2, 1, 3
 
 @contextmanager
 def traced(folder: Path | None, rank: int) -> Iterator[Callable[[], None]]:
-    """Call the result after every step. With a `folder`, steps 4 to 6 are written to `rank_0000.json` there."""
+    """Call the result after every step. With a `folder`, a trace of steps 4 to 6 is written to `<folder>/rank_0000.json`."""
     if folder is None:
         yield lambda: None
         return

@@ -1,4 +1,4 @@
-"""What a run writes about itself: its record, a line per step and per evaluation, the manifest of every checkpoint."""
+"""Writes a run's record, a line of metrics per step and per evaluation, and the manifest of every checkpoint."""
 
 import logging
 import math
@@ -26,26 +26,26 @@ Ending = Literal["finished", "preempted", "failed"]
 
 
 class Recorder:
-    """The recorder of a rank above 0, which writes nothing: the loop is the same on every rank."""
+    """The recorder of a rank above 0. It writes nothing, so that the loop is the same on every rank."""
 
     def begin(self, resumed: Verified | None, progress: Progress, last_step: int) -> None:
-        """The run begins, or goes on from a checkpoint, and is to end at step `last_step`."""
+        """The run begins, or resumes from a checkpoint. It will end at step `last_step`."""
 
-    def history(self, progress: Progress) -> tuple[list[float], EvaluationLine | None]:
-        """(losses, newest evaluation) up to where the run stands: only those losses that the next step's compares with."""
+    def history(self) -> tuple[list[float], EvaluationLine | None]:
+        """(the losses that the next step's loss is compared with, the newest evaluation) up to now."""
         return [], None
 
     def step(self, line: StepLine) -> None:
         """A step is done."""
 
     def skipped(self) -> None:
-        """A step has changed nothing."""
+        """A step was skipped: it has changed nothing."""
 
     def rewound(self, progress: Progress) -> None:
-        """The run has gone back."""
+        """The run has gone back to `progress`."""
 
     def evaluated(self, loss: float) -> None:
-        """The newest validation loss, whether it was measured now or before."""
+        """The newest validation loss is known, from this process or an earlier one."""
 
     def evaluation(self, progress: Progress, loss: float) -> None:
         """An evaluation is done."""
@@ -54,13 +54,13 @@ class Recorder:
         """Bring the record on disk up to date."""
 
     def finish(self, progress: Progress, saver: Saver, peak_memory_bytes: int | None) -> None:
-        """The run is at its end: close the record, show what came out."""
+        """The run has done all its steps: close the record, show the results."""
 
     def close(self, ending: Ending, progress: Progress, saver: Saver) -> None:
-        """The run ends, whether it is at its end or not."""
+        """This process stops training, whether the run is finished or not."""
 
     def manifest(self, progress: Progress, files: dict[str, tuple[int, str]]) -> Manifest:
-        """The manifest of a checkpoint; asked on rank 0 alone."""
+        """The manifest of a checkpoint. Called on rank 0 only."""
         raise AssertionError("only rank 0 completes a checkpoint")
 
 
@@ -80,10 +80,10 @@ class RunRecorder(Recorder):
         self.quantization, self.throughput = quantization, throughput
         self.record = new_record(config, world)
         self._started = time.perf_counter()
-        self._earlier_seconds = 0.0  # wall time of the processes before this one
+        self._earlier_seconds = 0.0  # wall time of the run's earlier processes
 
     def begin(self, resumed: Verified | None, progress: Progress, last_step: int) -> None:
-        """Take over what earlier processes have recorded, write the record, say what is about to run."""
+        """Load the record of earlier processes, write the new one, log what will run."""
         for change in self.directory.changes:
             log.info("%s", change)
         earlier = self.directory.existing
@@ -96,8 +96,8 @@ class RunRecorder(Recorder):
         self.directory.begin(self.record, self.shards.folder, progress.step)
         console.announce(self.config, self.shards, last_step)
 
-    def history(self, progress: Progress) -> tuple[list[float], EvaluationLine | None]:
-        """From the metrics on disk. A loss in another precision is none to compare with: quantized weights cost loss."""
+    def history(self) -> tuple[list[float], EvaluationLine | None]:
+        """From the metrics on disk. Losses in another precision are left out: quantization raises the loss."""
         losses: list[float] = []
         evaluation: EvaluationLine | None = None
         phase = self.quantization.phase
@@ -117,7 +117,7 @@ class RunRecorder(Recorder):
         self.record.skipped_steps += 1
 
     def rewound(self, progress: Progress) -> None:
-        """Drop the lines of the steps that the run has gone back over."""
+        """Drop the lines of the steps that were undone."""
         self.directory.rewind(progress.step)
         self._count(progress)
 
@@ -128,14 +128,14 @@ class RunRecorder(Recorder):
         record.bits_per_byte = loss / math.log(2) * validation.tokens / validation.bytes
 
     def evaluation(self, progress: Progress, loss: float) -> None:
-        """Append the line of an evaluation, say it, and rewrite the record."""
+        """Append the line of an evaluation, log it, and rewrite the record."""
         self.evaluated(loss)
         log.info("step %d: validation loss %.4f, %.4f bits per byte", progress.step, loss, self.record.bits_per_byte)
         self.directory.append(EvaluationLine(step=progress.step, tokens=progress.tokens, validation=self.record.losses))
         self.write(progress)
 
     def write(self, progress: Progress) -> None:
-        """Rewrite the record; a disk that is full for now keeps the old one."""
+        """Rewrite the record. If the disk is full, the old record stays."""
         self._count(progress)
         self._measure()
         try:
@@ -144,7 +144,7 @@ class RunRecorder(Recorder):
             log.warning("step %d: the record cannot be written: %s", progress.step, error)
 
     def finish(self, progress: Progress, saver: Saver, peak_memory_bytes: int | None) -> None:
-        """Close the record, draw the loss, show the table."""
+        """Draw the loss curve, close the record, show the table."""
         self.record.peak_memory_bytes = peak_memory_bytes
         self.directory.metrics.flush()
         draw_loss(self.directory.path)
@@ -152,7 +152,7 @@ class RunRecorder(Recorder):
         console.show_table(self.directory.path, self.record)
 
     def close(self, ending: Ending, progress: Progress, saver: Saver) -> None:
-        """Write how the run has ended. A run that never began keeps the record it has."""
+        """Write how the run ended. If this process never began to write the run, its record stays unchanged."""
         record = self.record
         record.checkpoints = saver.cost()
         self._count(progress)
@@ -162,7 +162,7 @@ class RunRecorder(Recorder):
             self.directory.write(record)
 
     def manifest(self, progress: Progress, files: dict[str, tuple[int, str]]) -> Manifest:
-        """Runs on the saver's thread. The metrics up to a checkpoint are as durable as the checkpoint."""
+        """Runs on the saver's thread. Also syncs the metrics, so that they are as durable as the checkpoint."""
         self.directory.metrics.sync()
         return Manifest(
             progress=progress,

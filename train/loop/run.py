@@ -1,4 +1,4 @@
-"""From a checked configuration and a process group to an exit code: the run's folder, its data, its trainer."""
+"""Runs one checked configuration on a process group: prepares folder and data, trains, returns an exit code."""
 
 import json
 import sys
@@ -18,10 +18,10 @@ from train.loop.trainer import Trainer
 
 
 def run(config: Config, world: World, stop: StopRequest | None = None, *, asynchronous: bool | None = None) -> int:
-    """Carry out one run on `world`. Returns the exit code; messages for the user are rank 0's. `asynchronous`: see `Trainer`.
+    """Run `config` on `world`. Returns the exit code. Rank 0 prints all messages. `asynchronous`: see `Trainer`.
 
     Raises:
-        UserError, WorkFailed: on rank 0; the other ranks then return the same exit code in silence.
+        UserError, WorkFailed: on rank 0; the other ranks then return the same exit code, and print nothing.
     """
     stop = stop or StopRequest()
     return (_lead if world.rank == 0 else _follow)(config, world, stop, asynchronous)
@@ -33,9 +33,9 @@ def _follow(config: Config, world: World, stop: StopRequest, asynchronous: bool 
         return int(outcome["exit_code"])
     try:
         return Trainer(config, world, open_shards(Path(outcome["shards"])), None, stop, asynchronous=asynchronous).train()
-    except (UserError, WorkFailed) as error:  # every rank has found the same; rank 0 says so
+    except (UserError, WorkFailed) as error:  # every rank raises the same error; rank 0 prints it
         return error.exit_code
-    except RuntimeError:  # a collective breaks off when rank 0 leaves; it has said why
+    except RuntimeError:  # a collective fails when rank 0 exits; rank 0 has printed why
         outcome = json.loads(world.await_value("start"))
         if "exit_code" not in outcome:
             raise
@@ -66,7 +66,7 @@ def _lead(config: Config, world: World, stop: StopRequest, asynchronous: bool | 
                 if isinstance(error, WorkFailed) or not _is_out_of_memory(error):
                     raise
                 raise WorkFailed(
-                    f"{world.device} has not enough memory for this model and batch ({config.model.shape.parameters:,} "
+                    f"{world.device} does not have enough memory for this model and batch ({config.model.shape.parameters:,} "
                     f"parameters): lower train.microbatch, raise parallel.shard, or choose a smaller model"
                 ) from error
         finally:
@@ -86,7 +86,7 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator has no exception of its own.
+    # The CPU allocator raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 

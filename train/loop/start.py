@@ -1,4 +1,4 @@
-"""Where a run goes on from: at its start, and after a step that went wrong."""
+"""Loads the checkpoint that a run resumes from: at its start, and after a step that went wrong."""
 
 import dataclasses
 import logging
@@ -19,17 +19,17 @@ log = logging.getLogger("foretrain")
 
 
 class Resumption:
-    """Finds the checkpoint that a run goes on from and takes its state over. Every rank has one and makes the same calls."""
+    """Finds the checkpoint to resume from and loads it into the engine. Every rank has one and makes the same calls."""
 
     def __init__(self, engine: Engine, quantization: Quantization, directory: RunDirectory | None) -> None:
-        """`directory` is rank 0's, which looks for all."""
+        """`directory`: None on all ranks but 0, which finds the checkpoints for all."""
         self._engine, self._quantization, self._directory = engine, quantization, directory
 
     def newest(self) -> Verified | None:
-        """The newest checkpoint that verifies, its state taken over; None where the run begins. A collective.
+        """Load the newest checkpoint that verifies. Returns None if there is none and the run begins. A collective.
 
         Raises:
-            UserError: the checkpoint that the user named is not what was saved, or does not fit this run.
+            UserError: the checkpoint that the user named is damaged, or does not fit this run.
         """
         directory = self._directory
         refused: list[tuple[Path, str]] = []
@@ -53,7 +53,7 @@ class Resumption:
         return verified
 
     def before(self, step: int) -> Verified | None:
-        """The newest checkpoint of an earlier step that verifies, its state taken over; None: there is none. A collective."""
+        """Load the newest checkpoint before `step` that verifies. Returns None if there is none. A collective."""
         folders: Sequence[Path] = self._directory.before(step) if self._directory is not None else []
         verified = newest_verified(folders, [])
         if verified is not None:
@@ -68,9 +68,9 @@ class Resumption:
             raise UserError(f"{verified.folder} does not fit this run: {error}") from None
 
 
-def leaving_out(progress: Progress, bad: Progress) -> Progress:
-    """A run at `progress` again, after it has gone wrong at `bad`: it goes on with the samples after those of the bad step."""
+def skip_samples(progress: Progress, bad: Progress) -> Progress:
+    """The checkpoint's `progress`, but continuing with the samples after the bad step, which ended at `bad`."""
     first = progress.samples
     for _, end in bad.skipped:
-        first = max(first, end)  # what an earlier rewind to this checkpoint has left out already
+        first = max(first, end)  # an earlier rewind to this checkpoint has skipped these already
     return dataclasses.replace(progress, samples=bad.samples, skipped=(*bad.skipped, (first, bad.samples)))

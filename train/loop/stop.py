@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: noticed everywhere, acted upon where all ranks can act together. Standard library only."""
+"""Signals that ask a run to stop: caught at any time, acted on where all ranks can act together. Standard library only."""
 
 import os
 import signal
@@ -10,50 +10,50 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""SLURM warns by whichever of them `--signal` names and ends a job by SIGTERM; Ctrl-C is SIGINT."""
+"""SLURM warns a job with the signal that `--signal` names and ends it with SIGTERM; Ctrl-C is SIGINT."""
 
 ONE_REQUEST_SECONDS = 2.0
-"""Signals this close together are one request: a cluster sends SIGTERM to every process, and torchrun passes its own on."""
+"""Signals this close together are one request: a cluster signals every process, and torchrun forwards its own signal."""
 
 
 class Stopped(BaseException):
-    """Raised by a signal where there is nothing that could be saved."""
+    """Raised by a signal while the run has nothing to save."""
 
 
 class StopRequest:
-    """Remembers the first signal; a second one ends the process at once (whatever is on disk is whole at any moment)."""
+    """Remembers the first signal; a second one ends the process at once. That is safe: files on disk are whole at any time."""
 
     def __init__(self) -> None:
         self.signal = 0
-        """the signal's number; 0 while there was none"""
-        self._noticed: float | None = None
+        """number of the first signal; 0: none yet"""
+        self._first_time: float | None = None
         self._raises = False
 
     @contextmanager
-    def listening(self, *, says: bool) -> Iterator["StopRequest"]:
-        """Handle the signals within. `says`: tell the user that one was noticed.
+    def listening(self, *, verbose: bool) -> Iterator["StopRequest"]:
+        """Handle the signals within. `verbose`: tell the user when one arrives.
 
-        A thread hears of them too, because the main thread runs no handler while it waits for another rank in a collective.
+        A thread listens too, because the main thread runs no handler while it waits for another rank in a collective.
         """
         handlers: list[Any] = [signal.signal(number, self._handle) for number in SIGNALS]
-        heard, told = os.pipe()
-        os.set_blocking(told, False)
-        before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-        thread = threading.Thread(target=self._listen, args=(heard, says), name="signals", daemon=True)
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        previous_fd = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._listen, args=(read_end, verbose), name="signals", daemon=True)
         thread.start()
         try:
             yield self
         finally:
-            signal.set_wakeup_fd(before)
+            signal.set_wakeup_fd(previous_fd)
             for number, handler in zip(SIGNALS, handlers, strict=True):
                 signal.signal(number, handler)
-            os.close(told)
+            os.close(write_end)
             thread.join()
-            os.close(heard)
+            os.close(read_end)
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """Within, a signal raises `Stopped`: for work that can be broken off anywhere."""
+        """Within, a signal raises `Stopped`: for work that can be interrupted anywhere."""
         self._raises = True
         try:
             if self.signal:
@@ -72,24 +72,27 @@ class StopRequest:
         if self._raises:
             raise Stopped
 
-    def _listen(self, heard: int, says: bool) -> None:
-        while numbers := os.read(heard, 1):
+    def _listen(self, read_end: int, verbose: bool) -> None:
+        while numbers := os.read(read_end, 1):
             number, now = numbers[0], time.monotonic()
             if number not in SIGNALS:
                 continue
-            if self._noticed is None:
-                self.signal, self._noticed = self.signal or number, now
-                if says:
+            if self._first_time is None:
+                self.signal, self._first_time = self.signal or number, now
+                if verbose:
                     os.write(2, f"{name_of(number)}: stopping; once more to stop at once\n".encode())
-            elif now - self._noticed >= ONE_REQUEST_SECONDS:
+            elif now - self._first_time >= ONE_REQUEST_SECONDS:
                 os._exit(128 + number)
 
 
 def name_of(number: int) -> str:
-    """SIGTERM for 15."""
+    """The name of a signal: SIGTERM for 15."""
     return signal.Signals(number).name
 
 
 def exit_code(number: int, *, saved: bool) -> int:
-    """0 where a signal's stop lost nothing, so that a requeued job goes on; Ctrl-C stays what a shell expects of it."""
+    """The exit code after a signal: 0 if the run was saved, so that a requeued job resumes; else 128 + the signal's number.
+
+    Ctrl-C always gives 128 + its number, as shells expect.
+    """
     return 0 if saved and number != signal.SIGINT else 128 + number

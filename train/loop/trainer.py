@@ -1,4 +1,4 @@
-"""The loop of one run on one rank."""
+"""The training loop on one rank."""
 
 import logging
 import math
@@ -33,7 +33,7 @@ from train.loop.health import Health
 from train.loop.memory import PeakMemory
 from train.loop.profiler import traced
 from train.loop.recorder import Ending, Recorder, RunRecorder
-from train.loop.start import Resumption, leaving_out
+from train.loop.start import Resumption, skip_samples
 from train.loop.stop import StopRequest, exit_code, name_of
 from train.loop.throughput import Throughput
 from train.loop.watchdog import Watchdog
@@ -43,14 +43,14 @@ log = logging.getLogger("foretrain")
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step whose scalars have not been read."""
+    """A step whose scalars have not been read yet."""
 
     step: PlannedStep
     result: StepResult
 
 
 class Trainer:
-    """The loop of one rank. What it computes is `course`, `feed` and `engine`; what it leaves is `recorder` and `saver`."""
+    """The loop of one rank: `course`, `feed` and `engine` determine what it computes, `recorder` and `saver` what it writes."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class Trainer:
         *,
         asynchronous: bool | None = None,
     ) -> None:
-        """`directory` is rank 0's. `asynchronous`: read a step's scalars when the next one has begun, so that the device never
-        waits for the host; None: where the device is not the host itself."""
+        """`directory`: None on all ranks but 0. `asynchronous`: read a step's scalars after the next step has begun, so that
+        the device never waits for the host; None: on all devices but CPUs."""
         self.config, self.world, self.stop = config, world, stop
         self.asynchronous = world.device.type != "cpu" if asynchronous is None else asynchronous
         meshes = build_meshes(config.parallel.layout, world.device)
@@ -89,22 +89,22 @@ class Trainer:
         )
         self.watchdog = Watchdog(world, path_of(config) / "logs", config.health.step_timeout_seconds)
         self.log_folder = None if directory is None else directory.path / "logs"
-        self._saved_step = 0  # the newest step that a checkpoint was begun of
-        self._last_read = 0.0  # when the scalars of a step were read last
+        self._saved_step = 0  # the newest step whose checkpoint was begun
+        self._last_read = 0.0  # time of the last read of a step's scalars
 
     def train(self) -> int:
         """Train to the end, or until a signal. Returns the exit code.
 
         Raises:
-            UserError: the run cannot go on from the checkpoint it was told to.
-            WorkFailed: the loss stopped being finite, or the disk failed.
+            UserError: the run cannot resume from the checkpoint that the user named.
+            WorkFailed: the loss was not finite, or the disk failed.
         """
         try:
             with console.log_to(self.log_folder), self.watchdog:
                 stopped_by = self._start() or self._loop()
                 return self._preempt(stopped_by) if stopped_by else self._finish()
         except BaseException as error:
-            with suppress(OSError, WorkFailed):  # what failed may be the very disk
+            with suppress(OSError, WorkFailed):  # the disk itself may have failed
                 self._close("failed")
             if isinstance(error, OSError):
                 raise WorkFailed(f"run {self.config.run.name} failed: {error}") from error
@@ -113,19 +113,19 @@ class Trainer:
             self.saver.close()
 
     def _start(self) -> int:
-        """Go on from the newest checkpoint that verifies, or begin. Returns the signal that any rank has got by then, or 0."""
+        """Resume from the newest checkpoint that verifies, or begin. Returns the signal that stopped an evaluation, or 0."""
         resumed = self.resumption.newest()
         if resumed is not None:
             self.progress = resumed.manifest.progress
             self._saved_step = self.progress.step
         self.recorder.begin(resumed, self.progress, self.course.last_step(self.progress))
-        # A run may have been killed in the middle of an evaluation.
+        # The run may have been killed during an evaluation.
         evaluated = self._restore_history()
         return 0 if evaluated or not self.course.evaluates(self.progress) else self._evaluate()
 
     def _restore_history(self) -> bool:
-        """Take up what was measured before this point, which rank 0 knows. Returns whether this very step was evaluated."""
-        history = [self.recorder.history(self.progress)]
+        """Restore earlier losses and the newest evaluation from rank 0. Returns whether the current step was evaluated."""
+        history = [self.recorder.history()]
         dist.broadcast_object_list(history, src=0)
         losses, evaluation = history[0]
         self.health.restart(losses)
@@ -134,7 +134,7 @@ class Trainer:
         return evaluation is not None and evaluation.step == self.progress.step
 
     def _loop(self) -> int:
-        """Steps until the end, or until a signal that any rank has got. Returns that signal, or 0."""
+        """Do steps until the end, or until any rank gets a signal. Returns that signal, or 0."""
         pending: _Pending | None = None
         trace = path_of(self.config) / "trace" if self.config.train.profile else None
         first, last = self.progress.step, self.course.last_step(self.progress)
@@ -149,12 +149,12 @@ class Trainer:
                     if pending is not None:
                         self._settle(pending, advance)
                     return stopped_by
-                begun = self._step(self.progress.step - first)
+                new = self._step(self.progress.step - first)
                 traced_step()
                 if pending is not None and self._settle(pending, advance):
-                    pending = None  # the step begun meanwhile is undone as well
+                    pending = None  # the rewind has undone the new step too
                     continue
-                pending = begun
+                pending = new
                 if self.asynchronous and not self.course.pauses(self.progress):
                     continue
                 rewound = self._settle(pending, advance)
@@ -164,12 +164,13 @@ class Trainer:
         return 0
 
     def _patience(self) -> float:
-        """How many of its limits the watchdog gives a step: a slow machine's steps are no hang, and the first one compiles."""
+        """How many limits a step may take before the watchdog reports it: more on slow machines and for the first step, which
+        compiles."""
         limit, longest = self.config.health.step_timeout_seconds, self.throughput.longest_step_seconds
         return max(1.0, 10.0 * longest / limit) if limit and longest else 10.0
 
     def _step(self, number: int) -> _Pending:
-        """Begin the next step; `number` counts those of this process from 0."""
+        """Begin the next step. `number`: its number in this process, from 0."""
         if self.quantization.begins(self.progress.tokens):
             self.quantization.begin()
             self.health.restart([])
@@ -184,7 +185,7 @@ class Trainer:
         return _Pending(step, result)
 
     def _pause(self) -> int:
-        """Save and evaluate where that is due. Returns the signal that any rank has got meanwhile, or 0."""
+        """Save and evaluate if due. Returns the signal that stopped the evaluation, or 0."""
         stopped_by = 0
         if self.course.saves(self.progress):
             self._save()
@@ -194,7 +195,7 @@ class Trainer:
         return stopped_by
 
     def _settle(self, pending: _Pending, advance: console.Advance) -> bool:
-        """Wait for a step's scalars, write its line, act on what they say. Returns whether the run went back."""
+        """Wait for a step's scalars, write its line, and act on its health. Returns whether the run was rewound."""
         line = self._read(pending)
         self.recorder.step(line)
         advance(line)
@@ -216,7 +217,7 @@ class Trainer:
         return False
 
     def _read(self, pending: _Pending) -> StepLine:
-        """The line of a step, once its scalars are there."""
+        """Wait for a step's scalars. Returns its line."""
         loss, gradient_norm = pending.result.loss.item(), pending.result.gradient_norm.item()
         seconds = time.perf_counter() - self._last_read
         self._last_read += seconds
@@ -234,10 +235,10 @@ class Trainer:
         )
 
     def _rewind(self, bad: Progress, why: str) -> None:
-        """Go back to the newest checkpoint before a step that went wrong, and leave the samples since then out.
+        """Go back to the newest checkpoint before a bad step, and skip the samples since then.
 
         Raises:
-            WorkFailed: there is none, or this has happened too often.
+            WorkFailed: there is no such checkpoint, or the run was rewound too often.
         """
         name, patience = self.config.run.name, self.config.health.patience
         if len(bad.skipped) >= patience:
@@ -246,7 +247,7 @@ class Trainer:
         checkpoint = self.resumption.before(bad.step)
         if checkpoint is None:
             raise WorkFailed(f"run {name} went wrong at step {bad.step} and has no checkpoint to go back to: {why}")
-        self.progress = leaving_out(checkpoint.manifest.progress, bad)
+        self.progress = skip_samples(checkpoint.manifest.progress, bad)
         self._saved_step = self.progress.step
         first, end = self.progress.skipped[-1]
         log.warning(
@@ -257,7 +258,7 @@ class Trainer:
         self._last_read = time.perf_counter()
 
     def _evaluate(self) -> int:
-        """Measure the validation loss. Returns the signal that has broken it off, or 0: then it is made up for later."""
+        """Measure the validation loss. Returns the signal that stopped the measurement, which a restart repeats, or 0."""
         self.watchdog.phase(f"evaluation at step {self.progress.step}", 10.0)
         batches = _UntilStopped(self.feed.validation(), self.stop_vote, self.stop)
         loss = self.engine.evaluate(batches)
@@ -273,8 +274,8 @@ class Trainer:
         return 0
 
     def _finish(self) -> int:
-        """Save the last checkpoint, close the record, show what came out."""
-        if not self._make_sure_of_checkpoint():
+        """Save the last checkpoint, close the record, show the results."""
+        if not self._ensure_saved():
             raise WorkFailed(
                 f"run {self.config.run.name} is trained, but its last checkpoint could not be written to "
                 f"{self.saver.checkpoints}: make room and type the command again; it goes on from the checkpoint before"
@@ -283,37 +284,37 @@ class Trainer:
         return 0
 
     def _preempt(self, stopped_by: int) -> int:
-        """Save where the run stands and say so."""
-        saved = self._make_sure_of_checkpoint()
+        """Save the current step and log that the run was stopped."""
+        saved = self._ensure_saved()
         self.recorder.write(self.progress)
         self._close("preempted")
-        outcome = "saved" if saved else "its last checkpoint could NOT be written, an older one stays"
+        outcome = "saved" if saved else "its last checkpoint could NOT be written, only an older one exists"
         log.info(
             "stopped by %s at step %d (%s tokens); %s. The same command goes on",
             *(name_of(stopped_by), self.progress.step, f"{self.progress.tokens:,}", outcome),
         )
         return exit_code(stopped_by, saved=saved)
 
-    def _make_sure_of_checkpoint(self) -> bool:
-        """Whether this very step is on disk; it is saved where it is not."""
-        self.watchdog.phase("saving", math.inf)  # it has a limit of its own
+    def _ensure_saved(self) -> bool:
+        """Save the current step unless it is saved already. Returns whether its checkpoint is on disk."""
+        self.watchdog.phase("saving", math.inf)  # the saver has its own limit
         if self.saver.finish() and self._saved_step == self.progress.step:
             return True
         return self._save() and self.saver.finish()
 
     def _save(self) -> bool:
-        """Begin to save. Returns whether that was possible."""
-        begun = self.saver.save(self.engine.state(), self.progress)
-        if begun:
+        """Begin to save. Returns whether it has begun."""
+        started = self.saver.save(self.engine.state(), self.progress)
+        if started:
             self._saved_step = self.progress.step
-        return begun
+        return started
 
     def _close(self, ending: Ending) -> None:
         self.recorder.close(ending, self.progress, self.saver)
 
 
 class _UntilStopped:
-    """Batches until any rank has got a signal, which then is `stopped_by`. Every rank stops at the same batch."""
+    """Yields batches until any rank gets a signal, which `stopped_by` then is. Every rank stops at the same batch."""
 
     def __init__(self, batches: Iterator[Batch], vote: DelayedMax, stop: StopRequest) -> None:
         self.stopped_by = 0
@@ -321,14 +322,14 @@ class _UntilStopped:
 
     def __iter__(self) -> Iterator[Batch]:
         for number, batch in enumerate(self._batches):
-            if number > 0 and (asked := self._vote.exchange(self._stop.signal)):
-                self.stopped_by = asked
+            if number > 0 and (signal_number := self._vote.exchange(self._stop.signal)):
+                self.stopped_by = signal_number
                 return
             yield batch
 
 
 def _largest(value: int | None) -> int | None:
-    """The largest of all ranks' values; None where no rank has one. A collective."""
-    most = torch.tensor(-1 if value is None else value, dtype=torch.int64)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return None if most < 0 else int(most)
+    """The largest of all ranks' values; None if no rank has one. A collective."""
+    largest = torch.tensor(-1 if value is None else value, dtype=torch.int64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return None if largest < 0 else int(largest)

@@ -1,18 +1,18 @@
-"""A watchdog over the loop. When a phase of it exceeds its limit, every rank's stacks are written to files, and one message
-says which ranks wait in which collective and which do not: those keep the others waiting.
+"""A watchdog for the training loop. If a phase exceeds its limit, every rank writes its stacks to a file, and one message says
+which ranks wait in which collective. The ranks that wait in none keep the others waiting.
 
     with Watchdog(world, run / "logs", limit_seconds=600) as watchdog:
         for step in range(1, steps + 1):
             watchdog.phase(f"step {step}", factor=10 if step == 1 else 1)  # the first one compiles
             ...
 
-Two threads per rank. The clock knows only its own process, so nothing can hold it up; the messenger talks to the other ranks
-through the store and may block where the store's host is dead. Code that never lets go of the interpreter lock stops both:
-then the C thread of `faulthandler`, which the clock keeps putting off, writes the stacks.
+Each rank has two threads. The clock uses only its own process, so nothing can block it. The messenger talks to the other ranks
+through the store, and may block if the store's host is dead. Code that never releases the interpreter lock stops both: then the
+C thread of `faulthandler` writes the stacks, a dump that the clock otherwise keeps postponing.
 
-Where a rank is, its Python stack tells: a collective of gloo blocks there. One of NCCL blocks the device, and the host
-wherever it next waits for the device, so on CUDA torch's flight recorder is asked which collectives are unfinished. That path
-has not been run yet.
+The Python stack shows where a rank is if a gloo collective blocks it. An NCCL collective blocks the device, and the host only
+where it next waits for the device. So on CUDA, torch's flight recorder tells which collectives are unfinished. The CUDA path
+has never been run.
 """
 
 import faulthandler
@@ -41,7 +41,7 @@ _LEFT = "has left the loop, finished or failed"
 
 
 def end_process() -> None:
-    """End this process at once with exit code 1: the main thread cannot be asked to."""
+    """End this process at once with exit code 1. The main thread hangs, so it cannot exit normally."""
     os._exit(1)
 
 
@@ -53,7 +53,7 @@ def to_standard_error(message: str) -> None:
 class Watchdog:
     """Watches the phases of the thread that enters it. Without a limit it does nothing.
 
-    All ranks must enter, and announce the same phases. Time in which the process was stopped (a suspended job) does not count.
+    All ranks must enter it, and announce the same phases. Time in which the process is suspended does not count.
     """
 
     def __init__(
@@ -66,24 +66,24 @@ class Watchdog:
         on_expired: Callable[[], None] = end_process,
         packages: Iterable[str] = ROOMS,
     ) -> None:
-        """`say` is called with the message on one rank, `on_expired` on every rank when a phase takes twice its limit; both
-        on threads of the watchdog. `packages` are those whose lines are shown as our own."""
+        """On threads of the watchdog: `say` is called with the message on one rank, `on_expired` on every rank when a phase
+        takes twice its limit. `packages`: the message shows the innermost line of their code."""
         self._world, self._logs, self._limit = world, logs, limit_seconds or math.inf
         self._say, self._on_expired, self._packages = say, on_expired, frozenset(packages)
         self._path = logs / f"stacks_rank_{world.rank:04d}.txt"
         self._tick = min(self._limit / 10, 5.0)
         self._grace = min(self._limit / 4, 10.0)
-        # Each of these is written by one thread. Phases are compared by identity: every call of `phase` makes a new one.
+        # One thread writes each of these. Phases are compared by identity: every call of `phase` makes a new tuple.
         self._phase: tuple[str, float] | None = None
         self._overdue: tuple[str, float] | None = None
-        self._told: tuple[str, float] | None = None
-        self._written: tuple[str, float] | None = ("nothing yet", 0.0)
+        self._alarmed: tuple[str, float] | None = None
+        self._stacks_written: tuple[str, float] | None = ("nothing yet", 0.0)
         self._reporter = False
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def phase(self, name: str, factor: float = 1.0) -> None:
-        """Say what the loop does from now on, which starts the clock anew. It may take `factor` limits; math.inf: any time."""
+        """Announce what the loop does next, and restart the clock. The phase may take `factor` limits; math.inf: any time."""
         self._phase = (name, factor)
 
     def __enter__(self) -> Self:
@@ -93,10 +93,10 @@ class Watchdog:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a", encoding="utf-8")
         world = self._world
-        # The ranks' n-th watchdogs belong together.
+        # The n-th watchdogs of all ranks use the same prefix.
         prefix = f"watchdog/{world.store.add(f'watchdogs/{world.rank}', 1)}"
         self._mailbox = PrefixStore(prefix, world.store)
-        # A client of its own: while the main thread waits in the store, its client is locked.
+        # A separate client, because the main thread locks its own client while it waits in the store.
         self._store = PrefixStore(prefix, world.store.clone())  # type: ignore[attr-defined]
         self._start("clock", self._watch)
         self._start("messenger", self._listen)
@@ -110,7 +110,7 @@ class Watchdog:
         with suppress(RuntimeError):  # the store may be gone; a set does not wait for it
             self._mailbox.set(f"left/{self._world.rank}", "")
         for thread in self._threads:
-            thread.join(timeout=5.0)  # a messenger may be stuck in a store whose host is stopped
+            thread.join(timeout=5.0)  # the messenger may be blocked by a store whose host is stopped
         faulthandler.cancel_dump_traceback_later()
         if not any(thread.is_alive() for thread in self._threads):
             self._file.close()
@@ -124,10 +124,10 @@ class Watchdog:
         thread.start()
 
     def _watch(self) -> None:
-        """The clock."""
+        """The clock: measures phases, and writes stacks or ends the process when they exceed their limits."""
         watched, seconds, expired = None, 0.0, False
         last = time.monotonic()
-        self._put_off_dump(1.5 * self._limit)
+        self._postpone_dump(1.5 * self._limit)
         while not self._stop.wait(self._tick):
             now = time.monotonic()
             seconds += min(now - last, 2 * self._tick)
@@ -135,7 +135,7 @@ class Watchdog:
             if watched is not self._phase:
                 watched, seconds, expired = self._phase, 0.0, False
             limit = self._limit * (watched[1] if watched else 1.0)
-            self._put_off_dump(max(0.0, limit - seconds) + limit / 2)
+            self._postpone_dump(max(0.0, limit - seconds) + limit / 2)
             if watched is not None and seconds >= limit:
                 self._overdue = watched
                 self._write_stacks()
@@ -143,17 +143,17 @@ class Watchdog:
                 expired = True
                 self._expire(limit)
 
-    def _put_off_dump(self, seconds: float) -> None:
-        """Have the stacks written from C if this thread has not come back after so long."""
+    def _postpone_dump(self, seconds: float) -> None:
+        """Let `faulthandler` write the stacks unless this is called again within `seconds`."""
         if seconds == math.inf:
             faulthandler.cancel_dump_traceback_later()
         else:
             faulthandler.dump_traceback_later(seconds, file=self._file)
 
     def _expire(self, limit: float) -> None:
-        # One rank has spoken for all; where it could not, every rank speaks for itself.
+        # One rank has reported for all; if it could not, every rank reports for itself.
         try:
-            if self._reporter or self._told is not self._phase:
+            if self._reporter or self._alarmed is not self._phase:
                 position = self._position()
                 self._say(
                     f"{position.phase} has taken twice its limit of {limit:g} s on rank {self._world.rank} ({position}); "
@@ -163,16 +163,16 @@ class Watchdog:
             self._on_expired()
 
     def _listen(self) -> None:
-        """The messenger: raises the alarm when this rank is overdue, answers when any rank is."""
+        """The messenger: raises an alarm if this rank is overdue, and answers every rank's alarm."""
         number = 0
-        with suppress(RuntimeError):  # the store is gone, and its host with it: the clock goes on alone
+        with suppress(RuntimeError):  # the store's host has exited: the clock continues alone
             while not self._stop.wait(self._tick):
                 phase = self._phase
-                if phase is not None and phase is self._overdue and phase is not self._told:
+                if phase is not None and phase is self._overdue and phase is not self._alarmed:
                     limit = self._limit * phase[1]
                     self._store.set(f"{number}/alarm", f"{phase[0]} has taken longer than its limit of {limit:g} s")
                 if self._store.check([f"{number}/alarm"]):
-                    self._told = phase
+                    self._alarmed = phase
                     self._store.set(f"{number}/{self._world.rank}", json.dumps(asdict(self._position())))
                     self._write_stacks()
                     self._reporter = self._is_reporter(number)
@@ -181,7 +181,7 @@ class Watchdog:
                     number += 1
 
     def _is_reporter(self, number: int) -> bool:
-        """Rank 0 is, or, where that does not come forward, the first one that has waited for it."""
+        """Whether this rank reports: rank 0 does; if it does not claim the report in time, the first rank that does."""
         key, deadline = f"{number}/reporter", time.monotonic() + self._grace
         while self._world.rank != 0 and time.monotonic() < deadline:
             if self._stop.wait(self._tick) or self._store.check([key]):
@@ -189,19 +189,19 @@ class Watchdog:
         return self._store.add(key, 1) == 1
 
     def _report(self, number: int) -> None:
-        found: dict[int, Position | str] = {}
+        answers: dict[int, Position | str] = {}
         deadline = time.monotonic() + self._grace
         while True:
             for rank in range(self._world.size):
-                if rank not in found and self._store.check([f"{number}/{rank}"]):
-                    found[rank] = Position(**json.loads(self._store.get(f"{number}/{rank}")))
-                elif rank not in found and self._store.check([f"left/{rank}"]):
-                    found[rank] = _LEFT
-            if len(found) == self._world.size or time.monotonic() > deadline:
+                if rank not in answers and self._store.check([f"{number}/{rank}"]):
+                    answers[rank] = Position(**json.loads(self._store.get(f"{number}/{rank}")))
+                elif rank not in answers and self._store.check([f"left/{rank}"]):
+                    answers[rank] = _LEFT
+            if len(answers) == self._world.size or time.monotonic() > deadline:
                 break
             if self._stop.wait(self._tick):
                 return
-        everyone = {rank: found.get(rank, _NO_ANSWER) for rank in range(self._world.size)}
+        everyone = {rank: answers.get(rank, _NO_ANSWER) for rank in range(self._world.size)}
         alarm = bytes(self._store.get(f"{number}/alarm")).decode()
         self._say("\n  ".join([f"{alarm}; stacks: {self._logs}/stacks_rank_*.txt", *describe(everyone)]))
 
@@ -210,9 +210,9 @@ class Watchdog:
         return find_position(phase[0] if phase else "no phase", self._watched_thread, self._world.device, self._packages)
 
     def _write_stacks(self) -> None:
-        """Once a phase, on a thread of its own: the file system may be what hangs."""
-        if self._phase is not self._written:
-            self._written = self._phase
+        """Write the stacks once per phase, on a new thread, because the file system may hang."""
+        if self._phase is not self._stacks_written:
+            self._stacks_written = self._phase
             self._start("stacks", self._append_stacks)
 
     def _append_stacks(self) -> None:

@@ -1,1 +1,1 @@
-"""The decoder and its initialisation. Parallelism is not in here."""
+"""The decoder and its initialisation, without any parallelism."""

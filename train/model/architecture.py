@@ -1,4 +1,4 @@
-"""What a decoder computes with besides its weights. Imports no torch."""
+"""The sizes and constants of a decoder. Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from parallel.shape import ModelShape
 
 @dataclass(frozen=True, kw_only=True)
 class Multipliers:
-    """Constants in the forward pass. They come from the whole model's widths, never from a rank's part of them."""
+    """Constant factors in the forward pass. They follow from the widths of the whole model, not of a rank's part."""
 
     embedding: float
-    """times the embedding's output"""
+    """factor of the embedding's output"""
     residual: float
-    """times what attention and feed-forward add to the residual stream"""
+    """factor of what attention and feed-forward add to the residual stream"""
     attention: float
-    """times the products of queries and keys"""
+    """factor of the products of queries and keys"""
     logit: float
-    """times the logits"""
+    """factor of the logits"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Grouped-query attention with rotary positions and a document mask.
 
-Shape suffixes: B batch, S sequence (where ranks share one, this rank's part of it), E hidden size, H heads, K key/value heads,
-D head_dim.
+Shape suffixes: B batch, S sequence (under context parallelism this rank's part of it), E hidden size, H heads, K key/value
+heads, D head_dim.
 """
 
 import torch
@@ -20,16 +20,16 @@ def rotary_angles(positions_S: Tensor, head_dim: int, theta: float, dtype: torch
 
 
 def rotate(heads_BHSD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2), the pairing of Hugging Face's Llama. cos and sin have shape (S, D/2)."""
+    """Rotate the pairs of channels (i, i + D/2), as Hugging Face's Llama pairs them. cos and sin have shape (S, D/2)."""
     first, second = heads_BHSD.to(cos_SD.dtype).chunk(2, dim=-1)
-    turned = torch.cat((first * cos_SD - second * sin_SD, second * cos_SD + first * sin_SD), dim=-1)
-    return turned.to(heads_BHSD.dtype)
+    rotated = torch.cat((first * cos_SD - second * sin_SD, second * cos_SD + first * sin_SD), dim=-1)
+    return rotated.to(heads_BHSD.dtype)
 
 
 def document_mask(document_BS: Tensor, dtype: torch.dtype) -> Tensor:
-    """An additive mask, shape (B, 1, S, S): 0 where a query may look (its own document, not the future), else -inf.
+    """An additive mask, shape (B, 1, S, S): 0 where a query may attend (its own document, not the future), else -inf.
 
-    Additive rather than boolean because attention kernels convert a boolean one again in every layer.
+    It is additive because attention kernels would convert a boolean mask anew in every layer.
     """
     same_BSS = document_BS[:, :, None] == document_BS[:, None, :]
     allowed_BSS = same_BSS.tril()
@@ -40,7 +40,8 @@ def document_mask(document_BS: Tensor, dtype: torch.dtype) -> Tensor:
 class Attention(nn.Module):
     """Causal self-attention within documents. Input and output (B, S, E).
 
-    `seen` is the mask of whole sequences or, where ranks share them, who holds which part: then `context` attends.
+    `mask_or_partition` is the mask for whole sequences. Under context parallelism it is the partition of the sequences over
+    ranks, and `context` computes the attention.
     """
 
     def __init__(self, shape: ModelShape, norm_eps: float, scale: float) -> None:
@@ -56,7 +57,7 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(shape.head_dim, eps=norm_eps) if shape.qk_norm else None
         self.key_norm = nn.RMSNorm(shape.head_dim, eps=norm_eps) if shape.qk_norm else None
 
-    def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, seen: Tensor | Partition) -> Tensor:
+    def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, mask_or_partition: Tensor | Partition) -> Tensor:
         batch, sequence, _ = hidden_BSE.shape
         query_BSHD = self.query(hidden_BSE).view(batch, sequence, -1, self.head_dim)
         key_BSKD = self.key(hidden_BSE).view(batch, sequence, -1, self.head_dim)
@@ -66,15 +67,15 @@ class Attention(nn.Module):
         query_BHSD = rotate(query_BSHD.transpose(1, 2), cos_SD, sin_SD)
         key_BKSD = rotate(key_BSKD.transpose(1, 2), cos_SD, sin_SD)
         value_BKSD = value_BSKD.transpose(1, 2)
-        if isinstance(seen, Partition):
+        if isinstance(mask_or_partition, Partition):
             assert self.context is not None
-            attended_BHSD = self.context.attend(query_BHSD, key_BKSD, value_BKSD, seen, self.scale)
+            attended_BHSD = self.context.attend(query_BHSD, key_BKSD, value_BKSD, mask_or_partition, self.scale)
         else:
             attended_BHSD = F.scaled_dot_product_attention(
                 query_BHSD,
                 key_BKSD,
                 value_BKSD,
-                attn_mask=seen,
+                attn_mask=mask_or_partition,
                 enable_gqa=self.num_kv_heads != self.num_heads,
                 scale=self.scale,
             )

@@ -1,6 +1,6 @@
-"""A Llama-family decoder in plain PyTorch. Parallelism is not in it.
+"""A Llama-family decoder in plain PyTorch, without any parallelism.
 
-Shape suffixes: B batch, S sequence (where ranks share one, this rank's part of it), E hidden size, F ffn size, V vocabulary.
+Shape suffixes: B batch, S sequence (under context parallelism this rank's part of it), E hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from train.model.ffn import FEED_FORWARDS
 
 
 def scaled(tensor: Tensor, multiplier: float) -> Tensor:
-    """`multiplier` x `tensor`, free of charge where it is 1."""
+    """`multiplier` x `tensor`, without an operation if it is 1."""
     return tensor if multiplier == 1.0 else tensor * multiplier
 
 
@@ -36,33 +36,33 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps)
         self.ffn = FEED_FORWARDS[shape.ffn](shape)
 
-    def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, seen: Tensor | Partition) -> Tensor:
-        attended_BSE: Tensor = self.attention(self.attention_norm(hidden_BSE), cos_SD, sin_SD, seen)
+    def forward(self, hidden_BSE: Tensor, cos_SD: Tensor, sin_SD: Tensor, mask_or_partition: Tensor | Partition) -> Tensor:
+        attended_BSE: Tensor = self.attention(self.attention_norm(hidden_BSE), cos_SD, sin_SD, mask_or_partition)
         hidden_BSE = hidden_BSE + scaled(attended_BSE, self.multiplier)
-        fed_BSE: Tensor = self.ffn(self.ffn_norm(hidden_BSE))
-        return hidden_BSE + scaled(fed_BSE, self.multiplier)
+        ffn_BSE: Tensor = self.ffn(self.ffn_norm(hidden_BSE))
+        return hidden_BSE + scaled(ffn_BSE, self.multiplier)
 
 
 class TiedHead(nn.Module):
-    """Logits by the embedding table, which is handed in: the head has no parameter of its own."""
+    """Logits from the embedding table, which is an argument: the head has no parameters."""
 
     def forward(self, hidden_BSE: Tensor, table_VE: Tensor) -> Tensor:
         return F.linear(hidden_BSE, table_VE)
 
 
 def table_of(embedding: nn.Embedding) -> Tensor:
-    """The table that an embedding looks up in: a quantized one where its weight is quantized."""
+    """The table that an embedding uses, quantized if its weight is."""
     return embedding.used_weight() if isinstance(embedding, QuantEmbedding) else embedding.weight
 
 
 class Decoder(StageModel):
-    """Token ids (B, S) to logits (B, S, V), or a stage of that: consecutive layers, hidden states (B, S, E) in or out.
+    """Token ids (B, S) to logits (B, S, V), or a stage of it: consecutive layers, with hidden states (B, S, E) in or out.
 
-    `blocks` is a dictionary keyed by layer number, so that a stage keeps every parameter's name in the whole model.
+    `blocks` is keyed by layer number, so that parameters have the same names in a stage as in the whole model.
     """
 
     def __init__(self, architecture: Architecture, *, layers: range, first: bool, last: bool) -> None:
-        """`first` takes tokens, `last` gives logits."""
+        """The `first` stage takes tokens, the `last` gives logits."""
         super().__init__()
         shape, norm_eps = architecture.shape, architecture.norm_eps
         self.shape, self.rope_theta, self.first, self.last = shape, architecture.rope_theta, first, last
@@ -106,26 +106,26 @@ class Decoder(StageModel):
                 module.context = context
 
     def forward(self, inputs: Tensor, document_BS: Tensor) -> Tensor:
-        # Where ranks share sequences, `inputs` are this rank's part, `document_BS` is whole: from it follows who holds what.
+        # Under context parallelism `inputs` is this rank's part, but `document_BS` is whole: the partition depends on it.
         hidden_BSE: Tensor = inputs
         if self.first and self.embedding is not None:
             hidden_BSE = scaled(self.embedding(inputs), self.multipliers.embedding)
-        # Angles at least in fp32: in bf16 neighbouring positions beyond 256 would fall together.
+        # Angles at least in fp32: bf16 cannot distinguish neighbouring positions beyond 256.
         angle_dtype = torch.promote_types(hidden_BSE.dtype, torch.float32)
-        seen: Tensor | Partition
+        mask_or_partition: Tensor | Partition
         if self.context is None:
-            seen = document_mask(document_BS, hidden_BSE.dtype)
+            mask_or_partition = document_mask(document_BS, hidden_BSE.dtype)
             positions_S = torch.arange(document_BS.shape[1], device=document_BS.device)
         else:
-            seen = self.context.partition(document_BS)
-            positions_S = self.context.positions(seen)
+            mask_or_partition = self.context.partition(document_BS)
+            positions_S = self.context.positions(mask_or_partition)
         angles_SD = rotary_angles(positions_S, self.shape.head_dim, self.rope_theta, angle_dtype)
         cos_SD, sin_SD = angles_SD.cos(), angles_SD.sin()
         for block in self.blocks.values():
-            hidden_BSE = block(hidden_BSE, cos_SD, sin_SD, seen)
+            hidden_BSE = block(hidden_BSE, cos_SD, sin_SD, mask_or_partition)
         if self.norm is None or self.head is None:
             return hidden_BSE
-        hidden_BSE = scaled(self.norm(hidden_BSE), self.multipliers.logit)  # fewer numbers than logits
+        hidden_BSE = scaled(self.norm(hidden_BSE), self.multipliers.logit)  # cheaper than scaling the logits
         table = (table_of(self.embedding),) if isinstance(self.head, TiedHead) and self.embedding is not None else ()
         logits_BSV: Tensor = self.head(hidden_BSE, *table)
         return logits_BSV

@@ -1,4 +1,4 @@
-"""The feed-forward of a block, by kind.
+"""The kinds of feed-forward of a block.
 
 Shape suffixes: B batch, S sequence, E hidden size.
 """
@@ -10,10 +10,10 @@ from parallel.shape import FeedForwardName, ModelShape
 
 
 class FeedForward(nn.Module):
-    """From (B, S, E) to (B, S, E). `down` leads back into the residual stream."""
+    """From (B, S, E) to (B, S, E). `down` projects back into the residual stream."""
 
     columns: tuple[str, ...]
-    """the linears that take the input: tensor parallelism splits them by output, `down` by input"""
+    """the linear layers of the input: tensor parallelism splits them by output, and `down` by input"""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()

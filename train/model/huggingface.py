@@ -1,7 +1,7 @@
-"""Decoders in Hugging Face's format: what tensors and settings are called there, and what a folder holds. Imports no torch.
+"""Hugging Face's format: its names for tensors and settings, and checks of a folder of weights. Imports no torch.
 
-Export and `model.initial_weights` share the tables in here. A folder is read as plain JSON: `config.json`, and the headers of
-its safetensors files.
+Export and `model.initial_weights` share these tables. Of a folder only JSON is read: `config.json`, and the headers of the
+safetensors files.
 """
 
 import json
@@ -21,7 +21,8 @@ from train.model.architecture import Architecture
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Llama's RMSNorm, rotary pairing and SwiGLU are ours; Qwen3 adds our norm of queries and keys, per head, before the rotation.
+# This decoder has Llama's RMSNorm, rotary pairing and SwiGLU. With qk_norm it also has Qwen3's norm of queries and keys: per
+# head, before the rotation.
 ARCHITECTURES = {False: ("LlamaForCausalLM", "llama"), True: ("Qwen3ForCausalLM", "qwen3")}  # by qk_norm
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 _SHOWN = 3  # names in a message
@@ -40,14 +41,14 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter of ours is in Hugging Face's format."""
+    """The name and shape of a parameter in Hugging Face's format."""
 
     name: str
     shape: tuple[int, ...]
 
 
 def places(shape: ModelShape) -> dict[str, Place]:
-    """Every parameter of a SwiGLU decoder, in the model's order, with its name there and its shape (the same in both)."""
+    """The parameters of a SwiGLU decoder, by name in the model's order, with their places in Hugging Face's format."""
     hidden, queries, keys = shape.hidden_size, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     block = {
         "attention_norm": ("input_layernorm", (hidden,)),
@@ -64,20 +65,20 @@ def places(shape: ModelShape) -> dict[str, Place]:
     }
     if not shape.qk_norm:
         del block["attention.query_norm"], block["attention.key_norm"]
-    found = {"embedding.weight": Place("model.embed_tokens.weight", (shape.vocab_size, hidden))}
+    by_name = {"embedding.weight": Place("model.embed_tokens.weight", (shape.vocab_size, hidden))}
     for layer in range(shape.num_layers):
-        for ours, (theirs, sizes) in block.items():
-            found[f"blocks.{layer}.{ours}.weight"] = Place(f"model.layers.{layer}.{theirs}.weight", sizes)
-    found["norm.weight"] = Place("model.norm.weight", (hidden,))
+        for name, (hf_name, sizes) in block.items():
+            by_name[f"blocks.{layer}.{name}.weight"] = Place(f"model.layers.{layer}.{hf_name}.weight", sizes)
+    by_name["norm.weight"] = Place("model.norm.weight", (hidden,))
     if not shape.tie_embeddings:
-        found["head.weight"] = Place("lm_head.weight", (shape.vocab_size, hidden))
-    return found
+        by_name["head.weight"] = Place("lm_head.weight", (shape.vocab_size, hidden))
+    return by_name
 
 
 def folded(name: str, architecture: Architecture) -> float:
-    """What a parameter is multiplied by, so that a decoder without multipliers computes what `architecture` does with them.
+    """The factor of a parameter with which a decoder without multipliers computes the same as `architecture`.
 
-    A tied table takes the embedding's multiplier, and the norm before the head makes up for it.
+    A tied table includes the embedding's multiplier; the norm before the head divides by it.
     """
     shape, multipliers = architecture.shape, architecture.multipliers
     table, head = ("embedding.weight", "norm.weight" if shape.tie_embeddings else "head.weight")
@@ -92,10 +93,10 @@ def folded(name: str, architecture: Architecture) -> float:
 
 
 def describe(architecture: Architecture, *, init_std: float, end_of_text: int, sequence: int, dtype: str) -> dict[str, Any]:
-    """`config.json` of a model. `dtype` is torch's word for its parameters' type, `sequence` the length it was trained on.
+    """`config.json` of a model. `dtype` is torch's name of its parameters' dtype, `sequence` the length it was trained on.
 
     Raises:
-        UserError: no architecture of Hugging Face's computes what this model does.
+        UserError: no architecture of Hugging Face computes the same.
     """
     model = architecture.shape
     if model.ffn != "swiglu":
@@ -112,7 +113,7 @@ def describe(architecture: Architecture, *, init_std: float, end_of_text: int, s
     return {
         "architectures": [name],
         "model_type": model_type,
-        **{theirs: getattr(model, ours) for ours, theirs in _SIZES.items()},
+        **{hf_key: getattr(model, key) for key, hf_key in _SIZES.items()},
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -123,7 +124,7 @@ def describe(architecture: Architecture, *, init_std: float, end_of_text: int, s
         "tie_word_embeddings": model.tie_embeddings,
         "max_position_embeddings": sequence,
         "initializer_range": init_std,
-        # A text starts where another has ended.
+        # In training a text follows the end of another.
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "torch_dtype": dtype,
@@ -131,13 +132,12 @@ def describe(architecture: Architecture, *, init_std: float, end_of_text: int, s
 
 
 def problems(folder: Path, architecture: Architecture) -> Iterator[str]:
-    """What keeps a decoder from starting with the weights in `folder`, a line each: of config.json first, then of tensors."""
+    """Why a decoder cannot start from the weights in `folder`, one line per reason: first config.json, then the tensors."""
     try:
-        plain = _read_json(folder, "config.json")
-        theirs = _model_keys(plain)
-        ours = {**asdict(architecture.shape), "rope_theta": architecture.rope_theta, "norm_eps": architecture.norm_eps}
-        if differences := [key for key, value in theirs.items() if ours[key] != value]:
-            yield _another_model(theirs, ours, differences)
+        stored = _model_keys(_read_json(folder, "config.json"))
+        wanted = {**asdict(architecture.shape), "rope_theta": architecture.rope_theta, "norm_eps": architecture.norm_eps}
+        if differences := [key for key, value in stored.items() if wanted[key] != value]:
+            yield _another_model(stored, wanted, differences)
             return
         yield from _tensor_problems(tensors(folder), architecture.shape)
     except UserError as error:
@@ -146,7 +146,7 @@ def problems(folder: Path, architecture: Architecture) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a safetensors file, as its header has it."""
+    """A tensor of a safetensors file, from the file's header."""
 
     file: Path
     dtype: str
@@ -154,10 +154,10 @@ class StoredTensor:
 
 
 def tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor in the folder's safetensors files, by its name there.
+    """Every tensor in the folder's safetensors files, by name.
 
     Raises:
-        UserError: a file is missing, cut off, or something else.
+        UserError: a file is missing, truncated, or not a safetensors file.
     """
     if (folder / SINGLE).exists():
         files = [SINGLE]
@@ -168,10 +168,10 @@ def tensors(folder: Path) -> dict[str, StoredTensor]:
         files = sorted(set(weight_map.values()))
     else:
         raise UserError(f"there is neither {SINGLE} nor {INDEX} in {folder}; other formats of weights are not read")
-    found = {}
+    by_name = {}
     for file in files:
-        found.update(_header(folder / file))
-    return found
+        by_name.update(_header(folder / file))
+    return by_name
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -190,11 +190,12 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _header(path: Path) -> dict[str, StoredTensor]:
-    """What the header of a safetensors file says; no tensor is read."""
+    """The tensors that a safetensors file lists in its header. No tensor is read."""
     try:
+        path.open("rb").close()  # its error says more than the library's
         with safe_open(path, "np") as stored:
             slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
-            return {name: StoredTensor(path, each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
+            return {name: StoredTensor(path, entry.get_dtype(), tuple(entry.get_shape())) for name, entry in slices.items()}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except SafetensorError as error:
@@ -204,15 +205,15 @@ def _header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _model_keys(plain: dict[str, Any]) -> dict[str, Any]:
-    """The model keys that a config.json comes to. What it leaves out has the value that transformers gives it.
+    """The model keys that correspond to a config.json. Missing settings have transformers' defaults.
 
     Raises:
-        UserError: it is another architecture, or asks for what this decoder does not compute.
+        UserError: it has another architecture, or settings that this decoder does not support.
     """
     qk_norm = _has_qk_norm(plain)
-    foreign = list(_foreign(plain))
-    if foreign:
-        raise UserError(f"its config.json has {', '.join(foreign)}, which this decoder does not compute")
+    unsupported = list(_unsupported(plain))
+    if unsupported:
+        raise UserError(f"its config.json has {', '.join(unsupported)}, which this decoder does not compute")
     heads, width = plain.get("num_attention_heads"), plain.get("hidden_size")
     sizes = {**plain}
     if qk_norm:
@@ -221,20 +222,20 @@ def _model_keys(plain: dict[str, Any]) -> dict[str, Any]:
         sizes["num_key_value_heads"] = heads
     if sizes.get("head_dim") is None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
         sizes["head_dim"] = width // heads
-    found: dict[str, Any] = {}
-    for ours, theirs in _SIZES.items():
-        if not _is_size(sizes.get(theirs)):
+    keys: dict[str, Any] = {}
+    for key, hf_key in _SIZES.items():
+        if not _is_size(sizes.get(hf_key)):
             raise UserError(
-                f"its config.json has {theirs}={json.dumps(sizes.get(theirs))}: a whole number from 1 up belongs there"
+                f"its config.json has {hf_key}={json.dumps(sizes.get(hf_key))}: it must be a whole number from 1 up"
             )
-        found[ours] = sizes[theirs]
+        keys[key] = sizes[hf_key]
     numbers = {"rope_theta": _rope(plain).get("rope_theta", 10_000.0), "norm_eps": plain.get("rms_norm_eps", 1e-6)}
-    for ours, number in numbers.items():
+    for key, number in numbers.items():
         if not isinstance(number, int | float) or not 0 < number < math.inf:
-            raise UserError(f"its config.json has {json.dumps(number)} where model.{ours} belongs")
-        found[ours] = float(number)
+            raise UserError(f"its config.json has {json.dumps(number)} where model.{key} belongs")
+        keys[key] = float(number)
     tied = bool(plain.get("tie_word_embeddings", False))
-    return {**found, "ffn": "swiglu", "tie_embeddings": tied, "qk_norm": qk_norm}
+    return {**keys, "ffn": "swiglu", "tie_embeddings": tied, "qk_norm": qk_norm}
 
 
 def _is_size(value: Any) -> bool:
@@ -242,28 +243,28 @@ def _is_size(value: Any) -> bool:
 
 
 def _has_qk_norm(plain: dict[str, Any]) -> bool:
-    named = plain.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named else None
+    architectures = plain.get("architectures")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else None
     for qk_norm, (name, model_type) in ARCHITECTURES.items():
         if architecture == name or (architecture is None and plain.get("model_type") == model_type):
             return qk_norm
-    known = " and ".join(name for name, _ in ARCHITECTURES.values())
+    readable = " and ".join(name for name, _ in ARCHITECTURES.values())
     other = json.dumps(architecture or plain.get("model_type"))
-    raise UserError(f"its config.json names the architecture {other}; {known} can be read")
+    raise UserError(f"its config.json names the architecture {other}; {readable} can be read")
 
 
 def _rope(plain: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the rotary embedding, which older versions of transformers keep in two places."""
+    """Settings of the rotary embedding, which versions of transformers store in different places."""
     scaling = plain.get("rope_scaling")
     parameters = plain.get("rope_parameters")
-    found = {**(scaling if isinstance(scaling, dict) else {}), **(parameters if isinstance(parameters, dict) else {})}
-    if "rope_theta" not in found and "rope_theta" in plain:
-        found["rope_theta"] = plain["rope_theta"]
-    return found
+    settings = {**(scaling if isinstance(scaling, dict) else {}), **(parameters if isinstance(parameters, dict) else {})}
+    if "rope_theta" not in settings and "rope_theta" in plain:
+        settings["rope_theta"] = plain["rope_theta"]
+    return settings
 
 
-def _foreign(plain: dict[str, Any]) -> Iterator[str]:
-    """What a config.json asks for and this decoder does not compute."""
+def _unsupported(plain: dict[str, Any]) -> Iterator[str]:
+    """Settings of a config.json that this decoder does not support."""
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if plain.get(key):
             yield f"{key}={json.dumps(plain[key])}"
@@ -284,12 +285,12 @@ def _foreign(plain: dict[str, Any]) -> Iterator[str]:
         yield f"layers of {', '.join(others)}"
 
 
-def _another_model(theirs: dict[str, Any], ours: dict[str, Any], differences: list[str]) -> str:
-    said = ", ".join(f"{key}={hydra_word(theirs[key])}, not {hydra_word(ours[key])}" for key in differences)
-    # Both follow from the others where they are null, so they change with them.
-    follow = ("num_kv_heads", "head_dim") if {"hidden_size", "num_heads"} & set(differences) else ()
-    words = [f"model.{key}={hydra_word(value)}" for key, value in theirs.items() if key in differences or key in follow]
-    return f"it holds another model: it has {said}. Type: {' '.join(words)}"
+def _another_model(stored: dict[str, Any], wanted: dict[str, Any], differences: list[str]) -> str:
+    listed = ", ".join(f"{key}={hydra_word(stored[key])}, not {hydra_word(wanted[key])}" for key in differences)
+    # These may be null, and then follow from hidden_size and num_heads: set them too if those change.
+    derived = ("num_kv_heads", "head_dim") if {"hidden_size", "num_heads"} & set(differences) else ()
+    words = [f"model.{key}={hydra_word(value)}" for key, value in stored.items() if key in differences or key in derived]
+    return f"it holds another model: it has {listed}. Type: {' '.join(words)}"
 
 
 def _tensor_problems(stored: dict[str, StoredTensor], shape: ModelShape) -> Iterator[str]:
@@ -301,7 +302,7 @@ def _tensor_problems(stored: dict[str, StoredTensor], shape: ModelShape) -> Iter
         yield f"tensors are not of the shape that its config.json gives them: {_some(wrong)}"
     if packed := [f"{name} ({entry.dtype})" for name, entry in present.items() if entry.dtype not in _FLOAT_TYPES]:
         yield f"tensors are of types other than {', '.join(_FLOAT_TYPES)}: {_some(packed)}"
-    # Old Llamas store angles, which are computed; a tied head may be stored beside the table it equals.
+    # Old Llamas store the rotary frequencies, which this decoder computes; a tied head may be stored as well as its table.
     ignored = {"lm_head.weight"} if shape.tie_embeddings else set()
     extra = [name for name in stored if name not in expected and name not in ignored and not name.endswith(".inv_freq")]
     if extra:

@@ -1,8 +1,8 @@
 """Initial weights by (seed, parameter name, global index), written slice by slice.
 
 Every value is a function of the parameter's name and of the element's index in the whole tensor. So a rank fills its own slice
-without knowing the layout, and every layout starts from the same weights, bit for bit. Nothing larger than one chunk is held
-besides the slice itself.
+without knowing the layout, and every layout starts from the same weights, bit for bit. Besides the slice, no more than a chunk
+is in memory.
 """
 
 import math
@@ -24,8 +24,8 @@ def init_std(name: str, num_layers: int, std: float, mup_width: float | None) ->
     Projections into the residual stream are scaled by 1 / sqrt(2 x layers), so that the stream's variance does not grow
     with depth (Radford et al., GPT-2, section 2.3).
 
-    Under muP (`mup_width` = hidden_size / base width, else None) all matrices of the blocks have std / sqrt(mup_width), and the
-    depth is the residual multiplier's business (Shen et al., arXiv 2408.13359, table 1).
+    Under muP (`mup_width` = hidden_size / base width, else None) all matrices of the blocks have std / sqrt(mup_width); the
+    residual multiplier accounts for the depth (Shen et al., arXiv 2408.13359, table 1).
     """
     if name.endswith("norm.weight"):
         return None
@@ -37,7 +37,7 @@ def init_std(name: str, num_layers: int, std: float, mup_width: float | None) ->
 
 
 def is_inner_matrix(name: str) -> bool:
-    """Whether a parameter is a matrix of a block: what muP scales with the width, and what Muon orthogonalises."""
+    """Whether a parameter is a matrix of a block: muP scales these with the width, and Muon orthogonalises their updates."""
     return name.startswith("blocks.") and not name.endswith("norm.weight")
 
 
@@ -64,7 +64,7 @@ def _global_index(
     start: int, stop: int, local_shape: Sequence[int], offset: Sequence[int], global_shape: Sequence[int]
 ) -> npt.NDArray[np.uint64]:
     """Row-major index in the whole tensor of the slice's elements start..stop (row-major in the slice)."""
-    # Trailing dimensions the slice holds whole are one run of memory in both, so they count as one dimension.
+    # Trailing dimensions that the slice has whole are contiguous in slice and tensor, so they count as one dimension.
     inner, dims = 1, len(local_shape)
     while dims > 1 and local_shape[dims - 1] == global_shape[dims - 1]:
         dims -= 1

@@ -1,4 +1,4 @@
-"""The training objective, as sums over tokens. Whoever knows the global token count divides."""
+"""The training objective, as sums over tokens. The engine divides them by the global token count."""
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,8 @@ def loss_sums(
     """(objective, cross entropy, number of targets): scalars summed over all targets but IGNORE, in nats, at least in fp32.
 
     The objective adds `z_loss` x log(Z)^2 per token, which keeps the softmax normaliser Z near one
-    (Chowdhery et al., PaLM, arXiv 2204.02311, section 5). With a `vocabulary_group` each of its ranks has its part of the
-    vocabulary, and no rank ever holds whole logits; the results are equal on all of them.
+    (Chowdhery et al., PaLM, arXiv 2204.02311, section 5). With a `vocabulary_group`, each of its ranks has a part of the
+    vocabulary, so no rank has the whole logits; the results are equal on all of them.
     """
     logits_TV = logits_BSV.flatten(0, 1)
     logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))

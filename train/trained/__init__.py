@@ -1,1 +1,1 @@
-"""What reads a trained model: evaluation, continuing a prompt, exports. Always the newest checkpoint, verified."""
+"""Uses of a trained model: evaluation, generation, export. All of them read the newest checkpoint, and verify it first."""

@@ -1,4 +1,4 @@
-"""The trained weights of a run, for whoever does not train: from its newest checkpoint, once that has been verified."""
+"""Reads the weights of a run from its newest checkpoint, which is verified first."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from train.checkpoint.verify import verify_alone
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run; every byte of it is read and compared.
+    """The newest complete checkpoint of a run, after every byte of it was verified.
 
     Raises:
-        UserError: there is none, or it is not what was saved.
+        UserError: there is none, or it is damaged.
     """
-    # One without a manifest is being written this moment, or never was completed.
+    # A checkpoint without a manifest is still being written, or was never completed.
     folders = [folder for folder in newest_first(run / "checkpoints") if (folder / MANIFEST).exists()]
     if not folders:
         raise UserError(f"{run} has no checkpoint yet")
@@ -34,7 +34,7 @@ def read_weights(folder: Path, state: dict[str, Tensor], group: dist.ProcessGrou
     """Read a checkpoint's tensors into those of `state`, each rank of `group` its slices.
 
     Raises:
-        UserError: it does not have them.
+        UserError: the checkpoint lacks one of them.
     """
     try:
         read_state(folder, state, group)
@@ -43,7 +43,7 @@ def read_weights(folder: Path, state: dict[str, Tensor], group: dist.ProcessGrou
 
 
 def load_weights(run: Path) -> dict[str, Tensor]:
-    """The newest weights of a run, by parameter name, whole, on the CPU. Raises what `newest_checkpoint` raises."""
+    """The newest weights of a run by parameter name; whole, on the CPU. Raises as `newest_checkpoint` does."""
     folder = newest_checkpoint(run)
     try:
         return read_whole(folder, "model.")

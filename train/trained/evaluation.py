@@ -13,11 +13,11 @@ from train.trained.weights import ready_engine, weights_to_use
 
 
 def evaluate_run(run: Path, config: Config, world: World, quantize: str | None = None) -> dict[str, Any]:
-    """Losses of a run's newest weights: {"loss":, "bits_per_byte":, "losses": {set:}, "errors": {task:}}, and
-    what was evaluated: {"bits":, "weights": in words}. A collective.
+    """Losses of a run's newest weights: {"loss":, "bits_per_byte":, "losses": {set:}, "errors": {task:}}, with a
+    description of the weights: {"bits":, "weights": text}. A collective.
 
-    `config` is the run's on the layout at hand (see `evaluation_config`). The validation set is the run's own,
-    tokenised again where its shards are gone.
+    `config` is the run's configuration on the current layout (see `evaluation_config`). The validation set is the run's,
+    tokenised again if its shards no longer exist.
 
     Raises:
         UserError: `run` has no weights, or they cannot be rounded.

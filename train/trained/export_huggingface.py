@@ -1,4 +1,4 @@
-"""A run's weights, configuration and tokenizer in Hugging Face's format. Quantized matrices as the forward pass uses them."""
+"""Export to Hugging Face's format: weights, configuration and tokenizer. Quantized matrices as the forward pass uses them."""
 
 import json
 import math
@@ -11,37 +11,37 @@ import torch
 from torch import Tensor
 
 from parallel.compose import Fill
-from train.build.architecture import architecture_of
+from train.config.resolve.architecture import architecture_of
 from train.folder.reading import load_run_config
 from train.model.huggingface import INDEX, SINGLE, describe, folded, places
 from train.trained.output import json_bytes, output_folder, read_run_tokenizer, show_written, write_parts
 from train.trained.weights import weights_to_use
 
-SHARD_BYTES = 5_000_000_000  # what transformers' own save_pretrained cut at for years
+SHARD_BYTES = 5_000_000_000  # the size at which transformers' save_pretrained has long split files
 _DTYPES = {"fp32": ("F32", "float32"), "bf16": ("F32", "float32"), "fp64": ("F64", "float64")}  # as parameters are stored
 _ITEM_BYTES = {"F32": 4, "F64": 8}
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A parameter, under both its names."""
+    """A parameter, with its name in the model and in the export."""
 
-    ours: str
-    theirs: str
+    name: str
+    exported_name: str
     shape: tuple[int, ...]
     parameters: int
     bytes: int
 
 
 def export_huggingface(run: Path, out: Path, *, shard_bytes: int = SHARD_BYTES, quantize: str | None = None) -> None:
-    """Write `out` in Hugging Face's format, whole or not at all, and print what was written.
+    """Write `out` in Hugging Face's format, completely or not at all, and print what was written.
 
-    The weights are those that the run's forward pass uses, bit for bit, but for those that the model's multipliers go into. No
-    more than a few parameters are in memory at a time. `quantize`: see `train.trained.weights.weights_to_use`.
+    The weights are those that the run's forward pass uses, bit for bit, except those into which the model's multipliers are
+    folded. Only a few parameters are in memory at a time. `quantize`: see `train.trained.weights.weights_to_use`.
 
     Raises:
-        UserError: `run` is not a run with weights, has no counterpart there, or `out` is in use.
-        WorkFailed: the disk refused; `out` is as it was.
+        UserError: `run` is not a run with weights, Hugging Face has no such architecture, or `out` is in use.
+        WorkFailed: the disk failed; `out` is unchanged.
     """
     config = load_run_config(run)
     architecture = architecture_of(config.model)
@@ -60,15 +60,15 @@ def export_huggingface(run: Path, out: Path, *, shard_bytes: int = SHARD_BYTES, 
             "eos_token": token,
             "model_max_length": config.train.sequence,
             "clean_up_tokenization_spaces": False,
-            # In training no text was ever read as the end of a text, whatever its characters.
+            # Training never parsed text as special tokens, so users of the export should not either.
             "split_special_tokens": True,
         },
     }
     weights = weights_to_use(run, config, quantize)
     tensors = []
-    for ours, place in places(config.model.shape).items():
+    for name, place in places(config.model.shape).items():
         parameters = math.prod(place.shape)
-        tensors.append(_Tensor(ours, place.name, place.shape, parameters, parameters * _ITEM_BYTES[stored_dtype]))
+        tensors.append(_Tensor(name, place.name, place.shape, parameters, parameters * _ITEM_BYTES[stored_dtype]))
     with output_folder(out) as folder:
 
         def fill(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
@@ -85,7 +85,7 @@ def export_huggingface(run: Path, out: Path, *, shard_bytes: int = SHARD_BYTES, 
 
 
 def _write_weights(folder: Path, tensors: list[_Tensor], dtype: str, fill: Fill, shard_bytes: int) -> None:
-    """One safetensors file, or several and an index where one would be larger than `shard_bytes`."""
+    """Write one safetensors file, or several and an index if one would be larger than `shard_bytes`."""
     shards: list[list[_Tensor]] = [[]]
     for tensor in tensors:
         if shards[-1] and sum(other.bytes for other in shards[-1]) + tensor.bytes > shard_bytes:
@@ -98,22 +98,26 @@ def _write_weights(folder: Path, tensors: list[_Tensor], dtype: str, fill: Fill,
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_parts(folder / name, _safetensors(shard, dtype, fill))
-        weight_map.update({tensor.theirs: name for tensor in shard})
+        weight_map.update({tensor.exported_name: name for tensor in shard})
     total = {"total_size": sum(tensor.bytes for tensor in tensors)}
     write_parts(folder / INDEX, [json_bytes({"metadata": total, "weight_map": weight_map})])
 
 
 def _safetensors(tensors: list[_Tensor], dtype: str, fill: Fill) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file, parameter by parameter: the library's own function takes all of them at once."""
+    """The bytes of a safetensors file, one parameter at a time: the library's function needs all of them in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for tensor in tensors:
-        header[tensor.theirs] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": (position, position + tensor.bytes)}
+        header[tensor.exported_name] = {
+            "dtype": dtype,
+            "shape": tensor.shape,
+            "data_offsets": (position, position + tensor.bytes),
+        }
         position += tensor.bytes
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data of a file that is mapped into memory is aligned
+    text += b" " * (-len(text) % 8)  # aligns the data for memory-mapping
     yield len(text).to_bytes(8, "little") + text
     for tensor in tensors:
         values = torch.empty(tensor.shape, dtype={"F32": torch.float32, "F64": torch.float64}[dtype])
-        fill(tensor.ours, values, (0,) * values.dim(), tensor.shape)
+        fill(tensor.name, values, (0,) * values.dim(), tensor.shape)
         yield values.flatten().view(torch.uint8).numpy().data

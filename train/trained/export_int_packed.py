@@ -1,4 +1,4 @@
-"""A run's quantized weights as packed integers and scales (see `quant.export`)."""
+"""Export a run's quantized weights as packed integers and scales (see `quant.export`)."""
 
 import dataclasses
 import math
@@ -17,11 +17,11 @@ from train.trained.weights import weights_to_use
 
 
 def export_int_packed(run: Path, out: Path, *, quantize: str | None = None) -> None:
-    """Write `out` as packed integers, scales and a header (see `quant.export`), whole or not at all; print what was written.
+    """Write `out`, completely or not at all, and print what was written.
 
     Raises:
-        UserError: `run` is not a run with weights, they are not quantized and are not to be, or `out` is in use.
-        WorkFailed: the disk refused; `out` is as it was.
+        UserError: `run` is not a run with weights, they are neither quantized nor to be rounded, or `out` is in use.
+        WorkFailed: the disk failed; `out` is unchanged.
     """
     config = load_run_config(run)
     tokenizer, _, end_of_text = read_run_tokenizer(run)

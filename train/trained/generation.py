@@ -1,4 +1,4 @@
-"""Continuing a prompt with a run's weights."""
+"""Generation: continue a prompt with a run's weights."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def continue_prompt(
     """The prompt and up to `tokens` more tokens, drawn from the run's model; it stops where the model ends the text.
 
     The model sees at most `train.sequence` tokens, the length it was trained on. Every step recomputes that window.
-    Every rank of `world` draws the same tokens, whatever the layout of `config` (see `config_on_layout`).
+    Every rank of `world` draws the same tokens. `config` may have any layout (see `config_on_layout`).
 
     Raises:
         UserError: `run` is not a finished run.
@@ -35,7 +35,7 @@ def continue_prompt(
         end_of_text = json.loads((run / "data.json").read_text(encoding="utf-8"))["end_of_text"]
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise UserError(f"the tokenizer of {run} cannot be read: {error!r}") from None
-    # A text starts where another has ended, so an empty prompt starts from there.
+    # In training a text follows the end of another, so an empty prompt starts from an end-of-text token.
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     ids = list(prompt_ids) or [end_of_text]
     start = len(ids)
@@ -52,7 +52,7 @@ def continue_prompt(
 def _draw(logits_V: Tensor, temperature: float, top_k: int, generator: Generator) -> int:
     if temperature == 0.0:
         return int(logits_V.argmax())
-    scaled_V = (logits_V.double() - logits_V.max()) / temperature  # however small the temperature, the largest stays 0
+    scaled_V = (logits_V.double() - logits_V.max()) / temperature  # the maximum is 0, so no temperature overflows
     if 0 < top_k < scaled_V.numel():
         scaled_V = scaled_V.masked_fill(scaled_V < scaled_V.topk(top_k).values[-1], float("-inf"))
     return int(torch.multinomial(scaled_V.softmax(dim=-1), 1, generator=generator))

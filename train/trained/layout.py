@@ -1,4 +1,4 @@
-"""A run's configuration on the layout of whoever uses its weights. Imports no torch."""
+"""A run's configuration on another layout, to use its weights there. Imports no torch."""
 
 import dataclasses
 from pathlib import Path
@@ -11,10 +11,10 @@ from train.folder.reading import load_run_config
 
 
 def config_on_layout(run: Path, layout: list[str]) -> Config:
-    """The configuration of a run in the layout that `layout` asks for ("parallel.tensor=2", ...), a row at a time.
+    """The configuration of a run on the layout `layout` ("parallel.tensor=2", ...), in micro-batches of one sequence.
 
     Raises:
-        UserError: `run` is not a run, or a word of `layout` is not an axis and its size.
+        UserError: `run` is not a run, or an entry of `layout` is not an axis and its size.
     """
     sizes = {}
     for word in layout:
@@ -29,7 +29,7 @@ def config_on_layout(run: Path, layout: list[str]) -> Config:
         sizes[axis] = int(size)
     config = load_run_config(run)
     axes: dict[str, Any] = {**dataclasses.asdict(Layout()), **sizes, "pipeline_schedule": "gpipe", "recompute": "none"}
-    axes |= {"context_method": "auto", "context_partition": "zigzag"}  # another number of ranks may need another method
+    axes |= {"context_method": "auto", "context_partition": "zigzag"}  # the run's method may not suit the number of ranks
     parallel = dataclasses.replace(config.parallel, **axes)
     batch_tokens = config.train.sequence * parallel.layout.data_parallel
     train = dataclasses.replace(
@@ -39,9 +39,9 @@ def config_on_layout(run: Path, layout: list[str]) -> Config:
 
 
 def evaluation_config(run: Path, layout: list[str]) -> Config:
-    """The configuration of a run in the layout that `layout` asks for, in micro-batches as it was trained.
+    """The configuration of a run on the layout `layout`, in micro-batches of the size that it was trained with.
 
-    Raises what `config_on_layout` raises.
+    Raises as `config_on_layout` does.
     """
     config, microbatch = config_on_layout(run, layout), load_run_config(run).train.microbatch
     batch_tokens = microbatch * config.train.batch_tokens

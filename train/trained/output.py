@@ -1,4 +1,4 @@
-"""The folder that an export writes, whole or not at all."""
+"""The folder that an export writes, completely or not at all."""
 
 import json
 import os
@@ -17,7 +17,12 @@ from train.trained.weights import Weights
 
 @contextmanager
 def output_folder(out: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `out` when it is full, and is gone if anything goes wrong before."""
+    """A temporary folder to write into. On success it becomes `out`; on an error it is removed.
+
+    Raises:
+        UserError: `out` is in use, or its parent cannot be written.
+        WorkFailed: the disk failed.
+    """
     out = out.expanduser().resolve()
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
@@ -47,12 +52,12 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
-    """JSON for people and programs."""
+    """Indented JSON, encoded."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_run_tokenizer(run: Path) -> tuple[dict[str, Any], str, int]:
-    """The run's tokenizer as JSON, and the token that ends a text, in words and as an id."""
+    """The run's tokenizer as JSON, and its end-of-text token, as text and as an id."""
     try:
         path = run / "tokenizer.json"
         tokenizer = Tokenizer.from_file(str(path))
@@ -62,13 +67,13 @@ def read_run_tokenizer(run: Path) -> tuple[dict[str, Any], str, int]:
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise UserError(f"the tokenizer of {run} cannot be read: {error!r}") from None
     if tokenizer.num_special_tokens_to_add(False):
-        # Training leaves these tokens out; whoever loads the model would add them to every text.
+        # It adds special tokens to every text, which training does not, so users of the export should not either.
         plain["post_processor"] = None
     return plain, token, end_of_text
 
 
 def show_written(out: Path, what: str, sizes: Mapping[str, int], weights: Weights) -> None:
-    """Say what was written, and what is not in it."""
+    """Print what was written, and what the files lack."""
     print(f"{out}: {what}")
     for name, size in sizes.items():
         print(f"  {name:34} {size:>18,} bytes")

@@ -1,4 +1,4 @@
-"""A run's newest weights, ready for use as they were trained: full precision, quantized, or rounded to nearest afterwards."""
+"""A run's newest weights as they are used: in full precision, quantized in training, or rounded to nearest afterwards."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ class Weights:
     folder: Path
     """the checkpoint"""
     config: Config
-    """the run's, its quant section that of the use"""
+    """the run's configuration, with the quant section that the weights are used with"""
     learned: bool
-    """whether the checkpoint holds scales; without, they are made from the weights"""
+    """whether the checkpoint has learned scales; if not, they are computed from the weights"""
 
     @property
     def quant(self) -> QatConfig | None:
-        """How the matrices are quantized; None: not at all."""
+        """How the matrices are quantized; None: they are not."""
         return self.config.quant if isinstance(self.config.quant, QatConfig) else None
 
     def __str__(self) -> str:
@@ -47,18 +47,18 @@ class Weights:
                 low_precision_phase(load_run_config(self.folder.parent.parent)),
                 Manifest.read(self.folder).progress.tokens,
             )
-            later = f", quantized from {phase.start:,} tokens on, this is at {tokens:,}" if phase is not None else ""
-            return f"weights in full precision{later}"
+            quantized_later = f", quantized from {phase.start:,} tokens on, this is at {tokens:,}" if phase is not None else ""
+            return f"weights in full precision{quantized_later}"
         activations = f", inputs rounded to {self.quant.activation_bits} bits" if self.quant.activation_bits else ""
         return f"weights of {self.quant.bits:g} bits{'' if self.learned else ', rounded to nearest'}{activations}"
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What a weight is cast to before it is used."""
+        """The dtype that weights are cast to before they are used."""
         return COMPUTE_DTYPES[self.config.train.precision]
 
     def precision(self, parameter: str) -> Precision | None:
-        """How a parameter is quantized; None: it is not, as norms are not."""
+        """How a parameter is quantized; None: it is not. Norms never are."""
         module, _, key = parameter.rpartition(".")
         return (
             learned_scales(self.quant).precision(module)
@@ -68,9 +68,9 @@ class Weights:
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A whole parameter in full precision, from the checkpoint."""
-        found = torch.empty(shape, dtype=PARAMETER_DTYPES[self.config.train.precision])
-        read_weights(self.folder, {f"model.{name}": found})
-        return found
+        whole = torch.empty(shape, dtype=PARAMETER_DTYPES[self.config.train.precision])
+        read_weights(self.folder, {f"model.{name}": whole})
+        return whole
 
     def matrix(self, name: str, shape: tuple[int, ...], precision: Precision) -> tuple[Tensor, Tensor]:
         """A matrix in the compute dtype, and its scales."""
@@ -81,7 +81,7 @@ class Weights:
         return weight, self.parameter(scale, (shape[0], precision.groups(shape[1])))
 
     def used(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The values of a parameter that the forward pass uses, whole; of a quantized one in the compute dtype."""
+        """The whole parameter as the forward pass uses it; if quantized, in the compute dtype."""
         precision = self.precision(name)
         if precision is None:
             return self.parameter(name, shape)
@@ -90,11 +90,11 @@ class Weights:
 
 
 def weights_to_use(run: Path, config: Config, rounding: str | None = None) -> Weights:
-    """The newest weights of a run; `config` is the run's on the layout at hand. `rounding` ("bits=4,group=64") rounds
-    full-precision weights to the nearest levels, with the scales that quantization-aware training begins with.
+    """The newest weights of a run. `config` is the run's configuration on the current layout. `rounding` ("bits=4,group=64")
+    rounds full-precision weights to the nearest levels, with the initial scales of quantization-aware training.
 
     Raises:
-        UserError: there are none, or they are quantized already and are to be rounded.
+        UserError: there are none, or they are to be rounded but are quantized already.
     """
     folder = newest_checkpoint(run)
     phase, tokens = low_precision_phase(load_run_config(run)), Manifest.read(folder).progress.tokens
@@ -111,7 +111,7 @@ def weights_to_use(run: Path, config: Config, rounding: str | None = None) -> We
 
 
 def ready_engine(weights: Weights, world: World) -> Engine:
-    """An engine on the layout of the weights' configuration that computes with them. A collective."""
+    """An engine that computes with the weights, on the layout of their configuration. A collective."""
     config = weights.config
     meshes = build_meshes(config.parallel.layout, world.device)
     engine = build_engine(config, meshes, world.device, fill=lambda *slice_of_parameter: None)

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from tests.support import console, huggingface_models, small_runs, whole_runs
-from train.build.architecture import architecture_of
-from train.build.preconditions import unmet_preconditions
 from train.config import load_config, require
+from train.config.resolve.architecture import architecture_of
 from train.model import huggingface
 from train.trained.checkpoint import load_weights
 
@@ -44,7 +43,7 @@ def test_a_model_that_transformers_saved_has_its_logits_here(tmp_path, shape, sh
     theirs = huggingface_models.make_theirs(tmp_path, architecture, shard_size, **settings)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1 or shard_size == "9KB"
     config = huggingface_models.imported(tmp_path, *words)
-    require(config, world_size=1, besides=unmet_preconditions(config))
+    require(config, world_size=1)
     ids = huggingface_models.tokens(310)
     expected = huggingface_models.their_logits(theirs, ids)
     assert expected.abs().max() > 0.5
@@ -57,7 +56,7 @@ def test_a_model_in_bf16_is_taken_exactly(tmp_path):
     halved = {name: tensor.to(torch.bfloat16) for name, tensor in whole.items()}
     save_file(halved, tmp_path / "model.safetensors", metadata={"format": "pt"})
     config = huggingface_models.imported(tmp_path, "model.qk_norm=false")
-    require(config, world_size=1, besides=unmet_preconditions(config))
+    require(config, world_size=1)
     model = huggingface_models.started(config)
     for name, place in huggingface.places(config.model.shape).items():
         assert torch.equal(model.get_parameter(name), halved[place.name].float())
@@ -81,7 +80,7 @@ def test_every_layout_starts_from_the_same_bits(group, tmp_path, architecture, a
     overrides = [*words, f"model.initial_weights={tmp_path}", f"model.tie_embeddings={str(tied).lower()}"]
     ((single,),) = group(1).run(whole_runs.initial_weights, [load_config(overrides)])
     config = load_config([*overrides, *(f"parallel.{axis}" for axis in axes)])
-    require(config, world_size=config.parallel.layout.world_size, besides=unmet_preconditions(config))
+    require(config, world_size=config.parallel.layout.world_size)
     assert len(single) == len(huggingface.places(config.model.shape))
     found = group(config.parallel.layout.world_size).run(whole_runs.initial_weights, [config])
     assert all(hashes == [single] for hashes in found)
@@ -315,7 +314,7 @@ def test_a_missing_folder_or_file_is_refused_by_the_command_in_a_line(model, tmp
 def test_it_is_reported_with_all_other_broken_rules(model):
     config = huggingface_models.imported(model, "model.qk_norm=true", "schedule.floor=1", "train.microbatch=3")
     with pytest.raises(UserError) as caught:
-        require(config, world_size=1, besides=unmet_preconditions(config))
+        require(config, world_size=1)
     assert len(str(caught.value).splitlines()) == 3
 
 
@@ -331,7 +330,7 @@ def test_a_tilde_is_the_home_folder(model, tmp_path, monkeypatch):
     config = load_config(
         [*small_runs.SMALL, "tokenizer=bytes", "model.qk_norm=false", "model.norm_eps=1e-6", "model.initial_weights='~/m'"]
     )
-    require(config, world_size=1, besides=unmet_preconditions(config))
+    require(config, world_size=1)
     found = huggingface_models.started(config).get_parameter("norm.weight")
     assert torch.equal(found, load_file(model / "model.safetensors")["model.norm.weight"])
     assert json.loads((tmp_path / "m" / "config.json").read_text())["model_type"] == "llama"

@@ -6,12 +6,13 @@ import typing
 import pytest
 import yaml
 
+from common.config_files import group_options
 from common.errors import UserError
 from train.config import load_config, parse_config
-from train.config.compose import config_groups, known_keys, section_defaults
+from train.config.compose import known_keys, section_defaults
 
 NEEDED = {"data=files": ["data.files=[a.txt]"], "tokenizer=file": ["tokenizer.path=a.json"]}
-OPTIONS = [f"{group}={option}" for group, options in config_groups().items() for option in options]
+OPTIONS = [f"{group}={option}" for group, options in group_options().items() for option in options]
 DEFAULT_TOKENS = section_defaults("train", None)["tokens"]
 # Left out of a run's identity: losses do not depend on them.
 NOT_IDENTITY = {
@@ -154,10 +155,10 @@ def test_an_unknown_key_names_the_nearest_however_it_is_typed(plus, word, neares
 def test_a_wrong_option_lists_all_and_names_the_nearest(word, nearest):
     said = refused(word)
     assert f"did you mean '{nearest}'?" in said
-    assert all(option in said for option in config_groups()[word.split("=")[0]])
+    assert all(option in said for option in group_options()[word.split("=")[0]])
 
 
-@pytest.mark.parametrize("group", [group for group in config_groups() if group != "experiment"])
+@pytest.mark.parametrize("group", [group for group in group_options() if group != "experiment"])
 @pytest.mark.parametrize("value", ["null", "???", "", "[a]", "{a: 1}"])
 def test_a_group_that_every_run_needs_cannot_be_taken_away(group, value):
     assert refused(f"{group}={value}").startswith(f"{group}=")

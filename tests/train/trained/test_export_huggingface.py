@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from tests.support import console, huggingface_models, small_runs
-from train.build.architecture import architecture_of
 from train.config import load_config
+from train.config.resolve.architecture import architecture_of
 from train.export import main
 from train.folder.reading import load_run_config
 from train.model.huggingface import describe, places

@@ -1,1 +1,1 @@
-"""What a configuration comes to: its schedule, its low-precision phase, its context method. Imports no torch."""
+"""Derived from a configuration: its schedule, low-precision phase, context method and architecture. Imports no torch."""

@@ -1,4 +1,4 @@
-"""How ranks share a sequence, as a run's configuration has it. Imports no torch."""
+"""The context-parallel method of a configuration. Imports no torch."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ from parallel.context.choose import ASSUMED, AttentionCall, choose
 from parallel.context.names import Method
 from train.config.schema import Config
 
-_GPU_DRIVERS = ("/proc/driver/nvidia/version", "/dev/kfd")  # NVIDIA's and AMD's on Linux: torch is not asked here
+_GPU_DRIVERS = ("/proc/driver/nvidia/version", "/dev/kfd")  # NVIDIA's and AMD's on Linux, found without torch
 
 
 def context_method(config: Config) -> tuple[Method, str]:
-    """What the ranks of a sequence exchange, and where that comes from, for people."""
+    """The method by which ranks share a sequence, and a text that says why it was chosen."""
     method = config.parallel.context_method
     return (method, f"parallel.context_method={method}") if method != "auto" else _choose(config)
 
 
 def _choose(config: Config) -> tuple[Method, str]:
-    """What `auto` comes to, and why: what the cost model expects of the heads that tensor parallelism leaves to a rank."""
+    """What `auto` resolves to, and why: the method that the cost model expects to be fastest for one tensor rank's heads."""
     model, tensor, train = config.model, config.parallel.tensor, config.train
     call = AttentionCall(
         ranks=config.parallel.context,

@@ -1,4 +1,4 @@
-"""When a run's weights are quantized, as its configuration has it. Imports no torch."""
+"""When a run's weights are quantized, from its configuration. Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -10,20 +10,20 @@ class LowPrecisionPhase:
     """The end of a run with low-precision weights."""
 
     start: int
-    """tokens before it, whole steps: a step that begins there or later is a quantized one"""
+    """tokens trained before it, in whole steps: steps that begin here or later are in low precision"""
     why: str
-    """where that comes from, for people"""
+    """text that says why it starts there"""
 
     def holds(self, tokens: int) -> bool:
-        """Whether the step that ended at `tokens` tokens was quantized, so that a state of that moment has scales."""
+        """Whether the step that ended at `tokens` was in low precision. If so, its state has the method's parameters."""
         return tokens > self.start
 
 
 def low_precision_phase(config: Config) -> LowPrecisionPhase | None:
-    """The low-precision phase of a run; None where it has none. Its length may come out as no step at all: see the rules.
+    """The low-precision phase of a run; None if it has none. It may turn out shorter than one step, which a rule refuses.
 
-    The share of `start=auto` counts all parameters, the planned tokens in whole steps, and `bits`, whatever width the embedding
-    has. The start is rounded down to a whole step, and less than a step is none.
+    `start=auto` counts all parameters at `bits`, even those of a wider embedding, and the planned tokens in whole steps. The
+    start is rounded down to a whole step; a phase shorter than one step becomes empty.
     """
     quant, total = config.low_precision, config.total_tokens
     if quant is None:
@@ -31,7 +31,7 @@ def low_precision_phase(config: Config) -> LowPrecisionPhase | None:
     if isinstance(quant.start, float):
         before, why = quant.start, f"quant.start={quant.start}"
     else:
-        from scaling.laws.qat import PAPER_A, optimal_fraction  # only here: laws may be slow to import
+        from scaling.laws.qat import PAPER_A, optimal_fraction  # imported late: laws may be slow to import
 
         parameters = config.model.shape.parameters
         fraction = optimal_fraction(total, parameters, quant.bits)

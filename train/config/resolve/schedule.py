@@ -1,4 +1,4 @@
-"""From the configuration to the schedules it names. Imports no torch."""
+"""The learning-rate schedule of a configuration. Imports no torch."""
 
 from dataclasses import replace
 
@@ -16,10 +16,10 @@ from train.config.sections.schedule import (
 def schedule_of(config: Config) -> Schedule:
     """The learning rate as a function of tokens.
 
-    Quantization-aware training with `quant.fuse_decay`: the decay is the last `decay_fraction` of the run, but none of it in
-    full precision: a shorter quantized phase is decay from its first step to its last. Without: the schedule over the tokens in
-    full precision, decay included; then a warmup and a decay over the quantized ones (arXiv 2509.22935 compares the two;
-    neither the shares nor the shapes are known from it, so they are configuration).
+    Quantization-aware training with `quant.fuse_decay`: the decay is the last `decay_fraction` of the run, but never starts
+    before the quantized phase; if that is shorter, all of it is decay. Without `fuse_decay`: the whole schedule, with its
+    decay, over the full-precision tokens; then a warmup and a decay over the quantized tokens. arXiv 2509.22935 compares the
+    two, but gives neither shares nor shapes, so they are configurable.
     """
     phase, quant = low_precision_phase(config), config.low_precision
     if phase is None or quant is None:
@@ -39,7 +39,7 @@ def schedule_of(config: Config) -> Schedule:
 
 
 def warnings_of(config: Config) -> list[str]:
-    """What a user may not have wanted, a line each."""
+    """Settings with an effect that the user may not want, one line each."""
     phase, quant, schedule = low_precision_phase(config), config.low_precision, config.schedule
     fraction = getattr(schedule, "decay_fraction", 0.0)
     if phase is None or quant is None or not quant.fuse_decay:
@@ -49,32 +49,32 @@ def warnings_of(config: Config) -> list[str]:
         return []
     return [
         f"the learning rate decays over the {quantized:,} quantized tokens alone, not over the {wanted:,} of "
-        f"schedule.decay_fraction: quant.start={1 - fraction:g} or less, or quant.fuse_decay=false, leaves it its length"
+        f"schedule.decay_fraction. To keep its length, set quant.start={1 - fraction:g} or less, or quant.fuse_decay=false"
     ]
 
 
 def _schedule_over(config: Config, total: int, longest_decay: int) -> Schedule:
-    """The schedule of so many tokens, with no decay longer than `longest_decay`."""
+    """The schedule over `total` tokens, with no final decay longer than `longest_decay`."""
     schedule = config.schedule
-    found = Schedule(
+    trunk_only = Schedule(
         trunk=Constant(schedule.peak),
         warmup_tokens=schedule.warmup_tokens,
         warmup_shape=schedule.warmup_shape,
         warmup_start=schedule.warmup_start,
     )
     if isinstance(schedule, ConstantScheduleConfig):
-        return found
+        return trunk_only
     if isinstance(schedule, CosineScheduleConfig):
         decays = final_decay(total, total - schedule.warmup_tokens)
-        return replace(found, decays=decays, decay_shape="cosine", floor=schedule.floor)
+        return replace(trunk_only, decays=decays, decay_shape="cosine", floor=schedule.floor)
     if isinstance(schedule, PowerScheduleConfig):
-        found = replace(found, trunk=PowerLaw(schedule.peak, schedule.a, schedule.b, config.train.batch_tokens))
+        trunk_only = replace(trunk_only, trunk=PowerLaw(schedule.peak, schedule.a, schedule.b, config.train.batch_tokens))
     if isinstance(schedule, WsdSScheduleConfig):
         decays = periodic_decays(ends_of(config, schedule), schedule.decay_fraction)
     else:
         decays = final_decay(total, min(round(schedule.decay_fraction * total), longest_decay))
     return replace(
-        found,
+        trunk_only,
         decays=decays,
         decay_shape=schedule.decay_shape,
         decay_residue=schedule.decay_residue,
@@ -83,7 +83,7 @@ def _schedule_over(config: Config, total: int, longest_decay: int) -> Schedule:
 
 
 def ends_of(config: Config, schedule: WsdSScheduleConfig) -> list[int]:
-    """The tokens at which WSD-S's decays end, the last one with the run."""
+    """The tokens at which WSD-S's decays end; the last is the run's end."""
     total, batches = config.total_tokens, config.batches
     if schedule.ends is None:
         return sorted({batches.tokens(batches.steps(-(-total // part))) for part in (4, 2, 1)})

@@ -1,4 +1,4 @@
-"""What the layout needs of the number of processes, of the model and of the batch."""
+"""Rules for the layout: number of processes, divisibility of the model, the sequence and the batch."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ def layout_rules(config: Config, world_size: int, overrides: Sequence[str]) -> I
 
 
 def _divisions(config: Config) -> Iterator[str]:
-    """What the layout divides must be divisible."""
+    """Sizes that the layout does not divide."""
     yield from _model(config)
     yield from _context(config)
     yield from group_rules(config)
@@ -31,7 +31,7 @@ def _divisions(config: Config) -> Iterator[str]:
 
 
 def _nearest_layout(config: Config, world_size: int) -> Iterator[str]:
-    """A line that names the possible layout with the fewest doublings of axes; of fewer processes only where it must be."""
+    """A line with the possible layout that doubles or halves axes the fewest times; with fewer processes only if it must."""
     parallel = config.parallel
     for size in (world_size, *range(world_size - 1, max(0, world_size - 8), -1)):
         best = _nearest_of_size(config, size)
@@ -77,8 +77,8 @@ def _layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterat
     typed = "".join(f" {shlex.quote(override)}" for override in overrides)
     if layout.world_size > world_size:
         yield (
-            f"the layout {layout} needs {layout.world_size} processes, there {_are(world_size)}. Type: foretrain train{typed}"
-            f"   (or: torchrun --nproc-per-node {layout.world_size} -m train{typed})"
+            f"the layout {layout} needs {layout.world_size} processes, there {_is_or_are(world_size)}. "
+            f"Type: foretrain train{typed}   (or: torchrun --nproc-per-node {layout.world_size} -m train{typed})"
         )
     elif layout.world_size < world_size:
         yield (
@@ -87,7 +87,7 @@ def _layout(config: Config, world_size: int, overrides: Sequence[str]) -> Iterat
         )
 
 
-def _are(number: int) -> str:
+def _is_or_are(number: int) -> str:
     return f"is {number}" if number == 1 else f"are {number}"
 
 
@@ -101,16 +101,15 @@ def _model(config: Config) -> Iterator[str]:
     if undivided:
         are = "is" if len(undivided) == 1 else "are"
         yield f"{', '.join(undivided)} {are} not divisible by parallel.tensor={layout.tensor}"
-    tokenizer_size = getattr(config.tokenizer, "vocab_size", 257 if config.tokenizer.name == "bytes" else 0)
-    if tokenizer_size > model.vocab_size:
+    if config.tokenizer.vocab_size > model.vocab_size:
         yield (
-            f"the tokenizer has {tokenizer_size} entries, the model model.vocab_size={model.vocab_size} rows: "
-            f"set model.vocab_size to at least {tokenizer_size}"
+            f"the tokenizer has {config.tokenizer.vocab_size} entries, the model model.vocab_size={model.vocab_size} rows: "
+            f"set model.vocab_size to at least {config.tokenizer.vocab_size}"
         )
 
 
 def _context(config: Config) -> Iterator[str]:
-    """A rank's part of the sequence falls into chunks, and tensor parallelism divides it once more; Ulysses divides heads."""
+    """Context ranks divide the sequence into chunks, and tensor parallelism divides those again; Ulysses divides heads."""
     parallel, model, sequence = config.parallel, config.model, config.train.sequence
     ranks, tensor, partition = parallel.context, parallel.tensor, parallel.context_partition
     if ranks == 1:
@@ -125,7 +124,7 @@ def _context(config: Config) -> Iterator[str]:
             f"{f'{below} or ' * (below > 0)}{below + divisor}"
         )
     heads, kv_heads = model.num_heads // tensor, model.num_kv_heads // tensor
-    # `auto` takes no method that the heads do not divide for.
+    # `auto` never chooses a method that the heads do not divide for.
     if parallel.context_method == "ulysses" and not heads_divide(heads, kv_heads, ranks):
         on_a_rank = f" on each of parallel.tensor={tensor} ranks" * (tensor > 1)
         yield (
@@ -158,10 +157,10 @@ def _pipeline(config: Config) -> Iterator[str]:
     if microbatches < needed:
         yield (
             f"parallel.pipeline_schedule={schedule} with {stages} stages needs at least {needed} micro-batches a step, "
-            f"there {_are(microbatches)}: {advice}"
+            f"there {_is_or_are(microbatches)}: {advice}"
         )
     elif schedule == "interleaved" and microbatches % ranks:
         yield (
             f"parallel.pipeline_schedule=interleaved needs a multiple of parallel.pipeline={ranks} micro-batches a step, "
-            f"there {_are(microbatches)}: {advice}"
+            f"there {_is_or_are(microbatches)}: {advice}"
         )

@@ -1,17 +1,17 @@
-"""What the optimizer and the schedule need of each other, of the layout and of the length."""
+"""Rules for the optimizer and the schedule: what they need of the layout, the initial weights and the length."""
 
 import itertools
 from collections.abc import Iterator
 
 from train.config.resolve.schedule import schedule_of
-from train.config.rules.length import knows_its_tokens
+from train.config.rules.length import has_length
 from train.config.schema import Config
 from train.config.sections.optimizer import AdamWConfig
 from train.config.sections.schedule import ConstantScheduleConfig, CosineScheduleConfig, WsdSScheduleConfig
 
 
 def optimizer_rules(config: Config) -> Iterator[str]:
-    """Muon takes whole matrices, muP random weights."""
+    """Muon needs whole matrices, muP random initial weights."""
     parallel = config.parallel
     splits = [f"parallel.{axis}={size}" for axis in ("shard", "tensor", "context") if (size := getattr(parallel, axis)) > 1]
     if config.optimizer.name == "muon" and splits:
@@ -28,9 +28,9 @@ def optimizer_rules(config: Config) -> Iterator[str]:
 
 
 def schedule_rules(config: Config) -> Iterator[str]:
-    """Warmup and decay fit into the run, and the rate never rises to its floor."""
+    """Warmup and decay fit into the run, and the floor is not above the rate."""
     schedule = config.schedule
-    if not knows_its_tokens(config):
+    if not has_length(config):
         return
     total = config.total_tokens
     if isinstance(schedule, WsdSScheduleConfig):
@@ -38,11 +38,11 @@ def schedule_rules(config: Config) -> Iterator[str]:
         yield from ends
         if ends:
             return
-    found = schedule_of(config)
-    first = found.decays[0] if found.decays else (total, total)
+    rate = schedule_of(config)
+    first = rate.decays[0] if rate.decays else (total, total)
     if schedule.warmup_tokens > first[0]:
         fraction = not isinstance(schedule, ConstantScheduleConfig | CosineScheduleConfig)
-        where = "first period's" if len(found.decays) > 1 else "run's"
+        where = "first period's" if len(rate.decays) > 1 else "run's"
         shorter = "schedule.decay_fraction" if config.run.trunk is None else "--decay-tokens"
         yield (
             f"schedule.warmup_tokens={schedule.warmup_tokens} and the decay of {first[1] - first[0]} tokens do not fit into "
@@ -50,16 +50,16 @@ def schedule_rules(config: Config) -> Iterator[str]:
         )
     if isinstance(schedule, ConstantScheduleConfig):
         return
-    if not found.decays and (isinstance(schedule, CosineScheduleConfig) or schedule.decay_fraction > 0):
+    if not rate.decays and (isinstance(schedule, CosineScheduleConfig) or schedule.decay_fraction > 0):
         advice = (
             "lower schedule.warmup_tokens" if isinstance(schedule, CosineScheduleConfig) else "raise schedule.decay_fraction"
         )
         yield f"schedule={schedule.name} has not one of the run's {total} tokens to decay in: {advice}"
-    elif found.decays and found.trunk(found.decays[-1][0]) == 0:  # too small for a float
+    elif rate.decays and rate.trunk(rate.decays[-1][0]) == 0:  # too small for a float
         yield "schedule.a and .b leave a learning rate of 0 where the decay begins: raise them (the paper has 4 and -0.51)"
     elif schedule.floor > schedule.peak:
         yield f"schedule.floor={schedule.floor} is above schedule.peak={schedule.peak}"
-    elif found.decays and schedule.floor > (lowest := found.trunk(found.decays[-1][0])):
+    elif rate.decays and schedule.floor > (lowest := rate.trunk(rate.decays[-1][0])):
         yield (
             f"schedule.floor={schedule.floor} is above {lowest:.3g}, the learning rate at which the decay begins: lower it to "
             f"at most that"

@@ -1,24 +1,24 @@
-"""What low-precision weights need of the model, the length and the schedule."""
+"""Rules for low-precision weights: what they need of the model, the length and the schedule."""
 
 import math
 from collections.abc import Iterator
 
 from train.config.resolve.quantization import low_precision_phase
-from train.config.rules.length import knows_its_tokens
+from train.config.rules.length import has_length
 from train.config.schema import Config
 from train.config.sections.quantization import QatConfig
 
 
 def group_rules(config: Config) -> Iterator[str]:
-    """A group of columns lies on one rank: a row that tensor parallelism splits is split between groups."""
+    """A group of columns is on one rank: tensor parallelism splits rows only between groups."""
     quant, model, tensor = config.quant, config.model, config.parallel.tensor
     if not isinstance(quant, QatConfig) or isinstance(quant.group, str):
         return
     split = {"model.num_heads x model.head_dim": model.num_heads * model.head_dim, "model.ffn_size": model.ffn_size}
     if any(size % tensor for size in split.values()):
-        return  # which is reported already
-    over = f" / parallel.tensor={tensor}" if tensor > 1 else ""
-    columns = {"model.hidden_size": model.hidden_size, **{f"{key}{over}": size // tensor for key, size in split.items()}}
+        return  # the layout rules report this
+    divided = f" / parallel.tensor={tensor}" if tensor > 1 else ""
+    columns = {"model.hidden_size": model.hidden_size, **{f"{key}{divided}": size // tensor for key, size in split.items()}}
     if undivided := [f"{key} = {size}" for key, size in columns.items() if size % quant.group]:
         yield (
             f"quant.group={quant.group} does not divide {', '.join(undivided)}: take row, or a divisor of "
@@ -27,9 +27,9 @@ def group_rules(config: Config) -> Iterator[str]:
 
 
 def quantization_rules(config: Config) -> Iterator[str]:
-    """The low-precision phase has steps, and the schedule a place for it."""
+    """The low-precision phase has at least one step, and fits the schedule."""
     quant, schedule = config.low_precision, config.schedule
-    if quant is None or not knows_its_tokens(config):
+    if quant is None or not has_length(config):
         return
     phase, total = low_precision_phase(config), config.total_tokens
     assert phase is not None

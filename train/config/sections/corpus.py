@@ -1,4 +1,4 @@
-"""Where text comes from."""
+"""The corpus: where text comes from."""
 
 from typing import Annotated, Literal
 
@@ -10,22 +10,22 @@ from train.config.sections.types import FREE, STRICT
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CorpusConfig:
-    """What every corpus has."""
+    """The keys of every corpus."""
 
     cache_dir: Annotated[str, FREE]
-    """where tokenised shards are kept, one folder per content hash"""
+    """folder of the tokenised shards, one subfolder per content hash"""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """share of the documents held out for validation (of each document's tail where there are too few documents)"""
+    """share of the documents held out for validation (with too few documents: share of each document, its tail)"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class StdlibCorpusConfig(CorpusConfig):
-    """The Python standard library's own source text, found on this machine: a real corpus that needs no network."""
+    """The source code of this machine's Python standard library: a real corpus that needs no network."""
 
     name: Literal["stdlib"]
     """which corpus"""
     include_tests: bool
-    """also the standard library's test folders (about 2.6 times the text)"""
+    """include the standard library's test folders (2.6 times the text)"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -39,7 +39,7 @@ class FilesCorpusConfig(CorpusConfig):
     text_column: str
     """the field (JSON lines) or column (Parquet) that holds the text"""
     document_separator: str | None
-    """splits a .txt into documents; null: one file is one document"""
+    """text that separates the documents of a .txt file; null: one file is one document"""
 
 
 Corpus = Annotated[StdlibCorpusConfig | FilesCorpusConfig, Field(discriminator="name")]

@@ -25,9 +25,9 @@ class ModelConfig:
     head_dim: Annotated[int, Field(gt=0, multiple_of=2)]
     """width of one head; null: hidden_size / num_heads"""
     ffn_size: PositiveInt
-    """width inside the feed-forward"""
+    """inner width of the feed-forward"""
     vocab_size: PositiveInt
-    """rows of the embedding and of the head; at least the tokenizer's"""
+    """rows of the embedding and of the head; at least the tokenizer's entries"""
     ffn: FeedForwardName
     """kind of feed-forward"""
     tie_embeddings: bool
@@ -39,20 +39,20 @@ class ModelConfig:
     norm_eps: Annotated[float, Field(gt=0)]
     """epsilon of RMSNorm"""
     init_std: Annotated[float, Field(gt=0)]
-    """standard deviation of initial weights (those into the residual stream: / sqrt(2 num_layers); see optimizer.mup)"""
+    """standard deviation of initial weights (projections into the residual stream: / sqrt(2 num_layers); see optimizer.mup)"""
     embedding_multiplier: Annotated[float, Field(gt=0)]
-    """times the embedding's output; null: 1, with optimizer.mup 12"""
+    """factor of the embedding's output; null: 1, with optimizer.mup 12"""
     residual_multiplier: Annotated[float, Field(gt=0)]
-    """times what attention and feed-forward add to the residual stream; null: 1, with optimizer.mup 1.4 / sqrt(num_layers)"""
+    """factor of what blocks add to the residual stream; null: 1, with optimizer.mup 1.4 / sqrt(num_layers)"""
     attention_multiplier: Annotated[float, Field(gt=0)]
-    """times the products of queries and keys; null: 1 / sqrt(head_dim), with optimizer.mup 1 / head_dim"""
+    """factor of the products of queries and keys; null: 1 / sqrt(head_dim), with optimizer.mup 1 / head_dim"""
     logit_multiplier: Annotated[float, Field(gt=0)]
-    """times the logits; null: 1, with optimizer.mup mup_base_width / hidden_size"""
+    """factor of the logits; null: 1, with optimizer.mup mup_base_width / hidden_size"""
     initial_weights: str | None
-    """start from the weights in this folder (Hugging Face's format, Llama or Qwen3) instead of random ones; null: random"""
+    """folder of the weights to start from (Hugging Face's format, Llama or Qwen3); null: random weights"""
 
     @property
     def shape(self) -> ModelShape:
-        """The plain record that layouts and the planner use."""
+        """The sizes, as layouts and the planner use them."""
         names = [field.name for field in dataclasses.fields(ModelShape)]
         return ModelShape(**{name: getattr(self, name) for name in names})

@@ -1,4 +1,4 @@
-"""How a gradient becomes a step."""
+"""The optimizer."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from train.config.sections.types import STRICT, NonNegativeFloat, PositiveInt
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AdamConfig:
-    """What every optimizer has: AdamW for what it does not treat itself. Norms and embeddings are not decayed."""
+    """The keys of every optimizer: AdamW, for all parameters or for the rest. Norms and embeddings have no weight decay."""
 
     beta1: Annotated[float, Field(ge=0, lt=1)]
     """decay of the first moment"""
@@ -19,7 +19,7 @@ class AdamConfig:
     eps: Annotated[float, Field(gt=0)]
     """added to the root of the second moment"""
     weight_decay: NonNegativeFloat
-    """decoupled weight decay, times the learning rate"""
+    """decoupled weight decay: each step multiplies weights by 1 - learning rate x this"""
     clip_norm: Annotated[float, Field(gt=0)]
     """gradients are scaled down to this l2 norm"""
 
@@ -31,9 +31,9 @@ class AdamWConfig(AdamConfig):
     name: Literal["adamw"]
     """which optimizer"""
     mup: bool
-    """muP: multipliers, initial weights and learning rates such that one schedule.peak serves every hidden_size"""
+    """muP: multipliers, initial weights and learning rates for which one schedule.peak suits every hidden_size"""
     mup_base_width: PositiveInt
-    """the hidden_size at which muP's widths count as 1"""
+    """the hidden_size whose width muP counts as 1"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -43,9 +43,9 @@ class MuonConfig(AdamConfig):
     name: Literal["muon"]
     """which optimizer"""
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    """of the gradients, before they are orthogonalised"""
+    """momentum of the gradients, before they are orthogonalised"""
     nesterov: bool
-    """Nesterov's form of that momentum"""
+    """use Nesterov momentum"""
     iterations: PositiveInt
     """Newton-Schulz iterations"""
 

@@ -1,4 +1,4 @@
-"""How processes share a run."""
+"""The layout: how processes share a run."""
 
 import dataclasses
 from typing import Literal
@@ -16,31 +16,31 @@ class ParallelConfig:
     """The layout. The product of the five axes is the number of processes."""
 
     engine: EngineName
-    """what carries out a step: PyTorch's own FSDP2"""
+    """backend that runs a step: native (PyTorch's FSDP2)"""
     replicate: PositiveInt
-    """data-parallel replicas that each hold all shards (HSDP)"""
+    """data-parallel replicas of all shards (HSDP)"""
     shard: PositiveInt
     """data-parallel ranks that share parameters, gradients and optimizer state (FSDP2)"""
     tensor: PositiveInt
     """ranks that share each matrix product"""
     pipeline: PositiveInt
-    """stages that share the layers"""
+    """ranks that share the layers"""
     context: PositiveInt
     """ranks that share each sequence"""
     context_method: Literal["auto", Method]
-    """what those exchange: queries and results (token_ring), keys and values one way or both ways round (ring,
-    ring_bidirectional), or heads for tokens (ulysses); auto: what a cost model expects to be fastest"""
+    """what context ranks exchange: queries and results (token_ring), keys and values in one direction or both (ring,
+    ring_bidirectional), or heads for tokens (ulysses); auto: the method that a cost model expects to be fastest"""
     context_partition: PartitionName
-    """which tokens of a sequence each of those holds. zigzag: one early and one late chunk, which all have equally much to do
-    where a sequence is one document; balanced: eight chunks, chosen by what packed documents leave to do; contiguous"""
+    """which tokens of a sequence each context rank has. zigzag: one early and one late chunk, equal work for all if a sequence
+    is one document; balanced: eight chunks, chosen for equal work with packed documents; contiguous: one chunk"""
     context_topology: Literal["mesh", "switch"]
-    """how those are connected, for auto. mesh: a link of its own between any two; switch: one port each"""
+    """how context ranks are connected, for auto. mesh: a link between any two; switch: one port per rank"""
     pipeline_schedule: ScheduleName
-    """order of the micro-batches in the pipeline; zbv and dualpipev hold two stages a rank, there and back"""
+    """order of the micro-batches in the pipeline; zbv and dualpipev have two stages per rank, in a V"""
     virtual_stages: PositiveInt
-    """stages a rank holds under the interleaved schedule"""
+    """stages per rank under the interleaved schedule"""
     recompute: Recompute
-    """what a block's backward computes again: nothing, all but matrix products and attention, or everything"""
+    """what a block's backward pass recomputes: none, selective (all but matrix products and attention), or full"""
 
     @property
     def layout(self) -> Layout:

@@ -1,4 +1,4 @@
-"""Weights of few bits."""
+"""Low-precision weights."""
 
 from typing import Annotated, Any, Literal, Protocol
 
@@ -48,35 +48,35 @@ class QatConfig:
     bits: Bits
     """width of the weights: 1, 1.58 (ternary), 2, 3, 4, 6 or 8"""
     group: Annotated[int | Literal["row"], BeforeValidator(_group)]
-    """what shares a scale: row, or so many columns of a row"""
+    """weights that share a scale: row, or this many columns of a row"""
     embedding_bits: Bits
-    """the embedding and the head have at least this width"""
+    """least width of the embedding and the head"""
     activation_bits: Literal[8] | None
-    """8: the inputs of the blocks' linears are rounded to 8 bits, one scale per token; null: they are left alone"""
+    """8: round the inputs of the blocks' linear layers to 8 bits, one scale per token; null: do not round them"""
     start: Annotated[float | Literal["auto"], BeforeValidator(_start)]
     """share of the run's tokens before the weights are quantized; auto: 1 - f* of the compute-optimal QAT paper"""
     fuse_decay: bool
-    """true: the learning rate decays once, while the weights are quantized; false: it decays in full precision as the schedule
-    has it, then rises and decays again"""
+    """true: the learning rate decays once, while the weights are quantized; false: the schedule decays in full precision, then
+    the rate rises and decays again"""
     rewarm_fraction: Annotated[float, Field(ge=0, lt=1)]
-    """without fuse_decay: share of the quantized tokens over which the rate rises again; the rest of them is its decay"""
+    """without fuse_decay: share of the quantized tokens over which the rate rises again; over the rest it decays"""
     rewarm_peak: Annotated[float, Field(gt=0)] | None
     """without fuse_decay: the rate that it rises to; null: schedule.peak"""
     scale_floor: Annotated[float, Field(gt=0)]
-    """no scale counts as less"""
+    """smallest scale: a smaller one is replaced by it"""
     scale_learning_rate: Annotated[float, Field(gt=0)]
-    """learning rate of the scales, times the weight's over the largest level: at 1 a step moves no quantized value further
-    through its scale than through its weight"""
+    """learning rate of the scales, in units of the weights' rate / the largest level: at 1 a step moves no quantized value
+    further through its scale than through its weight"""
 
 
 Quant = Annotated[NoQuantConfig | QatConfig, Field(discriminator="name")]
 
 QUANTIZER_KEYS = ("bits", "group", "embedding_bits", "activation_bits", "scale_floor")
-"""The keys of QAT that say which value a weight takes; the others say when, and how it is learned."""
+"""The keys of QAT that determine the value of a quantized weight. The others determine when and how it is learned."""
 
 
 class LowPrecision(Protocol):
-    """What every section of low-precision weights has, whatever the method: the phase of a run in which it is in force."""
+    """The common keys of every low-precision method: its width and the phase of the run that it applies to."""
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ class LowPrecision(Protocol):
 
     @property
     def bits(self) -> float:
-        """The width that the record and the laws count."""
+        """The width of the weights, for the record and the laws."""
         ...
 
     @property
@@ -105,5 +105,5 @@ class LowPrecision(Protocol):
 
     @property
     def rewarm_peak(self) -> float | None:
-        """Without `fuse_decay`: the rate that it rises to; None: the schedule's peak."""
+        """Without `fuse_decay`: the rate that it rises to again; None: the schedule's peak."""
         ...

@@ -1,4 +1,4 @@
-"""A run: its identity and length, and what it does besides its steps."""
+"""A run: its identity, its length, and what it does between steps."""
 
 from typing import Annotated, Literal
 
@@ -13,19 +13,19 @@ class RunConfig:
     """Identity of the run and its place on disk."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), FREE]
-    """a run lies in <run.dir>/<run.name>"""
+    """name of the run; its folder is <run.dir>/<run.name>"""
     dir: Annotated[str, FREE]
     """folder of all runs"""
     seed: Annotated[int, Field(ge=0)]
     """seed of initial weights and data order"""
     resume: Annotated[str, FREE]
-    """auto: a finished run of this name shows its table, an unfinished one goes on from its newest checkpoint that verifies;
-    never: an existing name is refused; a checkpoint's folder: go on from that one"""
+    """auto: show the table of a finished run of this name, resume an unfinished one from its newest checkpoint that verifies;
+    never: refuse an existing name; a checkpoint's folder: resume from that checkpoint"""
     resume_force: Annotated[bool, FREE]
-    """go on even where the configuration has changed what the run computes"""
+    """resume even if the configuration has changed what the run computes"""
     trunk: str | None
-    """go on from this checkpoint of another run, with another schedule, length or data (see foretrain branch); null: from the
-    beginning"""
+    """start from this checkpoint of another run, with another schedule, length or data (see foretrain branch); null: start from
+    the initial weights"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -39,15 +39,15 @@ class TrainConfig:
     batch_tokens: PositiveInt
     """tokens per optimizer step, over all ranks"""
     batch_warmup_tokens: Annotated[int, Field(ge=0)]
-    """over this many tokens at the start the batch grows to batch_tokens; 0: it has its size at once"""
+    """tokens at the start of the run over which the batch grows to batch_tokens; 0: no batch-size warmup"""
     batch_warmup_start: PositiveInt | None
-    """tokens of the first batch, and by how many it grows at a time; null: no batch-size warmup"""
+    """tokens of the first batch, and of each increment; null: no batch-size warmup"""
     sequence: PositiveInt
     """tokens per sequence"""
     microbatch: Annotated[PositiveInt, FREE]
     """sequences per rank and forward pass"""
     precision: Literal["fp32", "bf16", "fp64"]
-    """bf16: bf16 compute, fp32 parameters and gradient reduction; fp64 is for proving layouts equal"""
+    """bf16: bf16 compute, fp32 parameters and gradient reduction; fp64 is for proving that layouts compute the same"""
     compile: Annotated[bool, FREE]
     """torch.compile, block by block"""
     z_loss: NonNegativeFloat
@@ -55,12 +55,12 @@ class TrainConfig:
     profile: Annotated[bool, FREE]
     """write a trace of three steps, for chrome://tracing or Perfetto, into the run's folder trace/"""
     dry_run: Annotated[bool, FREE]
-    """print the parameter table and each rank's share of the model, start nothing"""
+    """print the parameter table and each rank's share of the model, train nothing"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvalConfig:
-    """Validation during the run. There always is one at the end."""
+    """Validation during the run, and always at its end."""
 
     every_tokens: Annotated[PositiveInt | None, FREE]
     """also evaluate each time this many tokens have been trained on; null: only at the end"""
@@ -70,32 +70,32 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CheckpointConfig:
-    """Checkpoints during the run. There always is one at the end, and one when the run is told to stop."""
+    """Checkpoints during the run, and always at its end and when a signal stops it."""
 
     every_tokens: PositiveInt | None
     """save each time this many tokens have been trained on; null: twenty times over the run, at most every twenty steps"""
     keep: PositiveInt
-    """keep this many of the newest; besides them always the one where the decay begins, off which others can branch"""
+    """keep this many of the newest, and always the one where a decay begins, from which others can branch"""
     keep_every: PositiveInt | None
-    """also keep every n-th one for good; null: none"""
+    """also keep every n-th one forever; null: none"""
     timeout_seconds: Annotated[float, Field(gt=0)]
-    """give a checkpoint up that is not written after this long; the run goes on without it"""
+    """give up a checkpoint that is not written after this long; the run continues without it"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class HealthConfig:
-    """What is done when a step goes wrong."""
+    """What to do when a step goes wrong."""
 
     on_nonfinite: Literal["stop", "skip", "rewind"]
-    """loss or gradient not finite. stop the run; skip: leave the weights as they were and go on; rewind: go back to the newest
-    checkpoint and leave the data since then out"""
+    """if loss or gradient is not finite. stop: end the run; skip: leave the weights unchanged and continue; rewind: return to
+    the newest checkpoint and skip the data since then"""
     on_spike: Literal["ignore", "warn", "rewind"]
-    """the loss jumps out of line with those before: ignore it, say so, or rewind"""
+    """if the loss jumps far above the losses before: ignore it, warn, or rewind"""
     spike_window: PositiveInt
-    """a loss is compared with the losses of this many steps before"""
+    """number of previous steps whose losses a loss is compared with"""
     spike_threshold: Annotated[float, Field(gt=0)]
-    """how far above their median is out of line, in robust standard deviations (1.4826 x median absolute deviation)"""
+    """how far above their median a spike is, in robust standard deviations (1.4826 x median absolute deviation)"""
     patience: PositiveInt
-    """stop after so many rewinds, or after more than so many skipped steps in a row"""
+    """stop after this many rewinds, or after more than this many skipped steps in a row"""
     step_timeout_seconds: Annotated[float, Field(gt=0)] | None
-    """when a step takes longer, and ten times longer than those before, say which rank waits for what; null: never"""
+    """if a step takes longer, and ten times longer than any before, report which rank waits for what; null: never"""

@@ -11,16 +11,16 @@ from train.config.sections.types import STRICT, NonNegativeFloat, PositiveInt
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WarmupConfig:
-    """What every schedule has."""
+    """The keys of every schedule."""
 
     peak: Annotated[float, Field(gt=0)]
     """the largest learning rate"""
     warmup_tokens: Annotated[int, Field(ge=0)]
     """tokens of warmup"""
     warmup_shape: WarmupName
-    """how it rises"""
+    """shape of the rise"""
     warmup_start: Annotated[float, Field(ge=0, le=1)]
-    """where it starts, as a share of the rate it rises to"""
+    """rate at the start, as a share of the rate at the end of the warmup"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -33,7 +33,7 @@ class ConstantScheduleConfig(WarmupConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CosineScheduleConfig(WarmupConfig):
-    """Warmup, then a cosine over all the rest."""
+    """Warmup, then a cosine over the rest of the run."""
 
     name: Literal["cosine"]
     """which schedule"""
@@ -43,22 +43,22 @@ class CosineScheduleConfig(WarmupConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DecayConfig(WarmupConfig):
-    """What the schedules have whose decay stands at the end."""
+    """The keys of schedules that end in a decay."""
 
     floor: NonNegativeFloat
     """learning rate at the end of a decay"""
     decay_fraction: Annotated[float, Field(ge=0, le=1)]
-    """share of all tokens (wsd_s: of each period) spent decaying, at the end"""
+    """share of all tokens (wsd_s: of each period), at the end, over which the rate decays"""
     decay_shape: ShapeName
-    """how it falls"""
+    """shape of the fall"""
     decay_residue: Annotated[float, Field(gt=0, lt=1)]
-    """exponential and inverse_proportional never reach zero: with a floor lower than this share of the rate where the decay
-    begins, they are followed down to this share, which is taken off evenly"""
+    """exponential and inverse_proportional never reach zero: if floor is lower than this share of the rate where the decay
+    begins, they fall to this share, and are shifted and scaled to end at floor"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WsdScheduleConfig(DecayConfig):
-    """Warmup, a stable stretch, decay."""
+    """Warmup, constant, decay."""
 
     name: Literal["wsd"]
     """which schedule"""
@@ -66,7 +66,7 @@ class WsdScheduleConfig(DecayConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PowerScheduleConfig(DecayConfig):
-    """Warmup, then min(peak, batch_tokens / 4096 * a * tokens^b), decay from where that stands."""
+    """Warmup, then min(peak, batch_tokens / 4096 * a * tokens^b), then decay from the rate reached."""
 
     name: Literal["power"]
     """which schedule"""
@@ -78,12 +78,12 @@ class PowerScheduleConfig(DecayConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WsdSScheduleConfig(DecayConfig):
-    """Several decays on one path, each followed by a jump back to the peak."""
+    """Warmup, then several periods, each constant at the peak with a decay at its end."""
 
     name: Literal["wsd_s"]
     """which schedule"""
     ends: list[PositiveInt] | None
-    """tokens at which the decays end, whole steps (the run's end is added); null: a quarter, half and the whole of the run"""
+    """tokens at which the decays end, in whole steps (the run's end is added); null: a quarter, half and all of the run"""
 
 
 Schedule = Annotated[

@@ -1,4 +1,4 @@
-"""What the sections of the configuration share: how their classes are typed, and how a key is marked."""
+"""Types and marks that all sections of the configuration share."""
 
 import typing
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class _Free:
 
 
 FREE = _Free()
-"""Marks a key, or a whole section, that no loss depends on: a run may go on with another value. The others are its identity."""
+"""Marks a key, or a whole section, that no loss depends on: a resumed run may change it. The other keys are its identity."""
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Tokenizers: a module for each option of the configuration group `tokenizer`, found by its name."""
+"""Tokenizers: one module for each option of the configuration group `tokenizer`, with the option's name."""
 
 import importlib
 
@@ -7,6 +7,6 @@ from train.data.tokenizers.base import TokenizerSource
 
 
 def tokenizer_source(config: Tokenizer) -> TokenizerSource:
-    """The tokenizer that a section asks for."""
+    """The source of the tokenizer that a section names."""
     source: TokenizerSource = importlib.import_module(f"train.data.tokenizers.{config.name}").Source(config)
     return source

@@ -1,4 +1,4 @@
-"""What every tokenizer of a run has: an encoder, and what it is told apart by."""
+"""The interface of every tokenizer: an encoder, and an identity for the cache."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,18 +22,18 @@ class Encoder:
     """A tokenizer and its end-of-text token.
 
     Encoding never parses text as special tokens: a document that contains the literal end-of-text string gets the
-    tokens of its characters. `tokenizers` does not keep that setting in the JSON, so it is made here.
+    tokens of its characters. `tokenizers` does not store this setting in the JSON, so it is set here.
 
     Attributes:
-        tokenizer: adds nothing to a text, truncates nothing, pads nothing.
+        tokenizer: neither adds special tokens, nor truncates, nor pads.
         end_of_text: id of the token that ends a document.
         vocab_size: one more than the largest id.
     """
 
     def __init__(self, tokenizer: Tokenizer, end_of_text: str) -> None:
         """Raises `UserError` if `end_of_text` is not in the vocabulary."""
-        identity = tokenizer.token_to_id(end_of_text)
-        if identity is None:
+        token_id = tokenizer.token_to_id(end_of_text)
+        if token_id is None:
             special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
             raise UserError(
                 f"the tokenizer has no token {end_of_text!r}\n"
@@ -44,11 +44,11 @@ class Encoder:
         tokenizer.add_special_tokens([AddedToken(end_of_text, special=True, normalized=False)])
         tokenizer.encode_special_tokens = True
         self.tokenizer = tokenizer
-        self.end_of_text = int(identity)
+        self.end_of_text = int(token_id)
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
     def encode(self, texts: list[str]) -> list[TokenArray]:
-        """The tokens of every text, without an end of text. Raises `UserError` if the tokenizer has none for a text."""
+        """The tokens of every text, without end-of-text tokens. Raises `UserError` if the tokenizer cannot encode a text."""
         try:
             encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # the library raises bare exceptions
@@ -64,23 +64,23 @@ class Encoder:
 
 
 class TokenizerSource(Protocol):
-    """Where a run's tokenizer comes from. Every module of this package has one as `Source(config)`, for its own section."""
+    """Makes a run's tokenizer. Every module of this package has a class `Source(config)` of this kind, for its section."""
 
     def identity(self) -> dict[str, object]:
-        """What tells its tokens from another tokenizer's, for the content hash of the cache.
+        """Data that tells its tokens from another tokenizer's, for the content hash of the cache.
 
         Raises:
-            UserError: there is no such tokenizer.
+            UserError: the tokenizer does not exist or is unusable.
         """
         ...
 
     def encoder(self, corpus: Corpus, stage: Stage) -> Encoder:
-        """The tokenizer itself, trained on the corpus if it is one that is trained."""
+        """The tokenizer, trained on the corpus if it needs training."""
         ...
 
 
 def pieces(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Cut a long text into pieces of at most `limit` characters, behind the last line end in reach if there is one."""
+    """Cut a text into pieces of at most `limit` characters, each cut after the last line end within `limit` if any."""
     start = 0
     while len(text) - start > limit:
         end = text.rfind("\n", start, start + limit) + 1
@@ -92,7 +92,7 @@ def pieces(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer.json. Raises `UserError` if it is missing or something else."""
+    """Read a tokenizer.json. Raises `UserError` if it is missing or invalid."""
     try:
         content = path.read_bytes()
     except OSError as error:

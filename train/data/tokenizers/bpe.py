@@ -19,11 +19,11 @@ class Source:
         self._config = config
 
     def identity(self) -> dict[str, object]:
-        """Its section: the same documents give the same tokenizer."""
+        """Its section, which with the corpus determines the tokenizer."""
         return asdict(self._config)
 
     def encoder(self, corpus: Corpus, stage: Stage) -> Encoder:
-        """Trained on the first bytes of the corpus."""
+        """Train the tokenizer on the first bytes of the corpus."""
         limit = self._config.train_bytes
         advance = stage("training tokenizer", min(limit, sum(size for size, _ in corpus.stamps())))
         return Encoder(train_bpe(corpus.documents(), self._config.vocab_size, limit, advance), END_OF_TEXT)
@@ -32,7 +32,7 @@ class Source:
 def train_bpe(documents: Iterable[str], vocab_size: int, train_bytes: int, advance: Advance) -> Tokenizer:
     """Byte-level BPE of `vocab_size` entries, learned from the first `train_bytes` UTF-8 bytes of the documents.
 
-    The same documents give the same tokenizer. A corpus too small for so many merges gives fewer entries.
+    The same documents give the same tokenizer. A small corpus may give fewer entries.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

@@ -16,7 +16,7 @@ class Source:
         self._path, self._end_of_text = Path(config.path).expanduser(), config.end_of_text
 
     def identity(self) -> dict[str, object]:
-        """The file's content, wherever it lies. A file that cannot be used is complained of here, before anything is locked."""
+        """The hash of the file's content, and its end of text. Raises for an unusable file, before any lock is taken."""
         self._read()
         return {"sha256": hashlib.sha256(self._path.read_bytes()).hexdigest(), "end_of_text": self._end_of_text}
 

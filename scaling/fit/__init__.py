@@ -1,0 +1,1 @@
+"""From runs to parameters: solver, intervals, warnings, the file of a fit, forecasts, simulated studies."""

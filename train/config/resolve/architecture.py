@@ -1,0 +1,19 @@
+"""The decoder's sizes and constants from a configuration. Imports no torch."""
+
+from train.config.sections.model import ModelConfig
+from train.model.architecture import Architecture, Multipliers
+
+
+def architecture_of(config: ModelConfig) -> Architecture:
+    """The sizes and constants of a decoder."""
+    return Architecture(
+        shape=config.shape,
+        rope_theta=config.rope_theta,
+        norm_eps=config.norm_eps,
+        multipliers=Multipliers(
+            embedding=config.embedding_multiplier,
+            residual=config.residual_multiplier,
+            attention=config.attention_multiplier,
+            logit=config.logit_multiplier,
+        ),
+    )
