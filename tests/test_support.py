@@ -20,12 +20,11 @@ def imported(path: Path) -> Iterator[str]:
 def test_no_test_module_imports_another():
     found = {str(path.relative_to(TESTS)): list(imported(path)) for path in TESTS.rglob("*.py")}
     assert len(found) > 50
-    # The tests of scaling laws move to tests/support by themselves.
     wrong = {
         (path, name)
         for path, names in found.items()
         for name in names
-        if name.split(".")[0] == "tests" and not f"{name}.".startswith("tests.support.") and not path.startswith("scaling/")
+        if name.split(".")[0] == "tests" and not f"{name}.".startswith("tests.support.")
     }
     assert not wrong
 

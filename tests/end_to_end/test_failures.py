@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scaling.record import StepLine, read_metrics, read_record
-from tests.support import console
+from tests.support import commands_on_ranks, console
 from train.data.tokenizers.bpe import train_bpe
 
 MODEL = ["model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "model.ffn_size=32", "model.vocab_size=260"]
@@ -102,14 +102,14 @@ def test_a_full_disk_under_the_weights_fails_the_run(overrides, tmp_path):
     assert not list((tmp_path / "runs" / "a" / "checkpoints").iterdir())
 
 
-def test_a_full_disk_under_the_metrics_of_two_processes_is_said_once(overrides, tmp_path):
+def test_a_full_disk_under_the_metrics_of_two_processes_is_said_once(group, overrides, tmp_path):
     """The run goes on while its lines cannot be written, and fails at its end: not a word of the other rank's."""
     assert console.warm("data", "prepare", *overrides).code == 0
-    answer = console.real(
-        "train", *overrides, "parallel.shard=2", "train.steps=60", "checkpoint.every_tokens=4096", limit_bytes=6_000
-    )
-    answer.assert_refused("run a is trained", code=1)
-    assert answer.err.count("its lines are kept until it can") == 1
+    words = [*overrides, "parallel.shard=2", "train.steps=60", "checkpoint.every_tokens=4096"]
+    first, second = group(2).run(commands_on_ranks.with_full_disk, words, 6_000)
+    console.Answer(*first).assert_refused("run a is trained", code=1)
+    assert first[2].count("its lines are kept until it can") == 1
+    assert second == (1, "", "")
     assert read_record(tmp_path / "runs" / "a").status == "failed"
 
 

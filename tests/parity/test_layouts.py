@@ -146,7 +146,7 @@ def _case(layout: str, precision: str, *variant: str, how: list[str] | None = No
 
 
 def _context_case(axes: dict[str, object], precision: str, how: list[str], *variant: str) -> Case:
-    """`how` is a method, and behind it more keys of the layout."""
+    """`how` is a method, then more keys of the layout."""
     method, *more = how
     near = precision == "bf16"  # see `_bf16_case`
     words = [f"train.microbatch={_microbatch(axes)}", *(f"parallel.{word}" for word in (f"context_method={method}", *more))]

@@ -39,13 +39,14 @@ LAYOUTS = {
 }
 
 
-# Groups, activations and a tied table are what layouts could get wrong.
+# Groups, activations and a tied table are what layouts could get wrong; all runs on all layouts under `slow`.
 CHOSEN = {
     "single": list(RUNS),
-    "tensor2_shard2": [name for name in RUNS if name != "fp64 1 bit, classic"],
-    "pipeline2_1f1b": [name for name in RUNS if name != "fp64 4 bits"],
+    "shard2": ["fp64 ternary, groups, activations, tied", "fp64 4 bits"],
+    "tensor2": ["fp64 ternary, groups, activations, tied", "fp32 4 bits"],
+    "pipeline2_1f1b": ["fp64 ternary, groups, activations, tied", "fp64 1 bit, classic"],
 }
-DEFAULT = ["fp64 ternary, groups, activations, tied", "fp32 4 bits"]
+DEFAULT = ["fp64 ternary, groups, activations, tied"]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,13 @@ def test_every_layout_across_the_switch(group, corpus, expected, tmp_path, layou
     _compare(group, corpus, expected, tmp_path, LAYOUTS[layout], CHOSEN.get(layout, DEFAULT))
 
 
-@pytest.mark.parametrize("layout", ["single", "tensor2_shard2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_run_on_every_layout(group, corpus, expected, tmp_path, layout):
+    _compare(group, corpus, expected, tmp_path, LAYOUTS[layout], list(RUNS))
+
+
+@pytest.mark.parametrize("layout", ["single", pytest.param("tensor2_shard2", marks=pytest.mark.slow)])
 def test_micro_batches_add_up(group, corpus, expected, tmp_path, layout):
     _compare(group, corpus, expected, tmp_path, LAYOUTS[layout], ["fp64 4 bits"], "train.microbatch=2")
 
@@ -112,8 +119,8 @@ def test_bf16_stays_near_fp32(group, corpus, expected, tmp_path, layout):
     np.testing.assert_allclose(found, expected("fp32 4 bits"), rtol=2e-2, atol=0)
 
 
-def test_stopped_before_at_and_behind_the_switch_and_gone_on_elsewhere(group, corpus, tmp_path):
-    """Steps 5 to 8 are quantized; signals before, at and behind the switch; the layout changes each time."""
+def test_stopped_before_at_and_after_the_switch_and_gone_on_elsewhere(group, corpus, tmp_path):
+    """Steps 5 to 8 are quantized; signals before, at and after the switch; the layout changes each time."""
     base = [*corpus, *MODEL, "train.precision=fp64", "quant.bits=2", "quant.group=8", f"run.dir={tmp_path}"]
     single, shard2 = ["train.microbatch=16"], ["train.microbatch=8", "parallel.shard=2"]
     tensor2 = ["train.microbatch=16", "parallel.tensor=2"]

@@ -21,7 +21,7 @@ from scaling.record import (
     read_record,
     write_record,
 )
-from tests.support.scaling import RECORD
+from tests.support.records import EVALUATION, RECORD, STEP
 
 # As the design has them.
 RECORD_KEYS = re.findall(
@@ -37,19 +37,6 @@ STEP_KEYS = [
     *("step", "tokens", "loss", "learning_rate", "gradient_norm", "phase", "tokens_per_second", "step_seconds", "memory_bytes")
 ]
 EVALUATION_KEYS = ["step", "tokens", "validation", "errors"]
-
-STEP = StepLine(
-    step=1,
-    tokens=8,
-    loss=5.0,
-    learning_rate=1e-3,
-    gradient_norm=1.0,
-    phase="warmup",
-    tokens_per_second=10.0,
-    step_seconds=0.8,
-    memory_bytes=None,
-)
-EVALUATION = EvaluationLine(step=1, tokens=8, validation={"validation": 4.0})
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text(max_size=8)

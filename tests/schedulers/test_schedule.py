@@ -59,7 +59,7 @@ def test_it_is_never_negative_and_never_above_the_peak(schedule, tokens):
 
 
 @given(schedules())
-def test_every_decay_ends_exactly_on_the_floor_and_behind_the_last_it_stays_there(schedule):
+def test_every_decay_ends_exactly_on_the_floor_and_after_the_last_it_stays_there(schedule):
     for _, end in schedule.decays:
         assert schedule.learning_rate(end) == schedule.floor
     for tokens in (total(schedule) + 1, 3 * total(schedule)):

@@ -1,5 +1,6 @@
 """What a rank does in the tests of commands."""
 
+import resource
 from pathlib import Path
 
 from parallel.mesh import World
@@ -12,6 +13,12 @@ def generate(world: World, run: str, layout: list[str], prompt: str, temperature
     config = config_on_layout(Path(run), layout)
     draw = {"tokens": 40, "temperature": temperature, "top_k": top_k, "seed": seed}
     return continue_prompt(Path(run), config, prompt, world, **draw)
+
+
+def with_full_disk(world: World, overrides: list[str], limit_bytes: int) -> tuple[int, str, str]:
+    """What `python -m train` says and returns on this rank, where no file may grow beyond `limit_bytes`."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+    return on_rank(world, overrides)
 
 
 def signalled_in(world: World, overrides: list[str], phase: str) -> tuple[int, str, str]:

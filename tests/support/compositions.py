@@ -1,4 +1,4 @@
-"""Cases about how a model is composed."""
+"""What a rank does in the tests of how a model is composed."""
 
 from unittest import mock
 
@@ -15,17 +15,19 @@ from parallel.tensor import split_tensors
 from train.build.engine import build_engine
 from train.build.model import build_model
 from train.build.quantization import learned_scales
-from train.config import load_config, require
+from train.config import Config, load_config, require
 from train.config.sections.quantization import QatConfig
 from train.loop.memory import LiveBytes
 
 
-def local_sizes(world: World, overrides: list[str]) -> tuple[int, int]:
-    """(elements this rank holds, those of its largest slice)."""
-    config = load_config(overrides)
-    engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
-    sizes = [getattr(parameter, "_local_tensor", parameter).numel() for _, parameter in engine.named_parameters()]
-    return sum(sizes), max(sizes)
+def local_sizes(world: World, configs: list[Config]) -> list[tuple[int, int]]:
+    """For every model (elements this rank holds, those of its largest slice)."""
+    found = []
+    for config in configs:
+        engine = build_engine(config, build_meshes(config.parallel.layout, world.device), world.device)
+        sizes = [getattr(parameter, "_local_tensor", parameter).numel() for _, parameter in engine.named_parameters()]
+        found.append((sum(sizes), max(sizes)))
+    return found
 
 
 def shard_before_tensor(world: World, overrides: list[str]) -> None:
@@ -38,7 +40,7 @@ def shard_before_tensor(world: World, overrides: list[str]) -> None:
 
 
 def tensor_before_quantize(world: World, overrides: list[str]) -> tuple[int, int]:
-    """How many matrices are not split where modules are swapped before the split, and where behind it."""
+    """How many matrices are not split where modules are swapped before the split, and where after it."""
     config = load_config(overrides)
     assert isinstance(config.quant, QatConfig)
     mesh = build_meshes(config.parallel.layout, world.device).parameters["tensor"]

@@ -69,7 +69,7 @@ class _RoundedInputs:
 
 
 def losses_and_norms(config: Config, shards: Shards, start: int) -> list[tuple[float, float]]:
-    """(loss, gradient norm before clipping) of every step; those behind the first `start` are quantized."""
+    """(loss, gradient norm before clipping) of every step; those after the first `start` are quantized."""
     model = build_model(config.model, PARAMETER_DTYPES[config.train.precision], torch.device("cpu"))
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for name, weight in weights.items():

@@ -13,7 +13,6 @@ import pandas as pd
 from scaling.cli import main
 from scaling.fit.simulate import study
 from scaling.laws import LAWS, Law, Parameter
-from scaling.record import RunRecord
 
 
 class Answer:
@@ -65,32 +64,6 @@ def written(folder: Path, frame: pd.DataFrame, name: str = "runs.csv") -> Path:
     path = folder / name
     frame.to_csv(path, index=False)
     return path
-
-
-RECORD = RunRecord(
-    name="a",
-    status="running",
-    seed=0,
-    parameters=10,
-    parameters_non_embedding=5,
-    tokens=0,
-    flops=0.0,
-    tokens_per_parameter=0.0,
-    peak_learning_rate=1e-3,
-    schedule="wsd",
-    batch_tokens=8,
-    sequence=4,
-    model={"num_layers": 2},
-    layout={"shard": 1},
-    engine="native",
-    precision="fp32",
-    device="cpu",
-    world_size=1,
-    config_hash="0" * 64,
-    git_commit=None,
-    versions={"torch": "2"},
-    started="2026-01-01T00:00:00+00:00",
-)
 
 
 def line(tokens: Any, *, p: Any, q: Any) -> Any:

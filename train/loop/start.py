@@ -40,6 +40,7 @@ class Resumption:
         for folder, problem in refused:
             log.warning("%s is passed over: %s", folder, problem)
         if verified is not None:
+            self._load(verified)
             log.info(
                 "going on from %s (%s tokens); %s bytes verified at %.2f GB/s",
                 verified.folder,
@@ -47,7 +48,6 @@ class Resumption:
                 f"{verified.manifest.total_bytes:,}",
                 verified.bytes_per_second / 1e9,
             )
-            self._load(verified)
         elif directory is not None and directory.existing is not None:
             log.info("%s was left unfinished without a checkpoint: starting over", directory.path)
         return verified

@@ -27,7 +27,7 @@ def links(topology, **more) -> Machine:
         ("ring", "switch", 3 * 2 * KEY),
         ("ring_bidirectional", "mesh", 3 * KEY),
         ("ring_bidirectional", "switch", 3 * 2 * KEY),
-        # P - 1 steps with queries, the first two without results; then two more with results, one behind the last block.
+        # P - 1 steps with queries, the first two without results; then two more with results, one after the last block.
         # Half-length messages help no one here: rank 1 always has whole queries to send, and each step waits for the slowest.
         ("token_ring", "mesh", 2 * QUERY + 3 * (QUERY + LSE)),
         ("token_ring", "switch", 3 * QUERY + 3 * (QUERY + LSE)),

@@ -31,7 +31,7 @@ def test_bytes_are_those_of_the_formulas(group, ranks):
         if method == "token_ring":
             assert mean == queries + queries + 0.75 * (ranks - 1) * local * HEADS * 4
             continue
-        # What nobody behind needs stays: under a causal mask the last rank's late chunk, for one.
+        # What no later rank needs stays: under a causal mask the last rank's late chunk, for one.
         assert keys * 0.5 <= mean <= keys
         for rank, to in enumerate(sent):
             towards = {(rank + 1) % ranks, (rank - 1) % ranks} if method == "ring_bidirectional" else {(rank + 1) % ranks}

@@ -13,7 +13,7 @@ from scaling.fit.simulate import study
 from scaling.laws import LAWS
 from scaling.laws.base.budget import Budget
 from scaling.laws.qat import PAPER_A
-from scaling.plan.choice import BITS, GIB
+from scaling.plan.choice import GIB
 from scaling.plan.plan import plan
 from scaling.plan.train_command import words_for
 from scaling.show.plain import plan_plain
@@ -140,12 +140,6 @@ def test_a_width_whose_fraction_is_nothing_gets_no_quantized_phase(fits):
     assert fitted.optimum.tokens < fitted.optimum.parameters
     assert any("the law's QAT fraction is 0" in text for text in fitted.warnings)
     assert not any("quant" in word for word in plan_plain(fitted)["optimum"]["overrides"])
-
-
-def test_the_widths_are_the_trainers():
-    from common.bits import BITS as THEIRS
-
-    assert tuple(map(float, THEIRS)) == BITS
 
 
 def test_fits_that_contradict_or_are_of_no_use_are_refused(fits):

@@ -10,7 +10,8 @@ from common.errors import UserError
 from scaling.record import write_record
 from scaling.runs.read import read_runs
 from scaling.runs.rows import usable_rows
-from tests.support.scaling import PLAIN, RECORD, scaling, written
+from tests.support.records import RECORD
+from tests.support.scaling import PLAIN, scaling, written
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "jsonl"])

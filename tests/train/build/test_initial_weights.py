@@ -144,7 +144,7 @@ def problems(folder, *words: str) -> list[str]:
 OTHERS = [
     ["model.num_layers=3", "model.ffn_size=32", "model.vocab_size=400"],
     ["model.hidden_size=32"],  # with it head_dim, which follows
-    ["model.num_heads=4", "model.head_dim=8"],  # with it num_kv_heads
+    ["model.num_heads=4", "model.head_dim=8"],  # the width of a head is theirs; with it num_kv_heads
     ["model.hidden_size=24", "model.num_heads=3", "model.num_kv_heads=1"],
     ["model.tie_embeddings=true"],
     ["model.ffn=gelu"],
@@ -160,8 +160,7 @@ def test_another_model_is_told_what_differs_and_what_to_type(model, words):
     for word in words:
         key = word.partition("=")[0].removeprefix("model.")
         value = getattr(config, key)
-        assert f"{key}=" in said
-        assert re.search(rf"\b{key}=\S+, not {re.escape(str(value).lower())}", said) or key == "head_dim"
+        assert re.search(rf"\b{key}=\S+, not {re.escape(str(value).lower())}[.,]", said) or word == "model.head_dim=8"
     typed = said.split("Type: ")[1].split()
     assert problems(model, *words, *typed) == []
 
@@ -285,7 +284,7 @@ def test_a_missing_shard_and_a_broken_index_are_refused(shards, tmp_path):
     content = gone.read_bytes()
     gone.unlink()
     (said,) = problems(tmp_path)
-    assert said == f"cannot read {gone}: No such file or directory"
+    assert said.startswith(f"cannot read {gone}: No such file or directory")
     gone.write_bytes(content)
     for index in ("{", "[]", '{"weight_map": []}', '{"weight_map": {"a": 1}}'):
         (tmp_path / huggingface.INDEX).write_text(index)

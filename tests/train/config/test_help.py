@@ -1,7 +1,6 @@
-"""`--help`, `--cfg job` and refusals, as commands: quick, and without torch."""
+"""`--help`, `--cfg job` and refusals, as commands: without torch, which takes seconds to import."""
 
 import os
-import resource
 import subprocess
 import sys
 
@@ -20,13 +19,11 @@ atexit.register(lambda: os.write(3, " ".join(name for name in heavy if name in s
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
-USER_SECONDS = 3.0  # the promise is one; a machine of many tenants gets more
 
 
 class Answer:
     def __init__(self, *words: str, **variables: str) -> None:
         reading, writing = os.pipe()
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         command = [sys.executable, "-c", f"import os; os.dup2({writing}, 3)\n{RUNNER}", *words]
         ended = subprocess.run(
             command, capture_output=True, text=True, pass_fds=[writing], env={**os.environ, **variables}, timeout=60
@@ -35,14 +32,12 @@ class Answer:
         with os.fdopen(reading) as stream:
             self.imported = stream.read()
         self.code, self.out, self.err = ended.returncode, ended.stdout, ended.stderr
-        self.user_seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
 
 @pytest.mark.parametrize("words", [["train", "--help"], ["train", "-h"], ["train", "--cfg", "job", "parallel.shard=2"]])
-def test_questions_are_answered_without_torch_and_quickly(words):
+def test_questions_are_answered_without_torch(words):
     answer = Answer(*words)
     assert (answer.code, answer.err, answer.imported) == (0, "", "")
-    assert answer.user_seconds < USER_SECONDS
 
 
 def test_cfg_is_the_configuration_the_words_come_to():

@@ -36,7 +36,8 @@ from common.errors import WorkFailed, UserError
 
 def pause(*arguments):
     Path(sys.argv[2] + "/reached").touch()
-    time.sleep(float(sys.argv[3]))
+    while not Path(sys.argv[2] + "/go on").exists():
+        time.sleep(0.01)
     return 1.0
 
 {extra}
@@ -50,15 +51,19 @@ except (WorkFailed, UserError) as error:
 """
 
 
-def start(workplace, seconds: float, extra: str = "") -> subprocess.Popen[str]:
-    """A process that prepares text/*, and waits for some seconds when all shards but no index are written."""
-    arguments = [str(workplace.text / "*"), str(workplace.text.parent), str(seconds)]
+def start(workplace, extra: str = "") -> subprocess.Popen[str]:
+    """A process that prepares text/*, and waits for `go_on` when all shards but no index are written."""
+    arguments = [str(workplace.text / "*"), str(workplace.text.parent)]
     command = [sys.executable, "-c", SCRIPT.format(extra=extra), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def go_on(workplace) -> None:
+    (workplace.text.parent / "go on").touch()
+
+
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -213,14 +218,14 @@ def test_corpus_changes_meanwhile(workplace, monkeypatch):
 
 def test_killed_build(workplace):
     corpus = workplace.sentences(60)
-    process = start(workplace, seconds=60)
+    process = start(workplace)
     wait_for(workplace.text.parent / "reached")
     process.kill()
     process.communicate()
     leftover = list(workplace.cache.glob(".building-*"))
     assert len(leftover) == 1
     assert list(leftover[0].glob("*.bin"))
-    # Of another corpus, first: the lock of the dead is free, so anybody may clean up behind him.
+    # Of another corpus, first: the lock of the dead is free, so anybody may clean up after him.
     kept = leftover[0].with_name(".building-ffff-1")
     kept.mkdir()
     (workplace.cache / "ffff.lock").touch()
@@ -232,33 +237,34 @@ def test_killed_build(workplace):
 
 def test_living_build_of_another_corpus_is_left_alone(workplace):
     workplace.sentences(60)
-    process = start(workplace, seconds=1.5)
+    process = start(workplace)
     wait_for(workplace.text.parent / "reached")
     other = workplace.write_json_lines(
         workplace.text / "other" / "b.jsonl", [workplace.sentence(number) for number in range(70)]
     )
     assert build_or_reuse(workplace.corpus(other), BYTES, progress=False)[1]
     assert len(list(workplace.cache.glob(".building-*"))) == 1
-    said = process.communicate()
+    go_on(workplace)
+    said = process.communicate(timeout=60)
     assert said[0].strip() == "True"
 
 
 def test_two_at_once_build_once(workplace):
     workplace.sentences(60)
-    first = start(workplace, seconds=1.5)
+    first = start(workplace)
     wait_for(workplace.text.parent / "reached")
-    second = start(workplace, seconds=1.5)
+    second = start(workplace)
+    assert second.stderr is not None
+    assert f"waiting for process {first.pid} " in second.stderr.readline()
+    go_on(workplace)
     said = [process.communicate(timeout=60) for process in (first, second)]
-    assert [text[0].strip() for text in said] == ["True", "False"]
-    assert said[0][1] == ""
-    assert said[1][1].count("\n") == 1
-    assert f"process {first.pid}" in said[1][1]
+    assert said == [("True\n", ""), ("False\n", "")]
     assert len(list(workplace.cache.glob("*/index.json"))) == 1
 
 
 def test_interrupt_by_signal(workplace):
     workplace.sentences(60)
-    process = start(workplace, seconds=60)
+    process = start(workplace)
     wait_for(workplace.text.parent / "reached")
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
@@ -269,7 +275,7 @@ def test_file_size_limit(workplace):
     """A stand-in for a full disk that needs no privileges."""
     workplace.write_json_lines(workplace.text / "a.jsonl", [workplace.sentence(number) * 10 for number in range(600)])
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, {resource.RLIM_INFINITY}))"
-    said = start(workplace, seconds=0, extra=limit).communicate(timeout=60)
+    said = start(workplace, extra=limit).communicate(timeout=60)
     assert said[0].startswith("WorkFailed")
     assert str(workplace.cache) in said[0]
     assert "File too large" in said[0]

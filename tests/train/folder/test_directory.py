@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from tests.support.run_folders import RECORD, STEP, carry_out
+from tests.support.records import RECORD, STEP
+from tests.support.run_folders import carry_out
 from train.config import Config, load_config
 from train.folder import directory as directory_module
 from train.folder.directory import RunDirectory

@@ -77,13 +77,13 @@ print((high_water()["VmHWM"] - before) * 1024, shard.numel() * 4)
 """
 
 
-@pytest.mark.parametrize("parts", [1, 8])
-def test_memory_never_exceeds_the_shard_and_one_chunk(parts):
-    """The process's own high-water mark: a parameter of 256 MiB, whole and an eighth of it."""
+@pytest.mark.parametrize("parts, side", [(1, 4096), (8, 8192), pytest.param(1, 8192, marks=pytest.mark.slow)])
+def test_memory_never_exceeds_the_shard_and_one_chunk(parts, side):
+    """The process's own high-water mark: a parameter of 64 or 256 MiB, whole or an eighth of it."""
     result = subprocess.run(
-        [sys.executable, "-c", _MEASURE, "8192", "8192", str(parts)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _MEASURE, str(side), str(side), str(parts)], capture_output=True, text=True, check=True
     )
     used, shard = (int(word) for word in result.stdout.split())
-    assert shard == 8192 * 8192 * 4 // parts
+    assert shard == side * side * 4 // parts
     # A chunk's temporaries: at most eight arrays of 8 bytes an element.
     assert used < shard + 8 * 8 * initialize.CHUNK + (1 << 20)

@@ -59,6 +59,6 @@ def test_a_run_without_weights_is_refused(tmp_path, capsys):
         ("parallel.tensor=0", "a number from 1 up"),
     ],
 )
-def test_words_behind_the_run_are_axes_and_sizes(tmp_path, word, said):
+def test_words_after_the_run_are_axes_and_sizes(tmp_path, word, said):
     with pytest.raises(UserError, match=said):
         config_on_layout(tmp_path, [word])
