@@ -2,7 +2,8 @@
 
     python -m benchmarks.power --folder /tmp/power --seeds 3        (about an hour on two cores)
 
-Power's a and peak are tuned once, on the pair in the middle; its exponent is the paper's. Prints tables, draws docs/benchmarks/power.png.
+Power's a and peak are tuned once, on the pair in the middle; its exponent is the paper's. Prints tables and draws
+docs/benchmarks/power.png.
 """
 
 import argparse

@@ -140,9 +140,9 @@ def steps(method: Method, call: AttentionCall, *, backward: bool) -> list[Step]:
         return _ulysses(call, backward)
     if method == "token_ring":
         return list(_token_ring(call, backward))
-    if method not in ("ring", "ring_bidirectional"):
-        assert_never(method)
-    return list(_ring(call, backward, bidirectional=method == "ring_bidirectional"))
+    if method == "ring" or method == "ring_bidirectional":
+        return list(_ring(call, backward, bidirectional=method == "ring_bidirectional"))
+    assert_never(method)
 
 
 def obstacle(method: Method, call: AttentionCall) -> str | None:

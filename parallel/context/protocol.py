@@ -50,7 +50,7 @@ class ContextParallel:
         local = LocalAttention(partition, scale)
         if self.method == "token_ring":
             return token_ring_attention(query_BHsD, key_BKsD, value_BKsD, local, self.group)
-        if self.method not in ("ring", "ring_bidirectional"):
-            assert_never(self.method)
-        bidirectional = self.method == "ring_bidirectional"
-        return ring_attention(query_BHsD, key_BKsD, value_BKsD, local, self.group, bidirectional=bidirectional)
+        if self.method == "ring" or self.method == "ring_bidirectional":
+            bidirectional = self.method == "ring_bidirectional"
+            return ring_attention(query_BHsD, key_BKsD, value_BKsD, local, self.group, bidirectional=bidirectional)
+        assert_never(self.method)
