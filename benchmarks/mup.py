@@ -2,7 +2,7 @@
 
     python -m benchmarks.mup --folder /tmp/mup --seeds 1        (about 40 minutes on two cores)
 
-Prints the table of final validation losses and draws docs/mup.png.
+Prints the table of final validation losses and draws docs/benchmarks/mup.png.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--at-once", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--out", type=Path, default=Path("docs/mup.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/mup.png"))
     arguments = parser.parse_args()
     losses = measure(arguments.folder, range(arguments.seeds), arguments.at_once)
     show(losses)

@@ -2,7 +2,8 @@
 
     python -m benchmarks.power --folder /tmp/power --seeds 3        (about an hour on two cores)
 
-Power's a and peak are tuned once, on the pair in the middle; its exponent is the paper's. Prints tables, draws docs/power.png.
+Power's a and peak are tuned once, on the pair in the middle; its exponent is the paper's. Prints tables and draws
+docs/benchmarks/power.png.
 """
 
 import argparse
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--out", type=Path, default=Path("docs/power.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/power.png"))
     arguments = parser.parse_args()
     study = Study(arguments.folder, arguments.at_once)
     print(f"Power's constants, on {MIDDLE[0]} tokens in batches of {MIDDLE[1]}:")

@@ -363,7 +363,7 @@ def main() -> None:
 
     matplotlib.use("Agg")
     study = Study(arguments.folder, arguments.seeds, arguments.at_once)
-    studies[arguments.study](study, arguments.out or Path(f"docs/qat_{arguments.study}.png"))
+    studies[arguments.study](study, arguments.out or Path(f"docs/benchmarks/qat_{arguments.study}.png"))
 
 
 if __name__ == "__main__":

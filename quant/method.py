@@ -12,6 +12,10 @@ class LowPrecisionModule(nn.Module):
 
     active: bool
 
+    def used_weight(self) -> Tensor:
+        """The weight that the forward pass uses, in the compute dtype."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Treatment:
@@ -26,8 +30,8 @@ class Treatment:
 class Method(ABC):
     """One way to train with low-precision weights.
 
-    The full-precision weight stays an ordinary parameter. A method learns further parameters of its own, which are not trained
-    before the low-precision phase of a run.
+    The full-precision weight stays an ordinary parameter. A method may learn further parameters of its own, which are not
+    trained before the low-precision phase of a run; one that has none leaves the questions about them as they are here.
     """
 
     @property
@@ -41,25 +45,25 @@ class Method(ABC):
         which are replicated over data-parallel ranks."""
 
     @abstractmethod
-    def owns(self, parameter: str) -> bool:
-        """Whether the parameter of that name belongs to the method."""
-
-    @abstractmethod
     def modules(self, model: nn.Module) -> Iterator[tuple[str, LowPrecisionModule]]:
         """The modules that `convert` has put into a model, by name."""
 
-    @abstractmethod
-    def weight_of(self, parameter: str) -> str:
-        """The name of the weight that one of the method's parameters belongs to."""
+    def owns(self, parameter: str) -> bool:
+        """Whether the parameter of that name belongs to the method."""
+        return False
 
-    @abstractmethod
     def tied(self, embedding: str) -> Collection[str]:
         """The names of the method's parameters of an embedding that is also the head."""
+        return ()
 
-    @abstractmethod
+    def weight_of(self, parameter: str) -> str:
+        """The name of the weight that one of the method's parameters belongs to."""
+        raise NotImplementedError
+
     def treatment(self, parameter: str, weight_lr_scale: float) -> Treatment:
         """How the optimizer treats one of the method's parameters, whose weight has the learning rate `weight_lr_scale`."""
+        raise NotImplementedError
 
-    @abstractmethod
     def first_value(self, parameter: str, weight: Tensor) -> Tensor:
         """The initial value of one of the method's parameters in the phase, from its whole weight in the compute dtype."""
+        raise NotImplementedError

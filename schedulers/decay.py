@@ -7,7 +7,15 @@ import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
-ShapeName = Literal["linear", "one_minus_sqrt", "cosine", "square", "mirror_cosine", "exponential", "inverse_proportional"]
+ShapeName = Literal[
+    "linear",
+    "one_minus_sqrt",
+    "cosine",
+    "square",
+    "mirror_cosine",
+    "exponential",
+    "inverse_proportional",
+]
 WarmupName = Literal["linear", "cosine", "square", "one_minus_sqrt"]
 Shape = Callable[[float], float]
 

@@ -9,7 +9,7 @@ Not modelled: merging, packing and memory. Bytes are per rank; a chunk is half o
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 from parallel.context.names import Method, heads_divide
 
@@ -140,7 +140,9 @@ def steps(method: Method, call: AttentionCall, *, backward: bool) -> list[Step]:
         return _ulysses(call, backward)
     if method == "token_ring":
         return list(_token_ring(call, backward))
-    return list(_ring(call, backward, bidirectional=method == "ring_bidirectional"))
+    if method == "ring" or method == "ring_bidirectional":
+        return list(_ring(call, backward, bidirectional=method == "ring_bidirectional"))
+    assert_never(method)
 
 
 def obstacle(method: Method, call: AttentionCall) -> str | None:

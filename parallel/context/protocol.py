@@ -1,6 +1,7 @@
 """The protocol of context parallelism: partition a batch, then attend. The methods differ in what ranks send."""
 
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 import torch.distributed as dist
@@ -49,5 +50,7 @@ class ContextParallel:
         local = LocalAttention(partition, scale)
         if self.method == "token_ring":
             return token_ring_attention(query_BHsD, key_BKsD, value_BKsD, local, self.group)
-        bidirectional = self.method == "ring_bidirectional"
-        return ring_attention(query_BHsD, key_BKsD, value_BKsD, local, self.group, bidirectional=bidirectional)
+        if self.method == "ring" or self.method == "ring_bidirectional":
+            bidirectional = self.method == "ring_bidirectional"
+            return ring_attention(query_BHsD, key_BKsD, value_BKsD, local, self.group, bidirectional=bidirectional)
+        assert_never(self.method)

@@ -15,7 +15,7 @@ from parallel.compose import StageModel
 from parallel.context.partition import Partition
 from parallel.context.protocol import ContextParallel
 from parallel.tensor import Role
-from quant.linear import QuantEmbedding
+from quant.method import LowPrecisionModule
 from train.model.architecture import Architecture
 from train.model.attention import Attention, rotary_angles
 from train.model.ffn import FEED_FORWARDS
@@ -54,7 +54,7 @@ class TiedHead(nn.Module):
 
 def table_of(embedding: nn.Embedding) -> Tensor:
     """The table that an embedding uses, quantized if its weight is."""
-    return embedding.used_weight() if isinstance(embedding, QuantEmbedding) else embedding.weight
+    return embedding.used_weight() if isinstance(embedding, LowPrecisionModule) else embedding.weight
 
 
 class Decoder(StageModel):

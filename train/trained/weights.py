@@ -94,16 +94,20 @@ def weights_to_use(run: Path, config: Config, rounding: str | None = None) -> We
     rounds full-precision weights to the nearest levels, with the initial scales of quantization-aware training.
 
     Raises:
-        UserError: there are none, or they are to be rounded but are quantized already.
+        UserError: there are none, they are of a method that this package does not know, or they are to be rounded but are
+            quantized already.
     """
     folder = newest_checkpoint(run)
     phase, tokens = low_precision_phase(load_run_config(run)), Manifest.read(folder).progress.tokens
     learned = phase is not None and phase.holds(tokens)
+    if learned and not isinstance(config.quant, QatConfig):
+        raise UserError(
+            f"{run} was trained with quant={config.quant.name}, whose weights can be neither evaluated nor exported yet"
+        )
     if rounding is None:
         quant = config.quant if learned else NoQuantConfig(name="none")
         return Weights(folder, dataclasses.replace(config, quant=quant), learned)
-    if learned:
-        assert isinstance(config.quant, QatConfig)
+    if isinstance(config.quant, QatConfig) and learned:
         raise UserError(
             f"--quantize {rounding}: the weights of {run} are quantized already, to {config.quant.bits:g} bits; leave it out"
         )
