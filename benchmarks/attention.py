@@ -3,8 +3,8 @@
     python -m benchmarks.attention [--rounds 5] [--threads 2]
 
 A model of 4 layers of width 256, one process, fp32. "mask": every layer takes an additive mask of the whole sequence. "loop":
-every document is attended by itself, as a bare loop would do it. All take turns in one run; a figure is the median of the rounds'
-ratios. Memory is the peak of live bytes above what the engine holds between steps, per token.
+every document is attended by itself, as a bare loop would do it. All take turns in one run; a figure is the median of the
+rounds' ratios. Memory is the peak of live bytes above what the engine holds between steps, per token.
 """
 
 import argparse
