@@ -10,6 +10,7 @@ from tests.support.group import Group
 
 # Two workers share two cores, and every rank of a group is a process: more threads than one a process wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["COLUMNS"] = "120"  # tables and messages are as wide wherever the tests run
 
 # No test asserts on the clock: a busy machine is no failure. `make test-slow` tries the larger number of examples.
 settings.register_profile("foretrain", deadline=None, max_examples=50)
