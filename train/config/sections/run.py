@@ -20,7 +20,8 @@ class RunConfig:
     """seed of initial weights and data order"""
     resume: Annotated[str, FREE]
     """auto: show the table of a finished run of this name, resume an unfinished one from its newest checkpoint that verifies;
-    never: refuse an existing name; a checkpoint's folder: resume from that checkpoint"""
+    never: refuse an existing name; restart: begin an unfinished run at step 0, and set its checkpoints aside; a checkpoint's
+    folder: resume from that checkpoint"""
     resume_force: Annotated[bool, FREE]
     """resume even if the configuration has changed what the run computes"""
     trunk: str | None
