@@ -130,7 +130,7 @@ def _build(
         "end_of_text": encoder.end_of_text,
         "dtype": dtype,
         "split": split_by,
-        "bigram_loss": bigram_loss(writers["train"].stream(), writers["validation"].stream(), encoder.vocab_size),
+        "bigram_loss": bigram_loss(*(writer.stream(encoder.vocab_size) for writer in writers.values()), encoder.vocab_size),
         "splits": splits,
     }
     write_file(folder / "index.json", (json.dumps(index, indent=2) + "\n").encode())
