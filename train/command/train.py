@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     environment = ProcessEnvironment.read()
     if environment.launched:
         die_with_launcher()
-    with StopRequest().listening(verbose=environment.rank == 0) as stop:
+    with StopRequest().listening(verbose=environment.rank == 0 and not environment.by_foretrain) as stop:
         return _answer_or_run(arguments, environment, stop)
 
 

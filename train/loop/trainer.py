@@ -139,6 +139,7 @@ class Trainer:
 
     def _loop(self) -> int:
         """Do steps until the end, or until any rank gets a signal. Returns that signal, or 0."""
+        self.stop.acts = True
         pending: _Pending | None = None
         trace = path_of(self.config) / "trace" if self.config.train.profile else None
         first, last = self.progress.step, self.course.last_step(self.progress)
