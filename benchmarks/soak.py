@@ -42,14 +42,16 @@ def main() -> None:
     """Parse the command line, bring the faults about, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=0, help="faults to bring about in this call")
-    parser.add_argument("--steps", type=int, default=6000, help="steps of the run; the same in every call")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no fault after this time")
+    parser.add_argument("--steps", type=int, default=2500, help="steps of the run; the same in every call")
     parser.add_argument("--place", type=Path, required=True, help="a folder for text, tokens and runs")
     parser.add_argument("--finish", action="store_true", help="end the run and print the table")
     parser.add_argument("--seed", type=int, default=None)
     arguments = parser.parse_args()
     soak = Soak(arguments.place, arguments.steps, random.Random(arguments.seed))
     soak.reference()
-    while arguments.kills > 0 and soak.done() < arguments.steps - 50:
+    until = time.monotonic() + arguments.seconds
+    while arguments.kills > 0 and soak.done() < arguments.steps - 50 and time.monotonic() < until:
         arguments.kills -= soak.life()
     if arguments.finish:
         print(soak.table())
