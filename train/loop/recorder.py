@@ -161,7 +161,7 @@ class RunRecorder(Recorder):
         """Draw the loss curve, close the record, show the table."""
         self.record.peak_memory_bytes = peak_memory_bytes or self.record.peak_memory_bytes
         self.directory.metrics.flush()
-        draw_loss(self.directory.path)
+        draw_loss(self.directory.path, self.config)
         self.close("finished", progress, saver)
         console.show_table(self.directory.path, self.record)
 

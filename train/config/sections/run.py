@@ -64,7 +64,8 @@ class EvalConfig:
     """Validation during the run, and always at its end."""
 
     every_tokens: Annotated[PositiveInt | None, FREE]
-    """also evaluate each time this many tokens have been trained on; null: only at the end"""
+    """also evaluate each time this many tokens have been trained on; null: ten times over the run, at most every twenty
+    steps"""
     tokens: PositiveInt | None
     """evaluate on at most this many validation tokens; null: all"""
 
