@@ -83,6 +83,10 @@ class RunRecord:
     """the checkpoint of another run that this one branched off; `tokens` includes that run's up to the branch"""
     context_method: str | None = None
     """how the ranks that share a sequence exchange it; null where none do"""
+    corpus: str | None = None
+    """content hash of text, tokenizer and split (the folder of the tokens): losses on two of them are not comparable"""
+    tokenizer: str | None = None
+    """SHA-256 of the tokenizer"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
