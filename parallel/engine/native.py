@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.profiler import record_function
 
 from parallel.batch import Batch
 from parallel.compose import Fill, compose
@@ -16,8 +15,9 @@ from parallel.engine.runner import Runner, WholeModelRunner
 from parallel.gradients import align_gradients, clip, gradient_norm, sum_tied_gradients
 from parallel.mesh import Meshes
 from parallel.names import stage_count
-from parallel.pipeline import Part, PipelineRunner
+from parallel.region import region
 from parallel.shard import local_slice
+from parallel.stages import Part
 
 
 def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "NativeEngine":
@@ -38,8 +38,10 @@ def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "Native
     return NativeEngine(parts, runner, blueprint, meshes, device)
 
 
-def _pipeline_runner(blueprint: Blueprint, parts: list[Part], meshes: Meshes, device: torch.device) -> PipelineRunner:
+def _pipeline_runner(blueprint: Blueprint, parts: list[Part], meshes: Meshes, device: torch.device) -> Runner:
     """The runner of this rank's stages, with the sizes of their inputs and outputs."""
+    from parallel.pipeline import PipelineRunner  # torch's pipelining takes a second to import
+
     composition, shape, axes = blueprint.composition, blueprint.shape, meshes.axes
     rows, sequence = blueprint.microbatch, blueprint.sequence // axes["context"].size()
     tensor = axes["tensor"].size()
@@ -88,11 +90,11 @@ class NativeEngine:
         """See `Engine.train_step`."""
         for part in self.parts:
             part.module.train()
-        with record_function("forward_backward"):
+        with region("forward_backward"):
             sums = self._over_ranks(self.runner.train([self._local_part(batch) for batch in batches], tokens))
-        with record_function("gradient_norm"):
+        with region("gradient_norm"):
             norm = self._finish_gradients()
-        with record_function("optimizer"):
+        with region("optimizer"):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate * group["lr_scale"]
             # If this is 1, torch's fused optimizers change nothing, and the host need not wait for the value.

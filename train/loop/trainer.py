@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch.profiler import record_function
 
 from common.errors import WorkFailed
 from parallel.batch import Batch
 from parallel.delayed_max import DelayedMax
 from parallel.engine.protocol import StepResult
 from parallel.mesh import World, build_meshes
+from parallel.region import region
 from scaling.record import StepLine
 from train.build.engine import build_engine
 from train.build.model import COMPUTE_DTYPES
@@ -177,8 +177,9 @@ class Trainer:
             self.memory.watch_from(number)
             log.info("step %d: the weights are quantized from here on", self.progress.step + 1)
         step = self.course.step_after(self.progress)
-        with record_function("batches"):
-            batches = self.feed.step(step)
+        with region("batches"):
+            last = self.course.at_end(step.after)
+            batches = self.feed.step(step, following=None if last else self.course.step_after(step.after))
         self.progress = step.after
         with self.memory.watching(number) or nullcontext():
             result = self.engine.train_step(batches, learning_rate=step.learning_rate, tokens=step.batch_tokens)
