@@ -8,6 +8,11 @@ import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
+LAUNCHER = "FORETRAIN_LAUNCHER"
+"""Variable that `foretrain` sets for its workers: it says itself which signal came and which process died."""
+LOST = 75
+"""Exit code of a worker of `foretrain` that lost another one (EX_TEMPFAIL of sysexits.h)."""
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 SPIN_COUNT = 1000
@@ -66,6 +71,8 @@ class ProcessEnvironment:
     """how often torchrun has restarted the processes of this node"""
     launched: bool
     """started by torchrun (or something that sets the same variables), so there is a rendezvous to join"""
+    by_foretrain: bool = False
+    """started by `foretrain`, which reports signals and deaths itself"""
 
     @staticmethod
     def read() -> "ProcessEnvironment":
@@ -79,6 +86,7 @@ class ProcessEnvironment:
             local_world_size=int(variables.get("LOCAL_WORLD_SIZE", "1")),
             restart=int(variables.get("TORCHELASTIC_RESTART_COUNT", "0")),
             launched="RANK" in variables and "WORLD_SIZE" in variables,
+            by_foretrain=LAUNCHER in variables,
         )
 
     @property

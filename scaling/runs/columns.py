@@ -14,6 +14,8 @@ from common.words import nearest
 
 SOURCE = "source"
 """Column that says which file or directory a row comes from."""
+UNREADABLE = "unreadable"
+"""Column that says why the record of a run could not be read. Such a run is left out."""
 
 # Column -> (what it follows from, how). A column that exists is not replaced.
 DERIVED: tuple[tuple[str, tuple[str, ...], Callable[..., Any]], ...] = (

@@ -5,7 +5,8 @@ its losses and errors. Columns that follow from others are added where they are 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 from common.errors import UserError
 from common.plain import flatten
 from scaling.record import read_record
-from scaling.runs.columns import SOURCE, derive, listed, make_numeric
+from scaling.runs.columns import SOURCE, UNREADABLE, derive, listed, make_numeric
 from scaling.runs.expression import ExpressionError, evaluate
 from scaling.runs.offline_wandb import wandb_row
 
@@ -120,9 +121,11 @@ def _read_file(path: Path) -> pd.DataFrame:
 
 
 def _read_directory(folder: Path) -> pd.DataFrame:
-    rows = [_record_row(path.parent) for path in _within(folder, "run.json")]
+    rows = [_readable(partial(_record_row, path.parent), path.parent) for path in _within(folder, "run.json")]
     wandb = sorted({path.resolve() for path in _within(folder, "*.wandb")})  # wandb links to its latest run
-    rows += [wandb_row(path) for path in wandb]
+    rows += [_readable(partial(wandb_row, path), path.parent) for path in wandb]
+    if rows and all(UNREADABLE in row for row in rows):
+        raise UserError(str(rows[0][UNREADABLE]))
     if not rows:
         raise UserError(
             f"{folder}: neither a run directory (run.json) nor an offline wandb directory (*.wandb), nor a folder of them"
@@ -133,6 +136,16 @@ def _read_directory(folder: Path) -> pd.DataFrame:
 def _within(folder: Path, pattern: str) -> list[Path]:
     """Files in a folder, its folders and theirs: runs/, runs/ladder/a/, not what a checkpoint holds."""
     return sorted({path for depth in ("", "*/", "*/*/") for path in folder.glob(depth + pattern) if path.is_file()})
+
+
+def _readable(read: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """The row of a run; one that says what is wrong if its record is damaged, which concerns no other run."""
+    try:
+        return read()
+    except (ValueError, OSError, AttributeError, TypeError) as error:
+        problem = str(error).splitlines()[0]
+        named = problem if str(folder) in problem else f"{folder}: {problem}"
+        return {"name": folder.name, UNREADABLE: named, SOURCE: str(folder)}
 
 
 def _record_row(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from scaling.laws.base.columns import SHARES
 from scaling.record import STATUSES
-from scaling.runs.columns import FOLLOWS_FROM, SOURCE
+from scaling.runs.columns import FOLLOWS_FROM, SOURCE, UNREADABLE
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,12 @@ def usable_rows(frame: pd.DataFrame, needed: Iterable[str]) -> tuple[pd.DataFram
         fresh = rows & (reasons == "")
         reasons[fresh] = reason[fresh] if isinstance(reason, pd.Series) else reason
 
+    def mark_numbers(values: pd.Series, rows: pd.Series, reason: str) -> None:
+        if rows.any():  # a text for each of a million rows takes seconds
+            mark(rows, values[rows].map(reason.format).reindex(frame.index))
+
+    if UNREADABLE in frame.columns:
+        mark(frame[UNREADABLE].notna(), frame[UNREADABLE])
     if "status" in frame.columns:
         mark(_unfinished(frame), "the run is " + frame["status"].astype(str) + ", not finished")
     needed = list(needed)
@@ -43,13 +49,12 @@ def usable_rows(frame: pd.DataFrame, needed: Iterable[str]) -> tuple[pd.DataFram
             mark(frame[column].isna(), f"{column} is missing")
             continue
         values = frame[column].astype(float)
-        shown = values.map("{:g}".format)
         mark(values.isna(), f"{column} is missing")
         mark(pd.Series(np.isinf(values), index=frame.index), f"{column} is infinite")
         if column in SHARES:
-            mark((values < 0) | (values > 1), f"{column} is " + shown + "; it must be a share between 0 and 1")
+            mark_numbers(values, (values < 0) | (values > 1), f"{column} is {{:g}}; it must be a share between 0 and 1")
         else:
-            mark(values <= 0, f"{column} is " + shown + "; it must be above 0")
+            mark_numbers(values, values <= 0, f"{column} is {{:g}}; it must be above 0")
     plain = [column for column in frame.columns if column != SOURCE]
     mark(_duplicated(frame[plain]), "it is a copy of another row (every column is equal)")
     left_out = [LeftOut(str(frame.at[index, "name"]), str(reason)) for index, reason in reasons[reasons != ""].items()]
@@ -64,7 +69,10 @@ def _unfinished(frame: pd.DataFrame) -> pd.Series:
 
 
 def _duplicated(frame: pd.DataFrame) -> pd.Series:
-    return frame.astype(str).duplicated()
+    try:
+        return frame.duplicated()
+    except TypeError:  # a cell that is a list
+        return frame.astype(str).duplicated()
 
 
 def remarks_on_numbers(frame: pd.DataFrame, needed: Iterable[str]) -> list[str]:

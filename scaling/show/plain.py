@@ -60,3 +60,13 @@ def simulation_plain(simulation: Simulation) -> dict[str, Any]:
         },
         **plain,
     }
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: a quote stands before a text with =, +, - or @ that is no number."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        try:
+            float(value)
+        except ValueError:
+            return f"'{value}"
+    return value

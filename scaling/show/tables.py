@@ -13,7 +13,9 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from common.errors import UserError
 from scaling.fit.file import to_json
@@ -24,7 +26,7 @@ from scaling.plan.train_command import command
 from scaling.runs.rows import LeftOut, usable_rows
 from scaling.show.destination import writing
 from scaling.show.numbers import number
-from scaling.show.plain import plan_plain
+from scaling.show.plain import plan_plain, spreadsheet_cell
 
 _USUAL = (
     "name", "status", "parameters", "tokens", "tokens_per_parameter", "flops", "loss", "bits_per_byte", "error", "bits",
@@ -33,6 +35,7 @@ _USUAL = (
 _UNITS = {"loss": " nats per token", "parameters": " parameters"}
 _PIPED_WIDTH = 150
 _LISTED = 8
+_MOST_ROWS = 1000  # rich takes minutes for a million
 
 
 def _console(*, errors: bool = False) -> Console:
@@ -43,11 +46,11 @@ def _console(*, errors: bool = False) -> Console:
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
-    made = Table(title=title, title_style="bold", title_justify="left")
+    made = Table(title=Text(title), title_style="bold", title_justify="left")
     for index, heading in enumerate(headings):
-        made.add_column(heading, justify="left" if index < left else "right", overflow="fold")
+        made.add_column(Text(heading), justify="left" if index < left else "right", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))  # names are foreign words: rich must not read markup in them
     return made
 
 
@@ -64,8 +67,11 @@ def runs_table(frame: pd.DataFrame, columns: str | None, sort: str, format: str,
             raise UserError(f"no column {column!r}; columns: {', '.join(map(str, frame.columns))}")
     chosen = written[shown]
     if format == "terminal" and out is None:
-        rows = [[number(None if pd.isna(value) else value) for value in row] for row in chosen.itertuples(index=False)]
-        title = f"{len(chosen)} run{'s' * (len(chosen) != 1)}"
+        first = chosen.iloc[:_MOST_ROWS]
+        rows = [[number(None if pd.isna(value) else value) for value in row] for row in first.itertuples(index=False)]
+        title = f"{len(chosen):,} run{'s' * (len(chosen) != 1)}"
+        if len(first) < len(chosen):
+            title += f", the first {len(first):,} by {sort} (all of them: --out runs.csv)"
         _console().print(_table(title, [name.replace("_", " ") for name in shown], rows))
     else:
         _write(_as_text(chosen, format), out)
@@ -87,13 +93,18 @@ def _as_text(frame: pd.DataFrame, format: str) -> str:
     if format == "json":
         return to_json({"runs": frame.astype(object).where(frame.notna(), None).to_dict("records")}) + "\n"
     if format in ("csv", "terminal"):
-        return frame.to_csv(index=False)
+        safe = frame.astype(object).map(spreadsheet_cell) if _has_texts(frame) else frame
+        return safe.rename(columns=spreadsheet_cell).to_csv(index=False)
     lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
     lines += [
         "| " + " | ".join(number(None if pd.isna(value) else value) for value in row) + " |"
         for row in frame.itertuples(index=False)
     ]
     return "\n".join(lines) + "\n"
+
+
+def _has_texts(frame: pd.DataFrame) -> bool:
+    return any(not pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes)
 
 
 def _write(text: str, out: Path | None) -> None:
@@ -121,7 +132,7 @@ def fit_table(fit: Fit, plain: Mapping[str, Any]) -> None:
     """A fit: parameters with intervals, how well it fits, held-out runs, warnings."""
     console = _console()
     what = "optima" if fit.law.optimum_of else "runs"
-    console.print(f"[bold]{fit.law.name}[/bold], {plain['n']} {what}", highlight=False)
+    console.print(f"[bold]{escape(fit.law.name)}[/bold], {plain['n']} {what}", highlight=False)
     lead = [fit.law.text, f"({fit.law.source})" if fit.law.source else ""]
     if any(lead):
         console.print("   ".join(word for word in lead if word), markup=False)

@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> int:
     if environment.launched:
         die_with_launcher()
     spin_briefly()
-    with StopRequest().listening(verbose=environment.rank == 0) as stop:
+    with StopRequest().listening(verbose=environment.rank == 0 and not environment.by_foretrain) as stop:
         return _answer_or_run(arguments, environment, stop)
 
 

@@ -21,7 +21,8 @@ class RunConfig:
     """seed of initial weights and data order"""
     resume: Annotated[str, FREE]
     """auto: show the table of a finished run of this name, resume an unfinished one from its newest checkpoint that verifies;
-    never: refuse an existing name; a checkpoint's folder: resume from that checkpoint"""
+    never: refuse an existing name; restart: begin an unfinished run at step 0, and set its checkpoints aside; a checkpoint's
+    folder: resume from that checkpoint"""
     resume_force: Annotated[bool, FREE]
     """resume even if the configuration has changed what the run computes"""
     trunk: str | None
@@ -67,7 +68,8 @@ class EvalConfig:
     """Validation during the run, and always at its end."""
 
     every_tokens: Annotated[PositiveInt | None, FREE]
-    """also evaluate each time this many tokens have been trained on; null: only at the end"""
+    """also evaluate each time this many tokens have been trained on; null: ten times over the run, at most every twenty
+    steps"""
     tokens: PositiveInt | None
     """evaluate on at most this many validation tokens; null: all"""
 
