@@ -176,6 +176,7 @@ class Trainer:
             self.health.restart([])
             self.memory.watch_from(number)
             log.info("step %d: the weights are quantized from here on", self.progress.step + 1)
+        self.quantization.prepare_step(self.progress.step)
         step = self.course.step_after(self.progress)
         with record_function("batches"):
             batches = self.feed.step(step)

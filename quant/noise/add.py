@@ -1,0 +1,115 @@
+"""Adding noise of the size of a rounding step to a weight, and the gradients of that: on CPUs here, on GPUs in `kernels.py`.
+
+Gaussian weight sampling (Ahn & Yoo, arXiv 2505.11170) gives a weight w in a square block of bit width b the noise R Delta:
+Delta = max |w| 2^(1 - b) is the step of a rounding to b bits, and casts the sum to the compute dtype. The exponent 1 - b is our
+own reading: it makes the noise survive a bf16 addition up to exactly 9 bits, as the paper says. Gradients are ours too, by the
+convention of DiffQ (Défossez et al., arXiv 2104.09987): the largest weight counts as a constant, so that the weight has the
+gradient G of the noised weight, and the bit width has -ln 2 Delta sum(G R) over its block.
+
+Shape suffixes: O output rows, I input columns; P rows of blocks, Q columns of blocks, n the side of a block.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quant.noise.draws import rounded_normal_by_key, uniform_by_key
+
+# Not `foretrain`: what that has is saved by selective recomputation. Noise is cheaper to draw again than to keep.
+_ARGUMENTS = "Tensor key, Tensor step, int row, int column, int block, bool uniform"
+torch.library.define("foretrain_noise::add", f"(Tensor weight, Tensor bits, {_ARGUMENTS}) -> (Tensor, Tensor)")
+torch.library.define("foretrain_noise::bits_gradient", f"(Tensor gradient, Tensor size, {_ARGUMENTS}) -> Tensor")
+
+
+def add_noise(
+    weight_OI: Tensor, bits_PQ: Tensor, key: Tensor, step: Tensor, offset: tuple[int, int], block: int, *, uniform: bool
+) -> Tensor:
+    """The weight with noise, in its own dtype; differentiable in weight and bits.
+
+    Args:
+        weight_OI: a matrix or a slice of one that begins at `offset`, in whole blocks.
+        bits_PQ: the bit width of each block, at least fp32. The sum is computed in its dtype, then cast.
+        key: of the parameter's draws (`noise_key`), int64, a scalar.
+        step: number of the optimizer step, int64, a scalar.
+        offset: row and column of the whole matrix.
+        block: side of a block, a multiple of four.
+        uniform: R uniform in (-1/2, 1/2) (DiffQ) instead of round(N(0, 1) / 2).
+
+    Saves one number per block for the backward pass, which draws the noise again.
+    """
+    noised: Tensor = _AddNoise.apply(weight_OI, bits_PQ, key, step, *offset, block, uniform)
+    return noised
+
+
+class _AddNoise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight_OI: Tensor, bits_PQ: Tensor, key: Tensor, step: Tensor, *place: Any) -> Tensor:
+        noised_OI, size_PQ = torch.ops.foretrain_noise.add(weight_OI.contiguous(), bits_PQ, key, step, *place)
+        ctx.save_for_backward(size_PQ, key, step)
+        ctx.place = place
+        return noised_OI  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient_OI, (size_PQ, key, step) = gradients[0], ctx.saved_tensors
+        bits = None
+        if ctx.needs_input_grad[1]:
+            bits = torch.ops.foretrain_noise.bits_gradient(gradient_OI.contiguous(), size_PQ, key, step, *ctx.place)
+        return gradient_OI, bits, None, None, None, None, None, None
+
+
+def _noise(key: Tensor, step: Tensor, shape: torch.Size, offset: tuple[int, int], uniform: bool, dtype: torch.dtype) -> Tensor:
+    """R (O, I) in `dtype`."""
+    drawn = int(key) % (1 << 64), int(step), shape, offset
+    return uniform_by_key(*drawn, dtype) if uniform else rounded_normal_by_key(*drawn).to(dtype)
+
+
+# Blocks are reduced over their rows first, which are contiguous, and then over columns: ten times as fast as both at once.
+
+
+@torch.library.impl("foretrain_noise::add", "cpu")
+def _add(
+    weight_OI: Tensor, bits_PQ: Tensor, key: Tensor, step: Tensor, row: int, column: int, block: int, uniform: bool
+) -> tuple[Tensor, Tensor]:
+    wide_PnI = weight_OI.to(bits_PQ.dtype).unflatten(0, (-1, block))
+    largest_PI = torch.maximum(wide_PnI.amax(dim=1), wide_PnI.amin(dim=1).neg_())
+    size_PQ = largest_PI.unflatten(1, (-1, block)).amax(dim=2).mul_(torch.exp2(1.0 - bits_PQ))
+    noise_OI = _noise(key, step, weight_OI.shape, (row, column), uniform, bits_PQ.dtype)
+    size_P1I = size_PQ.repeat_interleave(block, dim=1)[:, None]
+    noised_OI = noise_OI.unflatten(0, (-1, block)).mul_(size_P1I).add_(wide_PnI).flatten(0, 1)
+    return noised_OI.to(weight_OI.dtype), size_PQ
+
+
+@torch.library.impl("foretrain_noise::bits_gradient", "cpu")
+def _bits_gradient(
+    gradient_OI: Tensor, size_PQ: Tensor, key: Tensor, step: Tensor, row: int, column: int, block: int, uniform: bool
+) -> Tensor:
+    noise_OI = _noise(key, step, gradient_OI.shape, (row, column), uniform, size_PQ.dtype)
+    sum_PI = noise_OI.mul_(gradient_OI).unflatten(0, (-1, block)).sum(dim=1)
+    return sum_PI.unflatten(1, (-1, block)).sum(dim=2).mul_(size_PQ).mul_(-math.log(2.0))
+
+
+@torch.library.impl("foretrain_noise::add", "cuda")
+def _add_on_gpu(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from quant.noise import kernels
+
+    return kernels.add(*arguments)
+
+
+@torch.library.impl("foretrain_noise::bits_gradient", "cuda")
+def _bits_gradient_on_gpu(*arguments: Any) -> Tensor:
+    from quant.noise import kernels
+
+    return kernels.bits_gradient(*arguments)
+
+
+@torch.library.register_fake("foretrain_noise::add")
+def _add_shapes(weight_OI: Tensor, bits_PQ: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(weight_OI), torch.empty_like(bits_PQ)
+
+
+@torch.library.register_fake("foretrain_noise::bits_gradient")
+def _bits_gradient_shape(gradient_OI: Tensor, size_PQ: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(size_PQ)
