@@ -26,10 +26,11 @@ def cast(weight_OI: Tensor, form: FloatFormat, block: int) -> Tensor:
     # Neighbouring numbers of a binade, or of the subnormal ones below the smallest, are this far apart.
     spacing = _floor_log2(ratio_OGC).clamp(min=1 - form.bias) - form.mantissa_bits
     spacing_OGC = torch.ldexp(torch.ones_like(ratio_OGC), spacing)
-    nearest_OGC = (ratio_OGC / spacing_OGC).round_().mul_(spacing_OGC).clamp_(-form.largest, form.largest)
+    nearest_OGC: Tensor = (ratio_OGC / spacing_OGC).round_().mul_(spacing_OGC).clamp_(-form.largest, form.largest)
     return nearest_OGC.mul_(scale_OG1).flatten(-2).to(weight_OI.dtype)
 
 
 def _floor_log2(size: Tensor) -> Tensor:
     """floor(log2 |x|), exactly; for 0 as for 1/2."""
-    return torch.frexp(size).exponent - 1
+    exponent: Tensor = torch.frexp(size).exponent
+    return exponent - 1

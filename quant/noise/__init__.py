@@ -27,4 +27,4 @@ def rounded_normal(
         from quant.noise.kernels import rounded_normal_on_gpu
 
         return rounded_normal_on_gpu(noise_key(seed, name), step, shape, offset, torch.device(device))
-    return rounded_normal_by_key(noise_key(seed, name), step, shape, offset)
+    return torch.from_numpy(rounded_normal_by_key(noise_key(seed, name), step, shape, offset))

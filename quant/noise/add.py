@@ -10,8 +10,10 @@ Shape suffixes: O output rows, I input columns; P rows of blocks, Q columns of b
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,35 +62,57 @@ class _AddNoise(torch.autograd.Function):
         return gradient_OI, bits, None, None, None, None, None, None
 
 
-def _noise(key: Tensor, step: Tensor, shape: torch.Size, offset: tuple[int, int], uniform: bool, dtype: torch.dtype) -> Tensor:
-    """R (O, I) in `dtype`."""
-    drawn = int(key) % (1 << 64), int(step), shape, offset
-    return uniform_by_key(*drawn, dtype) if uniform else rounded_normal_by_key(*drawn).to(dtype)
+# On CPUs in numpy, whose calls cost a third of torch's: the matrices of small models are small. A few rows of blocks at a time,
+# so that all temporaries stay in the processor's cache. Blocks are reduced over their rows first, which are contiguous: ten
+# times as fast as rows and columns at once.
+
+_CHUNK = 1 << 16  # weights
 
 
-# Blocks are reduced over their rows first, which are contiguous, and then over columns: ten times as fast as both at once.
+def _chunks(blocks: tuple[int, ...], block: int) -> Iterator[slice]:
+    """Slices of the rows of blocks."""
+    rows, columns = blocks
+    at_once = max(1, _CHUNK // (block * block * columns))
+    return (slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once))
+
+
+def _noise(key: Tensor, step: Tensor, chunk: slice, columns: int, row: int, column: int, block: int, uniform: bool) -> Any:
+    """R (P, n, I) of some rows of blocks: int8, or fp32 if uniform."""
+    draw = uniform_by_key if uniform else rounded_normal_by_key
+    rows = chunk.stop - chunk.start
+    drawn = draw(int(key) % (1 << 64), int(step), (rows * block, columns * block), (row + chunk.start * block, column))
+    return drawn.reshape(rows, block, -1)
 
 
 @torch.library.impl("foretrain_noise::add", "cpu")
 def _add(
     weight_OI: Tensor, bits_PQ: Tensor, key: Tensor, step: Tensor, row: int, column: int, block: int, uniform: bool
 ) -> tuple[Tensor, Tensor]:
-    wide_PnI = weight_OI.to(bits_PQ.dtype).unflatten(0, (-1, block))
-    largest_PI = torch.maximum(wide_PnI.amax(dim=1), wide_PnI.amin(dim=1).neg_())
-    size_PQ = largest_PI.unflatten(1, (-1, block)).amax(dim=2).mul_(torch.exp2(1.0 - bits_PQ))
-    noise_OI = _noise(key, step, weight_OI.shape, (row, column), uniform, bits_PQ.dtype)
-    size_P1I = size_PQ.repeat_interleave(block, dim=1)[:, None]
-    noised_OI = noise_OI.unflatten(0, (-1, block)).mul_(size_P1I).add_(wide_PnI).flatten(0, 1)
-    return noised_OI.to(weight_OI.dtype), size_PQ
+    rows, columns = bits_PQ.shape
+    wide_PnI = weight_OI.detach().to(bits_PQ.dtype).numpy().reshape(rows, block, -1)
+    noised_PnI, size_PQ = np.empty_like(wide_PnI), np.exp2(1.0 - bits_PQ.detach().numpy())
+    for chunk in _chunks((rows, columns), block):
+        weight, size, noised = wide_PnI[chunk], size_PQ[chunk], noised_PnI[chunk]
+        largest_PI = np.maximum(weight.max(axis=1), -weight.min(axis=1))
+        size *= largest_PI.reshape(-1, columns, block).max(axis=2)
+        noise = _noise(key, step, chunk, columns, row, column, block, uniform)
+        np.multiply(noise, np.repeat(size, block, axis=1)[:, None], out=noised)
+        noised += weight
+    return torch.from_numpy(noised_PnI.reshape(weight_OI.shape)).to(weight_OI.dtype), torch.from_numpy(size_PQ)
 
 
 @torch.library.impl("foretrain_noise::bits_gradient", "cpu")
 def _bits_gradient(
     gradient_OI: Tensor, size_PQ: Tensor, key: Tensor, step: Tensor, row: int, column: int, block: int, uniform: bool
 ) -> Tensor:
-    noise_OI = _noise(key, step, gradient_OI.shape, (row, column), uniform, size_PQ.dtype)
-    sum_PI = noise_OI.mul_(gradient_OI).unflatten(0, (-1, block)).sum(dim=1)
-    return sum_PI.unflatten(1, (-1, block)).sum(dim=2).mul_(size_PQ).mul_(-math.log(2.0))
+    rows, columns = size_PQ.shape
+    size, gradient = size_PQ.numpy(), gradient_OI.detach().to(size_PQ.dtype).numpy().reshape(rows, block, -1)
+    sum_PQ = np.empty_like(size)
+    for chunk in _chunks((rows, columns), block):
+        noise = _noise(key, step, chunk, columns, row, column, block, uniform).astype(size.dtype, copy=False)
+        sum_PI = np.einsum("pni,pni->pi", noise, gradient[chunk])
+        np.sum(sum_PI.reshape(-1, columns, block), axis=2, out=sum_PQ[chunk])
+    return torch.from_numpy(sum_PQ * size * size.dtype.type(-math.log(2.0)))
 
 
 @torch.library.impl("foretrain_noise::add", "cuda")

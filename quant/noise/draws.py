@@ -13,10 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from common.counter import derive_key, hash64
+from common.counter import derive_key, hash64_of_sums
 
 assert sys.byteorder == "little", "four draws are the bytes of a word in the order of memory"
 
@@ -48,11 +46,11 @@ def draws(key: int, step: int, shape: Sequence[int], offset: Sequence[int]) -> I
     assert 0 <= step < 1 << STEP_BITS, f"step {step}"
     assert first_row + rows <= 1 << ROW_BITS, f"{first_row + rows} rows"
     assert end_word <= 1 << WORD_BITS, f"{first_column + columns} columns"
-    word = np.arange(first_word, end_word, dtype=np.uint64) | np.uint64(step << ROW_BITS + WORD_BITS)
+    word = np.arange(first_word, end_word, dtype=np.uint64) + np.uint64(step << ROW_BITS + WORD_BITS)
     skipped, at_once = first_column - 4 * first_word, max(1, _CHUNK // max(1, end_word - first_word))
     for start in range(first_row, first_row + rows, at_once):
         row = np.arange(start, min(start + at_once, first_row + rows), dtype=np.uint64) << np.uint64(WORD_BITS)
-        yield hash64(key, row[:, None] | word).view(np.int16)[:, skipped : skipped + columns]
+        yield hash64_of_sums(key, row, word).view(np.int16)[:, skipped : skipped + columns]
 
 
 def rounded(draw: npt.NDArray[np.int16], out: npt.NDArray[np.int8]) -> None:
@@ -66,26 +64,24 @@ def rounded(draw: npt.NDArray[np.int16], out: npt.NDArray[np.int8]) -> None:
         add(out, compare(draw, threshold).view(np.int8), out=out)
 
 
-def rounded_normal_by_key(key: int, step: int, shape: Sequence[int], offset: Sequence[int]) -> Tensor:
-    """`rounded_normal` by the key of (seed, name)."""
-    out = np.empty(tuple(shape), dtype=np.int8)
-    row = 0
+def rounded_normal_by_key(key: int, step: int, shape: Sequence[int], offset: Sequence[int]) -> npt.NDArray[np.int8]:
+    """`quant.noise.rounded_normal` by the key of (seed, name)."""
+    out, row = np.empty(tuple(shape), dtype=np.int8), 0
     for draw in draws(key, step, shape, offset):
         rounded(draw, out[row : row + len(draw)])
         row += len(draw)
-    return torch.from_numpy(out)
+    return out
 
 
-def uniform_by_key(key: int, step: int, shape: Sequence[int], offset: Sequence[int], dtype: torch.dtype) -> Tensor:
+def uniform_by_key(key: int, step: int, shape: Sequence[int], offset: Sequence[int]) -> npt.NDArray[np.float32]:
     """Uniform noise in (-1/2, 1/2), symmetric: the middles of 2^16 intervals, from the same draws as `rounded_normal`.
 
     The noise of DiffQ (Défossez, Adi & Synnaeve, arXiv 2104.09987); variance 1/12.
     """
-    out = np.empty(tuple(shape), dtype=np.float64 if dtype == torch.float64 else np.float32)
-    row = 0
+    out, row = np.empty(tuple(shape), dtype=np.float32), 0
     for draw in draws(key, step, shape, offset):
         part = out[row : row + len(draw)]
-        np.add(draw, 0.5, out=part, dtype=out.dtype)
-        part *= 2.0**-16
+        np.add(draw, np.float32(0.5), out=part)
+        part *= np.float32(2.0**-16)
         row += len(draw)
-    return torch.from_numpy(out)
+    return out

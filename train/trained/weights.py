@@ -65,7 +65,9 @@ class Weights:
     @property
     def bits(self) -> float | None:
         """The width of the matrices; None: they are in full precision."""
-        return float(self.cast.form.bits) if self.cast is not None else self.quant and self.quant.bits
+        if self.cast is not None:
+            return float(self.cast.form.bits)
+        return None if self.quant is None else self.quant.bits
 
     @property
     def compute_dtype(self) -> torch.dtype:
