@@ -63,7 +63,7 @@ class Treatment:
     eps: float
     """AdamW's epsilon"""
     penalty: float = 0.0
-    """the objective has this times the mean absolute value of the parameter; the gradient of that is added after clipping"""
+    """the objective has this times the mean of the parameter; the gradient of that is added after clipping"""
     bounds: tuple[float, float] | None = None
     """values that a step takes out of this range are put back to its border"""
 

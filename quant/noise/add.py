@@ -20,9 +20,9 @@ from torch import Tensor
 from quant.noise.draws import rounded_normal_by_key, uniform_by_key
 
 # Not `foretrain`: what that has is saved by selective recomputation. Noise is cheaper to draw again than to keep.
-_ARGUMENTS = "Tensor key, Tensor step, int row, int column, int block, bool uniform"
-torch.library.define("foretrain_noise::add", f"(Tensor weight, Tensor bits, {_ARGUMENTS}) -> (Tensor, Tensor)")
-torch.library.define("foretrain_noise::bits_gradient", f"(Tensor gradient, Tensor size, {_ARGUMENTS}) -> Tensor")
+_PLACE = "Tensor key, Tensor step, int row, int column, int block, bool uniform"
+torch.library.define("foretrain_noise::add", f"(Tensor weight, Tensor bits, {_PLACE}) -> (Tensor, Tensor)")
+torch.library.define("foretrain_noise::bits_gradient", f"(Tensor gradient, Tensor size, {_PLACE}) -> Tensor")
 
 
 def add_noise(
@@ -69,6 +69,11 @@ class _AddNoise(torch.autograd.Function):
 _CHUNK = 1 << 16  # weights
 
 
+def _array(tensor: Tensor, dtype: torch.dtype) -> Any:
+    """A tensor's values as an array, without a copy if it has the dtype."""
+    return (tensor if tensor.dtype == dtype else tensor.to(dtype)).detach().numpy()
+
+
 def _chunks(blocks: tuple[int, ...], block: int) -> Iterator[slice]:
     """Slices of the rows of blocks."""
     rows, columns = blocks
@@ -89,7 +94,7 @@ def _add(
     weight_OI: Tensor, bits_PQ: Tensor, key: Tensor, step: Tensor, row: int, column: int, block: int, uniform: bool
 ) -> tuple[Tensor, Tensor]:
     rows, columns = bits_PQ.shape
-    wide_PnI = weight_OI.detach().to(bits_PQ.dtype).numpy().reshape(rows, block, -1)
+    wide_PnI = _array(weight_OI, bits_PQ.dtype).reshape(rows, block, -1)
     noised_PnI, size_PQ = np.empty_like(wide_PnI), np.exp2(1.0 - bits_PQ.detach().numpy())
     for chunk in _chunks((rows, columns), block):
         weight, size, noised = wide_PnI[chunk], size_PQ[chunk], noised_PnI[chunk]
@@ -98,7 +103,8 @@ def _add(
         noise = _noise(key, step, chunk, columns, row, column, block, uniform)
         np.multiply(noise, np.repeat(size, block, axis=1)[:, None], out=noised)
         noised += weight
-    return torch.from_numpy(noised_PnI.reshape(weight_OI.shape)).to(weight_OI.dtype), torch.from_numpy(size_PQ)
+    noised_OI = torch.from_numpy(noised_PnI.reshape(weight_OI.shape))
+    return noised_OI if bits_PQ.dtype == weight_OI.dtype else noised_OI.to(weight_OI.dtype), torch.from_numpy(size_PQ)
 
 
 @torch.library.impl("foretrain_noise::bits_gradient", "cpu")
@@ -106,7 +112,7 @@ def _bits_gradient(
     gradient_OI: Tensor, size_PQ: Tensor, key: Tensor, step: Tensor, row: int, column: int, block: int, uniform: bool
 ) -> Tensor:
     rows, columns = size_PQ.shape
-    size, gradient = size_PQ.numpy(), gradient_OI.detach().to(size_PQ.dtype).numpy().reshape(rows, block, -1)
+    size, gradient = size_PQ.numpy(), _array(gradient_OI, size_PQ.dtype).reshape(rows, block, -1)
     sum_PQ = np.empty_like(size)
     for chunk in _chunks((rows, columns), block):
         noise = _noise(key, step, chunk, columns, row, column, block, uniform).astype(size.dtype, copy=False)

@@ -40,15 +40,11 @@ class Noise:
     block: int
     """side of the square blocks that share a bit width and a largest weight; a multiple of four"""
 
-    def bit_widths(self, share: Tensor) -> Tensor:
-        """Bit widths b_target + share (b_init - b_target) from the parameter, which begins at one."""
-        return self.b_target + share * (self.b_init - self.b_target)
-
 
 class _Noisy(LowPrecisionModule):
     """What both kinds of module share. In training mode the active module adds noise; otherwise it uses the weight as it is.
 
-    The parameter `bits` (O / n, I / n) is the share of the way from `b_target` to `b_init`, for each block of side n.
+    The parameter `bits` (O / n, I / n) is the bit width of each block of side n.
     """
 
     noise: Noise
@@ -73,9 +69,8 @@ class _Noisy(LowPrecisionModule):
             return self.weight
         weight, noise = self.weight, self.noise
         local = weight.to_local() if isinstance(weight, DTensor) else weight
-        widths = noise.bit_widths(local_parameter(self.bits))
-        uniform = noise.distribution == "uniform"
-        return like(add_noise(local, widths, self.key, self.step, offset_of(weight), noise.block, uniform=uniform), weight)
+        bits, uniform = local_parameter(self.bits), noise.distribution == "uniform"
+        return like(add_noise(local, bits, self.key, self.step, offset_of(weight), noise.block, uniform=uniform), weight)
 
 
 class NoisyLinear(_Noisy, nn.Linear):
@@ -123,7 +118,7 @@ class WeightNoise(Method):
     penalty: float
     """weight, in the objective, of each matrix's mean distance of its bit widths from `b_target`"""
     bits_learning_rate: float
-    """the learning rate of the parameter of bit widths is this times the schedule's"""
+    """the learning rate of (b - b_target) / (b_init - b_target) is this times the schedule's"""
     outer: tuple[str, ...] = ("embedding", "head")
     """submodules at the ends of the model, which stay in full precision"""
 
@@ -179,17 +174,18 @@ class WeightNoise(Method):
         return f"{parameter.removesuffix(BITS)}weight"
 
     def treatment(self, parameter: str, weight_lr_scale: float) -> Treatment:
-        """See `Method.treatment`. A share s of the way means |b - b_target| = s (b_init - b_target)."""
-        noise = self.noise
-        penalty = self.penalty * (noise.b_init - noise.b_target)
-        return Treatment(self.bits_learning_rate, BITS_EPS, penalty=penalty, bounds=(0.0, 1.0))
+        """See `Method.treatment`. The paper's parameter is (b - b_target) / (b_init - b_target), which begins at one. To AdamW
+        the unit of a parameter is a factor of its learning rate, so bit widths themselves can be the parameter."""
+        b_target, b_init = self.noise.b_target, self.noise.b_init
+        rate = self.bits_learning_rate * (b_init - b_target)
+        return Treatment(rate, BITS_EPS, penalty=self.penalty, bounds=(b_target, b_init))
 
     def first_value(self, parameter: str, weight: Tensor) -> Tensor:
         """See `Method.first_value`: every block begins at `b_init`."""
         rows, columns = weight.shape
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        return weight.new_ones(rows // self.noise.block, columns // self.noise.block, dtype=dtype)
+        return weight.new_full((rows // self.noise.block, columns // self.noise.block), self.noise.b_init, dtype=dtype)
 
     def bit_widths(self, value: Tensor) -> Tensor:
         """See `Method.bit_widths`."""
-        return self.noise.bit_widths(value)
+        return value

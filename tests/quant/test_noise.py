@@ -1,5 +1,6 @@
 """The noise on weights: its integers, what it does to a weight, its gradients; the kernels of GPUs in Triton's interpreter."""
 
+import os
 import subprocess
 import sys
 from functools import cache
@@ -232,11 +233,39 @@ print("equal")
 
 def test_the_gpu_s_kernels_draw_the_same_integers_in_triton_s_interpreter():
     pytest.importorskip("triton", reason="triton is not installed, so its interpreter is not here")
-    import os
-
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.strip()) == (0, "equal"), done.stderr
+
+
+COMPILED = """
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from quant.noise import kernels
+
+def compiled(kernel, pointers, integers, **constants):
+    signature = pointers | dict.fromkeys(integers, "i32") | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=kernel, signature={name: signature[name] for name in kernel.arg_names}, constexprs=constants)
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+
+places = ("columns", "first_row", "first_column")
+drawn = {"key": "*i64", "step": "*i64"}
+compiled(kernels._draw_kernel, drawn | {"out": "*i8"}, ("rows", *places), BLOCK=32)
+for uniform in (False, True):
+    constants = {"WIDE": tl.float32, "BLOCK": 32, "UNIFORM": uniform}
+    added = drawn | {"weight": "*bf16", "bits": "*fp32", "noised": "*bf16", "size": "*fp32"}
+    compiled(kernels._add_kernel, added, places, **constants)
+    compiled(kernels._sum_kernel, drawn | {"gradient": "*bf16", "size": "*fp32", "out": "*fp32"}, places, **constants)
+print("compiled")
+"""
+
+
+def test_the_gpu_s_kernels_compile_for_a_gpu_that_is_not_here():
+    pytest.importorskip("triton", reason="triton is not installed")
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (0, "compiled"), done.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

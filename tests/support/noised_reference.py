@@ -89,10 +89,10 @@ def losses_and_norms(config: Config, shards: Shards, start: int) -> tuple[list[t
             tensor = shares[of] if is_share else weights[of]
             plain = is_share or tensor.dim() < 2 or of.startswith("embedding")
             decay = 0.0 if plain else config.optimizer.weight_decay
-            eps = 1e-15 if is_share else config.optimizer.eps
+            eps = 1e-15 * (quant.b_init - quant.b_target) if is_share else config.optimizer.eps
             clipped = gradient * min(1.0, config.optimizer.clip_norm / (norm + 1e-6))
             if is_share:
-                clipped = clipped + quant.penalty * (quant.b_init - quant.b_target) / tensor.numel() * tensor.sign()
+                clipped = clipped + quant.penalty * (quant.b_init - quant.b_target) / tensor.numel()
             own = rate * (quant.bits_learning_rate if is_share else 1.0)
             moments[name] = adamw(config, tensor, clipped, moments.get(name), own, decay, eps)
             if is_share:

@@ -13,7 +13,7 @@ from quant.floats import cast
 from scaling.record import read_record
 from tests.support import console, small_runs
 from train.model.huggingface import places
-from train.trained.checkpoint import load_weights
+from train.trained.checkpoint import load_weights, newest_checkpoint
 
 LENGTH = ["train.steps=8", "schedule=constant", "schedule.peak=0.02", "schedule.warmup_tokens=256", "model.init_std=0.2"]
 NOISE = ["quant.block=8", "quant.bits_learning_rate=10", "quant.penalty=0.1"]
@@ -173,10 +173,12 @@ def test_what_cannot_be_is_refused(place, tmp_path, noisy, full, quantized):
         ("evaluate", str(full), "--quantize", "e2m1"): ("'e2m1' is not understood", "format=e4m3"),
         ("export", str(full), "--quantize", "format=e9m9", *one): ("no such format",),
         ("export", str(full), "--quantize", "format=e2m1,block=8", "--format", "int-packed", *one): ("holds integers",),
-        ("branch", str(quantized), "quant=gaussian", "quant.block=8", "quant.start=0.7"): ("has no checkpoint up to",),
         ("branch", str(full), "quant=gaussian", "quant.block=8"): ("no checkpoint up to 0 tokens", "quant.start"),
     }
     for words, said in commands.items():
         console.warm(*words).assert_refused(*said)
+    longer = [*base, "train.steps=12", "run.name=refused", "quant=gaussian", "quant.block=8"]
+    console.warm(*longer, f"run.trunk={newest_checkpoint(quantized)}").assert_refused("in another way", 'quant.name: was "qat"')
+    console.warm(*longer, f"run.trunk={newest_checkpoint(full)}").assert_refused("is not quantized at its 2048 tokens")
     assert not (place / "runs" / "refused").exists()
     assert not (tmp_path / "out").exists()

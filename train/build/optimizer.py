@@ -64,11 +64,11 @@ def _adamw(config: AdamConfig, groups: list[Group]) -> torch.optim.AdamW:
 
 @torch.no_grad()
 def _add_penalties(optimizer: torch.optim.Optimizer, *step_arguments: Any) -> None:
-    """Add the gradient of `Treatment.penalty` x mean |parameter|, once per step, when gradients are complete and clipped."""
+    """Add the gradient of `Treatment.penalty` x mean, once per step, when gradients are complete and clipped."""
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("penalty") else ():
             if parameter.grad is not None:
-                parameter.grad.add_(parameter.sign(), alpha=group["penalty"] / parameter.numel())
+                parameter.grad.add_(group["penalty"] / parameter.numel())
 
 
 @torch.no_grad()
