@@ -5,7 +5,7 @@
     python -m benchmarks.noise parts                        where the time of the noise goes
     python -m benchmarks.noise gpu                          cost and memory of 1.1 B parameters, compiled, on a GPU
 
-The study: real text (the standard library), a decoder of 172,416 parameters, 1,048,576 tokens in batches of 2,048. Runs of a
+The study: real text (the standard library), a decoder of 172,416 parameters, 524,288 tokens in batches of 2,048. Runs of a
 seed differ only in what is compared, so differences are paired by seed. Runs that are finished in the folder are not run again.
 """
 
@@ -33,11 +33,11 @@ from train.data.loader import TrainLoader
 from train.data.prepare import prepare
 from train.data.shards import open_shards
 
-TOKENS, BATCH, TRUNK = 2**20, 2_048, 819_200  # the trunk is where the decay of the last 20 % begins, rounded to whole steps
+TOKENS, BATCH, TRUNK = 2**19, 2_048, 419_840  # the trunk ends where the decay of about the last 20 % begins
 MODEL = [
     *("tokenizer.vocab_size=512", "model.vocab_size=512", "model.num_layers=2", "model.hidden_size=64", "model.num_heads=4"),
     *("model.ffn_size=192", f"train.batch_tokens={BATCH}", "train.sequence=128", "train.microbatch=16"),
-    *("schedule.peak=0.0078125", "schedule.warmup_tokens=32768", "eval.tokens=200000", "health.step_timeout_seconds=null"),
+    *("schedule.peak=0.0078125", "schedule.warmup_tokens=32768", "eval.tokens=100000", "health.step_timeout_seconds=null"),
     *("health.on_spike=ignore", "schedule=wsd", f"train.tokens={TOKENS}", f"schedule.decay_fraction={1 - TRUNK / TOKENS}"),
 ]
 CASTS = {"none": None, "e4m3": 8, "e3m2": 6, "e2m3": 6, "e2m1": 4}

@@ -15,7 +15,7 @@ from torch import nn
 
 from quant.noise import rounded_normal
 from quant.noise.add import add_noise
-from quant.noise.draws import PROBABILITIES, noise_key, uniform_by_key
+from quant.noise.draws import PROBABILITIES, noise_key, rounded_normal_by_key, uniform_by_key
 from quant.noise.method import Noise, NoisyEmbedding, NoisyLinear, WeightNoise
 from tests.support import noised_reference
 
@@ -93,15 +93,20 @@ def test_uniform_noise_is_symmetric_with_variance_a_twelfth():
     assert abs(found.var() * 12 - 1) < 5e-3
 
 
-@pytest.mark.parametrize(("bits", "survives"), [(4, 1.0), (8, 1.0), (9, 0.99), (10, 0.0), (11, 0.0)])
-def test_noise_survives_a_bf16_addition_up_to_nine_bits(bits, survives):
-    """On elements as large as the largest of their block. A step of 9 bits is half the spacing there and can only be lost to
-    rounding to even, where the largest weight is a power of two (or, towards zero, next to one)."""
-    torch.manual_seed(0)
-    largest = (1 + torch.rand(100_000)).bfloat16()
-    noise = torch.where(torch.rand(100_000) < 0.5, -1.0, 1.0) * largest.float() * 2.0 ** (1 - bits)
-    changed = ((largest.float() + noise).bfloat16() != largest).float().mean().item()
-    assert changed >= survives if survives else changed < 0.01
+@pytest.mark.parametrize(("bits", "least", "most"), [(4, 1, 1), (8, 1, 1), (9, 0.99, 1), (10, 0, 0.01), (11, 0, 0)])
+def test_noise_survives_a_bf16_addition_up_to_nine_bits(bits, least, most):
+    """On elements as large as the largest of their block, where R is +-1. A step of 9 bits is there half of bf16's spacing or
+    more, and is lost where the element is a power of two."""
+    generator = torch.Generator().manual_seed(0)
+    largest = (1 + torch.rand(250, 100, generator=generator)).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    weight = (largest * torch.randn(1000, 400, generator=generator).sign()).bfloat16()
+    widths, key, step = torch.full((250, 100), float(bits)), torch.tensor(7), torch.tensor(1)
+    noised = add_noise(weight, widths, key, step, (0, 0), 4, uniform=False)
+    drawn = torch.from_numpy(rounded_normal_by_key(7, 1, (1000, 400), (0, 0)))
+    assert noised.dtype == torch.bfloat16
+    assert torch.equal(noised[drawn == 0], weight[drawn == 0])
+    survived = (noised != weight)[drawn.abs() == 1].float().mean().item()
+    assert least <= survived <= most
 
 
 @pytest.mark.parametrize("uniform", [False, True])

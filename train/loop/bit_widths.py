@@ -1,5 +1,6 @@
 """The bit widths that a run's blocks of weights have learned: their histograms, and a picture of these."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ def draw_bit_widths(run: Path, of_matrices: Mapping[str, Histogram]) -> None:
         layers.setdefault(_part(name, True), []).append(histogram)
         kinds.setdefault(_part(name, False), []).append(histogram)
     widths = sorted(_together(of_matrices.values()))
-    columns = [widths[0] + step / 4 for step in range(round(4 * (widths[-1] - widths[0])) + 1)]
+    first, last = math.floor(widths[0]), math.ceil(widths[-1])
+    columns = [first + step / 4 for step in range(4 * (last - first) + 1)]
     height = 1.6 + 0.22 * max(len(layers), len(kinds))
     figure, panels = pyplot.subplots(1, 2, figsize=(10, min(height, 12)), layout="constrained")
     for axes, title, rows in ((panels[0], "layer", layers), (panels[1], "matrix", kinds)):
