@@ -9,15 +9,12 @@ gradient G of the noised weight, and the bit width has -ln 2 Delta sum(G R) over
 Shape suffixes: O output rows, I input columns; P rows of blocks, Q columns of blocks, n the side of a block.
 """
 
-import math
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from quant.noise.draws import rounded_normal_by_key, uniform_by_key
+from quant.noise import compiled, in_numpy
 
 # Not `foretrain`: what that has is saved by selective recomputation. Noise is cheaper to draw again than to keep.
 _PLACE = "Tensor key, Tensor step, int row, int column, int block, bool uniform"
@@ -62,63 +59,30 @@ class _AddNoise(torch.autograd.Function):
         return gradient_OI, bits, None, None, None, None, None, None
 
 
-# On CPUs in numpy, whose calls cost a third of torch's: the matrices of small models are small. A few rows of blocks at a time,
-# so that all temporaries stay in the processor's cache. Blocks are reduced over their rows first, which are contiguous: ten
-# times as fast as rows and columns at once.
-
-_CHUNK = 1 << 16  # weights
-
-
-def _array(tensor: Tensor, dtype: torch.dtype) -> Any:
-    """A tensor's values as an array, without a copy if it has the dtype."""
-    return (tensor if tensor.dtype == dtype else tensor.to(dtype)).detach().numpy()
-
-
-def _chunks(blocks: tuple[int, ...], block: int) -> Iterator[slice]:
-    """Slices of the rows of blocks."""
-    rows, columns = blocks
-    at_once = max(1, _CHUNK // (block * block * columns))
-    return (slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once))
-
-
-def _noise(key: Tensor, step: Tensor, chunk: slice, columns: int, row: int, column: int, block: int, uniform: bool) -> Any:
-    """R (P, n, I) of some rows of blocks: int8, or fp32 if uniform."""
-    draw = uniform_by_key if uniform else rounded_normal_by_key
-    rows = chunk.stop - chunk.start
-    drawn = draw(int(key) % (1 << 64), int(step), (rows * block, columns * block), (row + chunk.start * block, column))
-    return drawn.reshape(rows, block, -1)
-
-
 @torch.library.impl("foretrain_noise::add", "cpu")
 def _add(
     weight_OI: Tensor, bits_PQ: Tensor, key: Tensor, step: Tensor, row: int, column: int, block: int, uniform: bool
 ) -> tuple[Tensor, Tensor]:
-    rows, columns = bits_PQ.shape
-    wide_PnI = _array(weight_OI, bits_PQ.dtype).reshape(rows, block, -1)
-    noised_PnI, size_PQ = np.empty_like(wide_PnI), np.exp2(1.0 - bits_PQ.detach().numpy())
-    for chunk in _chunks((rows, columns), block):
-        weight, size, noised = wide_PnI[chunk], size_PQ[chunk], noised_PnI[chunk]
-        largest_PI = np.maximum(weight.max(axis=1), -weight.min(axis=1))
-        size *= largest_PI.reshape(-1, columns, block).max(axis=2)
-        noise = _noise(key, step, chunk, columns, row, column, block, uniform)
-        np.multiply(noise, np.repeat(size, block, axis=1)[:, None], out=noised)
-        noised += weight
-    noised_OI = torch.from_numpy(noised_PnI.reshape(weight_OI.shape))
-    return noised_OI if bits_PQ.dtype == weight_OI.dtype else noised_OI.to(weight_OI.dtype), torch.from_numpy(size_PQ)
+    wide_OI = weight_OI if weight_OI.dtype == bits_PQ.dtype else weight_OI.to(bits_PQ.dtype)
+    where = int(key) % (1 << 64), int(step), row, column, *bits_PQ.shape, block, uniform
+    functions = compiled.library(bits_PQ.dtype)
+    if functions is None:
+        noised_OI, size_PQ = in_numpy.add(where, wide_OI, bits_PQ)
+    else:
+        noised_OI, size_PQ = compiled.add(functions, compiled.Place(*where), wide_OI, bits_PQ.contiguous())
+    return noised_OI if weight_OI.dtype == bits_PQ.dtype else noised_OI.to(weight_OI.dtype), size_PQ
 
 
 @torch.library.impl("foretrain_noise::bits_gradient", "cpu")
 def _bits_gradient(
     gradient_OI: Tensor, size_PQ: Tensor, key: Tensor, step: Tensor, row: int, column: int, block: int, uniform: bool
 ) -> Tensor:
-    rows, columns = size_PQ.shape
-    size, gradient = size_PQ.numpy(), _array(gradient_OI, size_PQ.dtype).reshape(rows, block, -1)
-    sum_PQ = np.empty_like(size)
-    for chunk in _chunks((rows, columns), block):
-        noise = _noise(key, step, chunk, columns, row, column, block, uniform).astype(size.dtype, copy=False)
-        sum_PI = np.einsum("pni,pni->pi", noise, gradient[chunk])
-        np.sum(sum_PI.reshape(-1, columns, block), axis=2, out=sum_PQ[chunk])
-    return torch.from_numpy(sum_PQ * size * size.dtype.type(-math.log(2.0)))
+    wide_OI = gradient_OI if gradient_OI.dtype == size_PQ.dtype else gradient_OI.to(size_PQ.dtype)
+    where = int(key) % (1 << 64), int(step), row, column, *size_PQ.shape, block, uniform
+    functions = compiled.library(size_PQ.dtype)
+    if functions is None:
+        return in_numpy.bits_gradient(where, wide_OI, size_PQ)
+    return compiled.bits_gradient(functions, compiled.Place(*where), wide_OI, size_PQ)
 
 
 @torch.library.impl("foretrain_noise::add", "cuda")
