@@ -32,9 +32,7 @@ class Place(ctypes.Structure):
 
 @cache
 def library(dtype: torch.dtype) -> Any:
-    """The functions for fp32 or fp64; None if they cannot be compiled here, or FORETRAIN_COMPILED_NOISE is 0."""
-    if os.environ.get("FORETRAIN_COMPILED_NOISE") == "0":
-        return None
+    """The functions for fp32 or fp64; None if they cannot be compiled here."""
     real, fabs, exp2 = _TYPES[dtype]
     words = [f"-DREAL={real}", f"-DFABS={fabs}", f"-DEXP2={exp2}", f"-DONE={draws.ONE}", f"-DTWO={draws.TWO}"]
     # No fused multiply-add: the sums are numpy's, to the bit. No instructions that another machine with this cache may lack.

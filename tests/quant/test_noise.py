@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from quant.noise import rounded_normal
+from quant.noise import compiled, in_numpy, rounded_normal
 from quant.noise.add import add_noise
 from quant.noise.draws import PROBABILITIES, noise_key, rounded_normal_by_key, uniform_by_key
 from quant.noise.method import Noise, NoisyEmbedding, NoisyLinear, WeightNoise
@@ -125,6 +125,42 @@ def test_values_and_gradients_are_the_formula_s(uniform):
     assert torch.equal(weight.grad, upstream)
     sums = (upstream * noise).reshape(3, 8, 2, 8).sum((1, 3))
     torch.testing.assert_close(bits.grad, (-np.log(2) * blocks * 2 ** (1 - bits) * sums).detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "block"), [(4, 3, 32), (1, 1, 4), (70, 5, 8)])
+def test_compiled_or_in_numpy_the_noise_is_the_same(dtype, uniform, rows, columns, block):
+    functions = compiled.library(dtype)
+    if functions is None:
+        pytest.skip("there is no C compiler")
+    weight, gradient = (torch.randn(rows * block, columns * block, dtype=dtype) for _ in range(2))
+    bits = 3 + 3 * torch.rand(rows, columns, dtype=dtype)
+    where = (2**64 - 5, 2**24 - 1, 3 * block, 5 * block, rows, columns, block, uniform)
+    ones = torch.ones_like(bits)  # steps are then the largest weights, and no library's exp2 rounds
+    theirs, ours = in_numpy.add(where, weight, ones), compiled.add(functions, compiled.Place(*where), weight, ones)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-13, "atol": 1e-13}
+    theirs, ours = in_numpy.add(where, weight, bits), compiled.add(functions, compiled.Place(*where), weight, bits)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, **close)
+    sums = compiled.bits_gradient(functions, compiled.Place(*where), gradient, theirs[1])
+    torch.testing.assert_close(sums, in_numpy.bits_gradient(where, gradient, theirs[1]), **close)
+
+
+def test_without_a_compiler_there_is_numpy(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(tmp_path / "missing"))
+    compiled.library.cache_clear()
+    try:
+        assert compiled.library(torch.float32) is None
+        assert list((tmp_path / "foretrain").iterdir()) == []
+        weight, place = torch.randn(8, 8), (torch.tensor(1), torch.tensor(2), (0, 0), 4)
+        found = add_noise(weight, torch.full((2, 2), 4.0), *place, uniform=False)
+    finally:
+        compiled.library.cache_clear()
+    noise = torch.from_numpy(rounded_normal_by_key(1, 2, (8, 8), (0, 0)))
+    assert torch.equal(found != weight, noise != 0)
 
 
 def noisy(model: nn.Module, **settings) -> WeightNoise:
