@@ -59,14 +59,34 @@ def _left_alone(kind: type[torch.optim.Optimizer]) -> Any:
 
 
 def _adamw(config: AdamConfig, groups: list[Group]) -> torch.optim.AdamW:
-    adamw: torch.optim.AdamW = _left_alone(torch.optim.AdamW)(
+    optimizer: torch.optim.AdamW = _left_alone(torch.optim.AdamW)(
         [group for group in groups if group["params"]],
         lr=0.0,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=True,
     )
-    return adamw
+    if any(group.get("penalty") for group in optimizer.param_groups):
+        optimizer.register_step_pre_hook(_add_penalties)
+    if any(group.get("bounds") for group in optimizer.param_groups):
+        optimizer.register_step_post_hook(_keep_in_bounds)
+    return optimizer
+
+
+@torch.no_grad()
+def _add_penalties(optimizer: torch.optim.Optimizer, *step_arguments: Any) -> None:
+    """Add the gradient of `Treatment.penalty` x mean, once per step, when gradients are complete and clipped."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("penalty") else ():
+            if parameter.grad is not None:
+                parameter.grad.add_(group["penalty"] / parameter.numel())
+
+
+@torch.no_grad()
+def _keep_in_bounds(optimizer: torch.optim.Optimizer, *step_arguments: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("bounds") else ():
+            parameter.clamp_(*group["bounds"])
 
 
 def _muon(config: MuonConfig, matrices: list[nn.Parameter]) -> torch.optim.Muon:

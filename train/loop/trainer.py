@@ -181,7 +181,8 @@ class Trainer:
             self.quantization.begin()
             self.health.restart([])
             self.memory.watch_from(number)
-            log.info("step %d: the weights are quantized from here on", self.progress.step + 1)
+            log.info("step %d: low precision begins, quant=%s", self.progress.step + 1, self.config.quant.name)
+        self.quantization.prepare_step(self.progress.step)
         step = self.course.step_after(self.progress)
         with region("batches"):
             last = self.course.at_end(step.after)
@@ -287,7 +288,7 @@ class Trainer:
                 f"run {self.config.run.name} is trained, but its last checkpoint could not be written to "
                 f"{self.saver.checkpoints}: make room and type the command again; it goes on from the checkpoint before"
             )
-        self.recorder.finish(self.progress, self.saver, _largest(self.memory.peak_bytes()))
+        self.recorder.finish(self.progress, self.saver, _largest(self.memory.peak_bytes()), self.quantization.bit_widths())
         return 0
 
     def _preempt(self, stopped_by: int) -> int:
