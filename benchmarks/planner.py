@@ -28,10 +28,10 @@ SWEEP_TIME: Values = {
     "node_efficiency": 0.3,
     "layer_seconds": 4e-3,
     "hop_seconds": 5e-5,
-    "network_hop_seconds": 3e-4,
+    "network_hop_seconds": 4e-3,
     "step_seconds": 0.01,
     "ring.hop_seconds": 2e-3,
-    "ring.network_hop_seconds": 2.6e-3,
+    "ring.network_hop_seconds": 2e-2,
     "host.hop_seconds": 2e-3,
     "host.message_seconds": 0.45,
 }

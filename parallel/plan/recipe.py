@@ -70,7 +70,7 @@ class Constants:
     data_overlap: float = 0.7
     layer_seconds: float = 1e-3
     hop_seconds: float = 5e-5
-    network_hop_seconds: float = 2e-4
+    network_hop_seconds: float = 4e-3
     message_seconds: float = 1e-4
     step_seconds: float = 0.01
     activation_scale: float = 1.1
@@ -90,7 +90,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "data_overlap": (0.0, 1.0, "share of the gradients' reduction that may hide behind the last backward pass"),
     "layer_seconds": (1e-6, 2e-2, "host time for a block's launches, forward and backward: a micro-batch takes at least that"),
     "hop_seconds": (0.0, 1e-2, "host time per block and tensor rank for its collectives inside a node"),
-    "network_hop_seconds": (0.0, 1e-2, "the same where a tensor group leaves the node"),
+    "network_hop_seconds": (0.0, 5e-2, "host time per block and further node of a tensor group"),
     "message_seconds": (0.0, 2.0, "latency of a message between pipeline stages"),
     "step_seconds": (0.0, 2.0, "what a step costs besides: clipping, logging, synchronisation"),
     "activation_scale": (0.7, 2.0, "allocated over counted activation bytes: fragmentation and what the count leaves out"),
@@ -127,6 +127,8 @@ class Recipe:
     gradient_bytes: float
     """per parameter, in the reduction over data ranks"""
     weight_message_bytes: float
+    accumulation_traffic: float
+    """bytes per parameter and micro-batch that adding up gradients reads and writes"""
     optimizer_traffic: float
     """bytes per parameter that an optimizer step reads and writes"""
     constants: dict[str, dict[str, Any]]

@@ -5,7 +5,7 @@ whichever is longer. A step is the pipeline's passes, what of the gradients' red
 """
 
 from parallel.plan.job import Job
-from parallel.plan.links import collective, leaves_node, message
+from parallel.plan.links import collective, message
 from parallel.plan.memory import block_bytes, held_parameters, kept_bytes
 from parallel.plan.stages import Content, contents, pipeline_seconds
 
@@ -76,9 +76,11 @@ def tensor_seconds(job: Job) -> float:
 def host_seconds(job: Job) -> float:
     """Seconds the host needs for a block's launches, forward and backward."""
     constants, tensor = job.constants, job.choice.tensor
-    hop = constants.network_hop_seconds if leaves_node(job, tensor, 1) else constants.hop_seconds
     passes = 4 / 3 if job.choice.recompute == "full" else 1.0
-    return passes * (constants.layer_seconds + (hop * tensor if tensor > 1 else 0.0))
+    if tensor == 1:
+        return passes * constants.layer_seconds
+    further = max(0.0, tensor / job.hardware.node_devices - 1)
+    return passes * (constants.layer_seconds + constants.hop_seconds * tensor + constants.network_hop_seconds * further)
 
 
 def head_seconds(job: Job) -> float:
@@ -92,6 +94,8 @@ def rank_parts(job: Job, content: Content) -> dict[str, float]:
     """Seconds of one micro-batch on a pipeline rank, forward and backward, by part."""
     parts = {name: content.layers * seconds for name, seconds in block_seconds(job).items()}
     parts["head"] = head_seconds(job) if content.head else 0.0
+    parameters = held_parameters(job.shape, content) / job.choice.tensor
+    parts["accumulation"] = parameters * job.recipe.accumulation_traffic / job.hardware.memory_bandwidth
     parts["context"] = content.layers * context_seconds(job)
     parts["gather"] = gather_seconds(job, content, sum(parts.values()))
     if job.choice.pipeline > 1:
