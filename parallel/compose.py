@@ -18,7 +18,12 @@ from parallel.tensor import Role, split_tensors
 
 
 class StageModel(nn.Module, ABC):
-    """One pipeline stage of a model, and what parallelism must know about its submodules."""
+    """One pipeline stage of a model, and what parallelism must know about its submodules.
+
+    Called with (tokens or hidden states, document numbers), it gives hidden states or, as the last stage, this rank's part of
+    the logits. With `targets_BS` the last stage gives (objective, cross entropy, number of targets) instead, float64 (3,),
+    summed over the targets; only the objective is differentiated.
+    """
 
     @abstractmethod
     def block_list(self) -> Sequence[nn.Module]:

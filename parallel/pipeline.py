@@ -4,7 +4,7 @@ Stage inputs and outputs are (microbatch, sequence, hidden) activations; under t
 the sequence to the rank of the same tensor coordinate in the next stage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,10 +72,7 @@ def rank_of_stage(stage: int, num_ranks: int, schedule: ScheduleName) -> int:
 
 
 class PipelineRunner:
-    """Runs this rank's stages over the micro-batches of a step.
-
-    `loss_sums` is (logits, targets) -> (objective, cross entropy, number of targets), summed.
-    """
+    """Runs this rank's stages over the micro-batches of a step."""
 
     def __init__(
         self,
@@ -87,10 +84,9 @@ class PipelineRunner:
         device: torch.device,
         tokens: Tensor,
         activation: Tensor,
-        logits: Tensor,
-        loss_sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+        sums: Tensor,
     ) -> None:
-        """`tokens`, `activation` and `logits` are meta tensors with the shapes and dtypes of one micro-batch: the input of the
+        """`tokens`, `activation` and `sums` are meta tensors with the shapes and dtypes of one micro-batch: the input of the
         first stage, what stages pass on, the output of the last stage."""
         self.group = group
         self.parts = parts
@@ -100,7 +96,6 @@ class PipelineRunner:
         self.device = device
         self.has_first = any(part.stage.first for part in parts)
         self.has_last = any(part.stage.last for part in parts)
-        self._loss_sums = loss_sums
         self._tokens = 1
         self._sums: list[Tensor] = []
         self._stages = [
@@ -110,7 +105,7 @@ class PipelineRunner:
                 num_stages,
                 device,
                 input_args=tokens if part.stage.first else activation,
-                output_args=logits if part.stage.last else activation,
+                output_args=sums if part.stage.last else activation,
                 group=group,
             )
             for part in parts
@@ -119,10 +114,10 @@ class PipelineRunner:
         self._schedule: Any = None
         self._microbatches = 0  # for which `_schedule` was built
 
-    def _loss(self, logits: Tensor, targets_BS: Tensor) -> Tensor:
-        objective, cross_entropy, targets = self._loss_sums(logits, targets_BS)
-        self._sums.append(torch.stack((cross_entropy.double(), targets.double())))
-        return objective / self._tokens
+    def _loss(self, sums: Tensor, targets_BS: Tensor) -> Tensor:
+        """What torch differentiates. The last stage has seen the targets already."""
+        self._sums.append(sums[1:].detach())
+        return sums[0] / self._tokens
 
     def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
         """See `Runner`."""
@@ -132,7 +127,7 @@ class PipelineRunner:
         self._sums.clear()
         inputs = (batch.tokens_BS,) if self.has_first else ()
         targets = batch.targets_BS if self.has_last else None
-        schedule.step(*inputs, target=targets, document_BS=batch.document_BS, return_outputs=False)
+        schedule.step(*inputs, target=targets, document_BS=batch.document_BS, targets_BS=batch.targets_BS, return_outputs=False)
         return torch.stack(self._sums).sum(dim=0) if self._sums else torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def _schedule_of(self, microbatches: int) -> Any:
@@ -144,10 +139,10 @@ class PipelineRunner:
             self._microbatches = microbatches
         return self._schedule
 
-    def logits(self, batch: Batch) -> Tensor | None:
+    def forward(self, batch: Batch, *, loss: bool) -> Tensor | None:
         """See `Runner`. Runs stage by stage: torch's V-shaped schedules cannot run a forward pass alone."""
         rows, sequence = batch.tokens_BS.shape
-        logits: Tensor | None = None
+        last: Tensor | None = None
         output: Tensor | None = None
         for part in self.parts:
             stage, ours = part.stage.index, self.group.rank()
@@ -160,9 +155,9 @@ class PipelineRunner:
                 shape = (rows, part_of_sequence, self.activation.shape[2])
                 inputs = torch.empty(shape, dtype=self.activation.dtype, device=self.device)
                 dist.recv(inputs, group=self.group, group_src=self._owners[stage - 1])
-            output = part.module(inputs, document_BS=batch.document_BS)
+            output = part.module(inputs, document_BS=batch.document_BS, targets_BS=batch.targets_BS if loss else None)
             if part.stage.last:
-                logits = output
+                last = output
             elif self._owners[stage + 1] != ours:
                 dist.send(output.contiguous(), group=self.group, group_dst=self._owners[stage + 1])
-        return logits
+        return last

@@ -16,6 +16,10 @@ class LowPrecisionModule(nn.Module):
         """The weight that the forward pass uses, in the compute dtype."""
         raise NotImplementedError
 
+    def used_input(self, input: Tensor) -> Tensor:
+        """The input that the forward pass uses."""
+        return input
+
 
 @dataclass(frozen=True)
 class Treatment:

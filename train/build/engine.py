@@ -18,7 +18,6 @@ from train.build.quantization import method_of
 from train.config import Config
 from train.config.resolve.context import context_method
 from train.model.decoder import Decoder
-from train.model.loss import loss_sums
 
 
 def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fill | None = None) -> Engine:
@@ -33,10 +32,9 @@ def blueprint_of(config: Config, meshes: Meshes, fill: Fill) -> Blueprint:
     """The blueprint of a configuration's engine."""
     parallel, train, method = config.parallel, config.train, method_of(config.quant)
     dtype = PARAMETER_DTYPES[train.precision]
-    vocabulary = meshes.parameters.get_group("tensor")
 
     def build_stage(stage: Stage) -> Decoder:
-        return build_model(config.model, dtype, torch.device("meta"), stage)
+        return build_model(config.model, dtype, torch.device("meta"), stage, z_loss=train.z_loss)
 
     return Blueprint(
         shape=config.model.shape,
@@ -54,7 +52,6 @@ def blueprint_of(config: Config, meshes: Meshes, fill: Fill) -> Blueprint:
         convert=(lambda model: ()) if method is None else method.convert,
         fill=fill,
         context=_context(config, meshes),
-        loss_sums=partial(loss_sums, z_loss=train.z_loss, vocabulary_group=vocabulary if vocabulary.size() > 1 else None),
         build_optimizer=partial(build_optimizer, config),
         clip_norm=config.optimizer.clip_norm,
         tied=("embedding.weight", *(method.tied("embedding") if method is not None else ()))
