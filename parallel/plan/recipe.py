@@ -122,6 +122,8 @@ class Recipe:
     divided_messages: bool
     """whether tensor ranks send a part each of what passes between pipeline stages (Narayanan et al., section 4.1)"""
     flash: bool
+    own: bool
+    """Foretrain's own engine, whose memory is counted tensor by tensor (`own_memory.py`); `kept` then serves the time alone"""
     zero: int
     """the ZeRO stage unless a layout says another"""
     gradient_bytes: float

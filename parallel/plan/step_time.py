@@ -4,9 +4,9 @@ A micro-batch on a pipeline rank takes as long as the device computes and sends,
 whichever is longer. A step is the pipeline's passes, what of the gradients' reduction does not hide, and the optimizer.
 """
 
+from parallel.plan.counting import block_bytes, held_parameters, kept_bytes
 from parallel.plan.job import Job
 from parallel.plan.links import collective, message
-from parallel.plan.memory import block_bytes, held_parameters, kept_bytes
 from parallel.plan.stages import Content, contents, pipeline_seconds
 
 TENSOR_MESSAGES = 4

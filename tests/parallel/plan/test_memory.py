@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from parallel.plan.counting import block_bytes, held_parameters, layer_parameters
 from parallel.plan.hardware import load_hardware
 from parallel.plan.job import Choice, Job
-from parallel.plan.memory import block_bytes, held_parameters, layer_parameters, memory, rank_memory
+from parallel.plan.memory import memory, rank_memory
 from parallel.plan.recipe import Constants, load_recipe
 from parallel.plan.stages import contents, in_flight
 from parallel.shape import ModelShape
