@@ -29,8 +29,7 @@ class Checked:
         for row, said in zip(self.rows, self.forecasts, strict=True):
             actual = row.tokens_per_second if what == "speed" else row.memory_gib
             if row.ran and actual:
-                # Tables state the first pipeline rank's memory.
-                predicted = said.tokens_per_second_per_gpu if what == "speed" else first_rank_gib(said.job)
+                predicted = said.tokens_per_second_per_gpu if what == "speed" else comparable_gib(row, said)
                 found.append(abs(predicted / actual - 1))
         return sorted(found)
 
@@ -57,6 +56,11 @@ class Checked:
         }
 
 
+def comparable_gib(row: Row, said: Forecast) -> float:
+    """The predicted memory of the rank that the row measured: tables state the first pipeline rank's."""
+    return said.memory_gib["total"] if row.fullest else first_rank_gib(said.job)
+
+
 def quantile(ordered: Sequence[float], share: float) -> float | None:
     """Of sorted values, linear between neighbours; None of none."""
     if not ordered:
@@ -71,7 +75,7 @@ def _row_json(row: Row, said: Forecast) -> dict[str, Any]:
     return {
         "name": row.name,
         "fits": said.fits,
-        "memory_gib": first_rank_gib(said.job),
+        "memory_gib": comparable_gib(row, said),
         "peak_memory_gib": said.memory_gib["total"],
         "tokens_per_second_per_gpu": said.tokens_per_second_per_gpu,
         "mfu": said.mfu,
@@ -130,6 +134,7 @@ def _runs(folder: Path, hardware: str | None) -> tuple[list[Row], list[tuple[str
                 tokens_per_second=speed_ / job.choice.gpus if speed_ else None,
                 memory_gib=peak / 2**30 if peak else None,
                 values={},
+                fullest=True,
             )
         )
     return rows, skipped

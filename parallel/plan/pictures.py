@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from parallel.plan.forecast import Forecast
@@ -24,7 +25,7 @@ def plan_picture(best: Sequence[Forecast], path: Path) -> None:
 
 
 def _memory(axes: Any, best: Sequence[Forecast]) -> None:
-    names = [said.job.choice.words().replace(",", " ") for said in best]
+    names = [fill(said.job.choice.words().replace(",", " "), 44) for said in best]
     left = [0.0] * len(best)
     for part, colour in zip(PARTS, COLOURS, strict=True):
         sizes = [said.memory_gib[part] for said in best]
@@ -33,12 +34,11 @@ def _memory(axes: Any, best: Sequence[Forecast]) -> None:
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     room = capacity_gib(best[0].job)
     axes.axvline(room, color="black", linestyle="--", linewidth=1)
-    axes.text(room, len(best) - 0.5, f" {room:.0f} GiB there are", va="top", ha="left", fontsize=8)
+    axes.set_title(f"GiB on the fullest rank; dashed: the {room:.1f} that a run can have", fontsize=9)
     axes.set_yticks(range(len(best)), names, fontsize=7)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.25 * max(room, *left))
-    axes.set_xlabel("GiB on the fullest rank")
-    axes.legend(loc="lower right", fontsize=7, ncols=2)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)
 
 
 def _timeline(axes: Any, said: Forecast) -> None:
@@ -69,8 +69,8 @@ def _timeline(axes: Any, said: Forecast) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("seconds of a step (at most 16 micro-batches are drawn)")
     axes.set_ylabel("pipeline rank")
-    axes.set_title(said.job.choice.words().replace(",", " "), fontsize=9)
-    axes.legend(loc="lower right", fontsize=7)
+    axes.set_title(f"a step of {said.job.choice.words().replace(',', ' ')}", fontsize=9, loc="left")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)
 
 
 def curve_picture(curves: Mapping[str, Sequence[Point]], path: Path) -> None:

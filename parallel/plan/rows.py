@@ -63,6 +63,8 @@ class Row:
     tokens_per_second: float | None
     memory_gib: float | None
     values: Mapping[str, str]
+    fullest: bool = False
+    """whether the memory is that of the fullest rank, not of the first pipeline rank"""
 
 
 def read_rows(path: Path, *, recipe: str | None = None, hardware: str | None = None) -> tuple[list[Row], list[tuple[int, str]]]:

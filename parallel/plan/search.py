@@ -170,7 +170,7 @@ def search(job: Job, devices: int, fixed: Mapping[str, Any], top: int) -> list[F
             if total <= room:
                 heapq.heappush(found, (-step_parts(candidate)["total"], number, candidate))
                 break
-            heapq.heappush(wanting, (-total, number * 4 + len(level), candidate))
+            heapq.heappush(wanting, (-total, number * 4 + LEVELS.index(level), candidate))
         for heap in (found, wanting):
             if len(heap) > top:
                 heapq.heappop(heap)

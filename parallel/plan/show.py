@@ -6,8 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from parallel.plan.check import Checked, quantile
-from parallel.plan.fit import first_rank_gib
+from parallel.plan.check import Checked, comparable_gib, quantile
 from parallel.plan.forecast import Forecast
 from parallel.plan.memory import PARTS, capacity_gib
 from parallel.plan.simulate import Point
@@ -120,7 +119,7 @@ def check_table(checked: Checked) -> None:
             said.job.choice.words().replace(",", " "),
             "yes" if said.fits else "NO",
             "yes" if row.ran else "no",
-            f"{first_rank_gib(said.job):.3g}",
+            f"{comparable_gib(row, said):.3g}",
             f"{row.memory_gib:.3g}" if row.memory_gib else "",
             f"{speed:,.0f}",
             f"{actual:,.0f}" if actual else "",

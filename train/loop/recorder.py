@@ -15,7 +15,7 @@ from train.checkpoint.verify import Verified
 from train.config import Config
 from train.data.shards import Shards
 from train.folder.directory import RunDirectory
-from train.loop import console
+from train.loop import console, prediction
 from train.loop.loss_curve import draw_loss
 from train.loop.new_record import new_record
 from train.loop.throughput import Throughput
@@ -95,6 +95,9 @@ class RunRecorder(Recorder):
         self._count(progress)
         self.directory.begin(self.record, self.shards.folder, progress.step)
         console.announce(self.config, self.shards, last_step)
+        self.record.predicted = prediction.announce(
+            self.config, self.record.device, self.throughput.peak_flops_per_rank(self.world.size)
+        )
 
     def history(self) -> tuple[list[float], EvaluationLine | None]:
         """From the metrics on disk. Losses in another precision are left out: quantization raises the loss."""
@@ -146,6 +149,7 @@ class RunRecorder(Recorder):
     def finish(self, progress: Progress, saver: Saver, peak_memory_bytes: int | None) -> None:
         """Draw the loss curve, close the record, show the table."""
         self.record.peak_memory_bytes = peak_memory_bytes
+        prediction.compare(self.record.predicted, peak_memory_bytes, self.throughput.tokens_per_second)
         self.directory.metrics.flush()
         draw_loss(self.directory.path)
         self.close("finished", progress, saver)
