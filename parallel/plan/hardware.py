@@ -75,7 +75,6 @@ def hardware_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in files("configs").joinpath(FOLDER).iterdir())
 
 
-@cache
 def load_hardware(name: str) -> Hardware:
     """A machine of `configs/_hardware/` by name, or a user's YAML file by path.
 
@@ -83,7 +82,7 @@ def load_hardware(name: str) -> Hardware:
         UserError: there is no such machine, or a value is missing or impossible.
     """
     if name in hardware_names():
-        return hardware_from(yaml.safe_load(files("configs").joinpath(FOLDER, f"{name}.yaml").read_text("utf-8")), name)
+        return _known(name)
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -92,6 +91,11 @@ def load_hardware(name: str) -> Hardware:
     near = difflib.get_close_matches(name, hardware_names(), n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise UserError(f"--hardware {name}: not known{hint} (known: {', '.join(hardware_names())}, or a YAML file of your own)")
+
+
+@cache
+def _known(name: str) -> Hardware:
+    return hardware_from(yaml.safe_load(files("configs").joinpath(FOLDER, f"{name}.yaml").read_text("utf-8")), name)
 
 
 def hardware_from(values: Any, name: str) -> Hardware:

@@ -197,10 +197,17 @@ def impossible(job: Job, devices: int, fixed: Mapping[str, Any]) -> str:
             break
     for key in fixed:
         others = {name: value for name, value in fixed.items() if name != key}
-        if (instead := next(layouts(job, devices, others), None)) is not None:
-            lines.append(f"{key}={getattr(instead.choice, key)} instead of {key}={fixed[key]} has one")
+        values = {getattr(candidate.choice, key) for candidate in layouts(job, devices, others)}
+        if values:
+            nearest = min(values, key=lambda value: _distance(value, fixed[key]))
+            lines.append(f"{key}={nearest} instead of {key}={fixed[key]} has one")
             break
     return "\n".join(lines)
+
+
+def _distance(value: Any, wished: Any) -> float:
+    numbers = isinstance(value, int) and isinstance(wished, int) and value > 0 and wished > 0
+    return abs(math.log2(value / wished)) if numbers else 0.0
 
 
 def nearest_that_fits(job: Job, devices: int) -> Forecast | None:

@@ -50,12 +50,13 @@ def test_a_device_without_losses_reaches_the_peak():
 def test_recomputation_costs_a_forward_pass():
     """Korthikanti et al., section 5: full recomputation makes four passes of three."""
     parts = block_seconds(ideal(recompute="full"))
-    assert parts["recompute"] == pytest.approx((parts["products"] / 3 + parts["attention"] / 3.5))
+    assert parts["recompute"] == pytest.approx(parts["products"] / 3 + parts["attention"] / 3.5)
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_the_bubble_is_narayanans(ranks):
-    """Narayanan et al. (arXiv 2104.04473), section 2.2: (p - 1) / m of the ideal time, over v with v chunks; zbv leaves none."""
+    """Narayanan et al. (arXiv 2104.04473), section 2.2: (p - 1) / m of the ideal time, over v with v chunks; zbv leaves
+    none."""
     one = ideal(pipeline=ranks, microbatch=1)
     equal = [1.0] * ranks
     count = one.microbatches
@@ -67,7 +68,8 @@ def test_the_bubble_is_narayanans(ranks):
 
 @pytest.mark.parametrize("schedule, virtual", [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 3)])
 def test_the_timeline_takes_as_long_as_the_formula(schedule, virtual):
-    """Two computations of the same: ranks that work through their orders, and the closed form. The head is left out of neither."""
+    """Two computations of the same: ranks that work through their orders, and the closed form. The head is left out of
+    neither."""
     one = ideal("native", pipeline=4, pipeline_schedule=schedule, virtual_stages=virtual, shape=gpt(48, 6144, 64, 64))
     short = replace(one, batch_sequences=16)
     end = max(bar.start + bar.seconds for bar in timeline(one) if bar.what in ("forward", "backward"))
