@@ -36,8 +36,13 @@ def bandwidth(job: Job, size: int, stride: int, kind: Kind = "all_gather") -> fl
     node = job.hardware.node_devices
     members = max(1.0, min(size, node / stride))
     inner = next(own for own in reversed(job.hardware.links) if own.devices is not None) if node > 1 else link
+    # A measurement is of all nodes; a group that spans fewer has more.
+    crossed, everywhere = size * stride / node, max(1.0, job.choice.gpus / node)
     measured = getattr(job.measured, kind)
-    port = measured / node if measured else link.bandwidth * constants.network_efficiency
+    if measured:
+        port = measured / node * max(1.0, everywhere / crossed) ** constants.network_decay
+    else:
+        port = link.bandwidth * constants.network_efficiency * max(1.0, crossed / 2) ** -constants.network_decay
     return min(inner.bandwidth * constants.node_efficiency, port * members)
 
 

@@ -66,6 +66,7 @@ class Constants:
     traffic: float = 3.0
     node_efficiency: float = 0.7
     network_efficiency: float = 0.7
+    network_decay: float = 0.2
     tensor_overlap: float = 0.3
     data_overlap: float = 0.7
     layer_seconds: float = 1e-3
@@ -86,6 +87,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "traffic": (0.5, 10.0, "bytes that pointwise operators move per byte a block keeps, forward and backward"),
     "node_efficiency": (0.1, 1.0, "share of a node's link that collectives reach"),
     "network_efficiency": (0.03, 1.0, "share of the network port that collectives reach"),
+    "network_decay": (0.0, 1.5, "bandwidth between nodes falls as (nodes / 2) to the minus that"),
     "tensor_overlap": (0.0, 1.0, "share of tensor-parallel messages that hides behind products"),
     "data_overlap": (0.0, 1.0, "share of the gradients' reduction that may hide behind the last backward pass"),
     "layer_seconds": (1e-6, 2e-2, "host time for a block's launches, forward and backward: a micro-batch takes at least that"),

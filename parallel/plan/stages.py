@@ -18,6 +18,8 @@ class Content:
     layers: int
     embedding: bool
     head: bool
+    loss: bool
+    """where logits become a loss: with the head, but nanotron may put it on the next rank"""
 
 
 def contents(job: Job) -> tuple[Content, ...]:
@@ -30,7 +32,7 @@ def contents(job: Job) -> tuple[Content, ...]:
 @cache
 def _contents(shape: ModelShape, sequence: int, ranks: int, stages: int, v_shaped: bool, how: Cut) -> tuple[Content, ...]:
     if ranks == 1:
-        return (Content(shape.num_layers, True, True),)
+        return (Content(shape.num_layers, True, True, True),)
     if how == "threshold":
         return _threshold(shape, ranks)
     if how == "balanced":
@@ -41,7 +43,7 @@ def _contents(shape: ModelShape, sequence: int, ranks: int, stages: int, v_shape
     for index, size in enumerate(sizes):
         layers[2 * ranks - 1 - index if v_shaped and index >= ranks else index % ranks] += size
     last = 0 if v_shaped else ranks - 1
-    return tuple(Content(count, rank == 0, rank == last) for rank, count in enumerate(layers))
+    return tuple(Content(count, rank == 0, rank == last, rank == last) for rank, count in enumerate(layers))
 
 
 def _threshold(shape: ModelShape, ranks: int) -> tuple[Content, ...]:
@@ -59,7 +61,9 @@ def _threshold(shape: ModelShape, ranks: int) -> tuple[Content, ...]:
             head_rank = rank
         if rank + 1 < ranks and cost * ranks >= total * (rank + 1) - 1e-6 * total:
             rank += 1
-    return tuple(Content(count, index == 0, index == head_rank) for index, count in enumerate(layers))
+    # The head closes its stage too, so what follows it, at no counted cost, comes to the next rank.
+    loss_rank = min(head_rank + 1, ranks - 1)
+    return tuple(Content(count, index == 0, index == head_rank, index == loss_rank) for index, count in enumerate(layers))
 
 
 def in_flight(job: Job, rank: int) -> float:

@@ -83,17 +83,18 @@ def host_seconds(job: Job) -> float:
     return passes * (constants.layer_seconds + constants.hop_seconds * tensor + constants.network_hop_seconds * further)
 
 
-def head_seconds(job: Job) -> float:
+def head_seconds(job: Job, content: Content) -> float:
     """Seconds of the output head and the loss for one micro-batch, forward and backward."""
     words = job.shape.vocab_size / job.choice.tensor
     moved = job.constants.traffic * job.tokens * words * job.recipe.logit_bytes / 2 / job.hardware.memory_bandwidth
-    return 3 * product_seconds(job, job.tokens, job.shape.hidden_size, words, block=False) + moved
+    product = 3 * product_seconds(job, job.tokens, job.shape.hidden_size, words, block=False)
+    return product * content.head + moved * content.loss
 
 
 def rank_parts(job: Job, content: Content) -> dict[str, float]:
     """Seconds of one micro-batch on a pipeline rank, forward and backward, by part."""
     parts = {name: content.layers * seconds for name, seconds in block_seconds(job).items()}
-    parts["head"] = head_seconds(job) if content.head else 0.0
+    parts["head"] = head_seconds(job, content)
     parameters = held_parameters(job.shape, content) / job.choice.tensor
     parts["accumulation"] = parameters * job.recipe.accumulation_traffic / job.hardware.memory_bandwidth
     parts["context"] = content.layers * context_seconds(job)

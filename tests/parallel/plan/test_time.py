@@ -19,6 +19,7 @@ IDEAL = Constants(
     traffic=0.0,
     node_efficiency=1.0,
     network_efficiency=1.0,
+    network_decay=0.0,
     tensor_overlap=0.0,
     data_overlap=0.0,
     layer_seconds=0.0,
