@@ -62,6 +62,8 @@ class RunRecord:
     """the same with the attention term halved"""
     peak_memory_bytes: int | None = None
     """largest rank's peak of live tensor bytes; None where it was not measured"""
+    predicted: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """by the layout planner, before the run: peak_memory_bytes, tokens_per_second, fits"""
     device: str
     world_size: int
     wall_seconds: float = 0.0

@@ -15,7 +15,7 @@ from train.checkpoint.verify import Verified
 from train.config import Config
 from train.data.shards import Shards
 from train.folder.directory import RunDirectory
-from train.loop import console
+from train.loop import console, prediction
 from train.loop.bit_widths import draw_bit_widths, histograms
 from train.loop.loss_curve import draw_loss
 from train.loop.new_record import new_record
@@ -103,6 +103,9 @@ class RunRecorder(Recorder):
         self.directory.begin(self.record, self.shards.folder, progress.step)
         self._restore_measurements()
         console.announce(self.config, self.shards, last_step)
+        self.record.predicted = prediction.announce(
+            self.config, self.record.device, self.throughput.peak_flops_per_rank(self.world.size)
+        )
 
     def _restore_measurements(self) -> None:
         """What killed processes measured and did not come to write: time, speed and memory, from the metrics."""
@@ -168,6 +171,7 @@ class RunRecorder(Recorder):
         self.record.peak_memory_bytes = peak_memory_bytes or self.record.peak_memory_bytes
         self.record.bit_widths = histograms(bit_widths)
         draw_bit_widths(self.directory.path, self.record.bit_widths)
+        prediction.compare(self.record.predicted, peak_memory_bytes, self.throughput.tokens_per_second)
         self.directory.metrics.flush()
         draw_loss(self.directory.path, self.config)
         self.close("finished", progress, saver)

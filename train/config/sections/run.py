@@ -47,7 +47,7 @@ class TrainConfig:
     sequence: PositiveInt
     """tokens per sequence"""
     microbatch: Annotated[PositiveInt, FREE]
-    """sequences per rank and forward pass"""
+    """sequences per rank and forward pass; auto: as many as the planner finds fastest among those that fit"""
     precision: Literal["fp32", "bf16", "fp64"]
     """bf16: bf16 compute, fp32 parameters and gradient reduction; fp64 is for proving that layouts compute the same"""
     attention: Annotated[KernelName, FREE]
