@@ -40,7 +40,7 @@ class Draws:
     theta: Array
     """(draws, parameters), natural units"""
     noise: Array
-    """(draws,): one new run's deviation from the law, in the objective's residuals"""
+    """(draws,): one new run's deviation from the law: target minus law, in logarithms where the objective's residuals are"""
     wanted: int
     """draws asked for; those that did not identify the law are not among `theta`"""
 
@@ -144,7 +144,8 @@ def _over_runs(
     runs, count = len(target), len(problem.starts)
     times = random.multinomial(runs, np.full(runs, 1.0 / runs), size=count).astype(np.float64)
     corrected = residuals / np.sqrt(np.maximum(1.0 - leverage(jacobian), 0.05))
-    noise = random.choice(corrected - corrected.mean(), size=count)
+    # A residual is law minus run, a deviation run minus law. Not centred: under Huber the law is no mean of its runs.
+    noise = -random.choice(corrected, size=count)
     return problem.draws(BOOTSTRAP, target, times * problem.weights, noise, _ranks(jacobian, times) >= rank)
 
 
