@@ -99,6 +99,10 @@ def fit(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="a parameter that is known. May be repeated")
     ] = None,
     weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="how much each run counts (1 / variance)")] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="rows equal in it are points of one run (checkpoints); 'none': every row is a run"),
+    ] = None,
     loss_fit: _LossFit = None,
     bootstrap: Annotated[int, typer.Option(metavar="N", help="draws for the intervals; 0: none", min=0, max=100_000)] = 1000,
     seed: _Seed = 0,
@@ -122,7 +126,7 @@ def fit(
     chosen, held = _rows(frame, where, holdout)
     fitted = fit_law(
         chosen_law, frame, chosen=chosen, held_out=held, objective=options.objective(objective),
-        fixed=options.named_numbers(fix, "--fix"), weights=weights, bootstrap=bootstrap, seed=seed,
+        fixed=options.named_numbers(fix, "--fix"), weights=weights, group=group, bootstrap=bootstrap, seed=seed,
         law_file=str(law_file.resolve()) if law_file else None, chain=chain,
         context=common_context(frame[chosen][SOURCE].astype(str)),
     )  # fmt: skip

@@ -16,12 +16,14 @@ from scaling.fit.result import Fit, metrics, parameter_table
 from scaling.fit.solver import Objective
 from scaling.laws import find_law
 from scaling.laws.base.law import ObjectiveName
+from scaling.runs.groups import GROUP
 from scaling.runs.rows import LeftOut
 
 VERSION = 1
 DRAWS_IN_FILE = 1000
 """The most draws that a file holds."""
-_COLUMNS_IN_FILE = ("name", "parameters", "tokens", "flops", "tokens_per_parameter", "bits", "qat_fraction", "loss")
+_TEXTS = ("name", GROUP)
+_COLUMNS_IN_FILE = (*_TEXTS, "parameters", "tokens", "flops", "tokens_per_parameter", "bits", "qat_fraction", "loss")
 
 
 def as_plain(fit: Fit) -> dict[str, Any]:
@@ -224,9 +226,9 @@ def _equally_long(file: _File) -> dict[str, Any]:
         raise UserError("columns of runs, weights or draws are of different lengths; fit again")
     columns: dict[str, Any] = {"name": runs.get("name", [None] * len(file.weights))}
     for name, values in runs.items():
-        if name != "name" and any(isinstance(value, str) for value in values):
+        if name not in _TEXTS and any(isinstance(value, str) for value in values):
             raise UserError(f"runs.{name} holds text; fit again")
-        columns[name] = values if name == "name" else np.array(values, dtype=np.float64)
+        columns[name] = values if name in _TEXTS else np.array(values, dtype=np.float64)
     return columns
 
 

@@ -16,6 +16,7 @@ from scaling.fit.warnings import warnings_of
 from scaling.laws.base.columns import Columns
 from scaling.laws.base.dual import Array
 from scaling.laws.base.law import Law, ObjectiveName
+from scaling.runs.groups import GROUP, find_groups
 from scaling.runs.rows import LeftOut, remarks_on_numbers, usable_rows
 
 _SAME_OPTIMUM = 1e-6  # relative difference of objectives
@@ -68,6 +69,7 @@ def fit(
     objective: ObjectiveName | None = None,
     fixed: Mapping[str, float] | None = None,
     weights: str | None = None,
+    group: str | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
     law_file: str | None = None,
@@ -84,6 +86,7 @@ def fit(
         objective: the law's own unless given.
         fixed: parameters that are known, by name.
         weights: a column of weights; all runs weigh the same without.
+        group: a column that says which rows are points of one run; "none": every row is one. Found by itself without.
         bootstrap: draws for intervals.
         seed: of random starts and draws.
         law_file: where the law comes from, to find it again.
@@ -97,7 +100,7 @@ def fit(
     fixed = dict(fixed or {})
     law.check_values(fixed, "--fix")
     needed = needed_columns(law, frame) + ([weights] if weights else [])
-    rows = _sort_out(law, frame, needed, fixed, chosen, held_out)
+    rows = _with_groups(law, _sort_out(law, frame, needed, fixed, chosen, held_out), group)
     result, optimum = _best_fit(law, rows, Objective.of(law, objective), weights, fixed, seed)
     result = replace(result, law_file=law_file, chain=chain, context=dict(context or {}))
     result = replace(result, draws=_draws(result, optimum, bootstrap, seed))
@@ -141,6 +144,7 @@ def _draws(fit: Fit, optimum: Array, count: int, seed: int) -> Draws:
         rank=fit.rank,
         weights=fit.weights,
         fixed=frozenset(fit.fixed),
+        labels=fit.labels,
         count=count,
         seed=seed,
     )
@@ -180,6 +184,17 @@ def _sort_out(
     if len(fitted) < (max(2, free + 1) if law.optimum_of is not None else 2):
         _refuse(law, len(fitted), left_out)
     return _Rows(fitted, unseen, left_out, remarks)
+
+
+def _with_groups(law: Law, rows: _Rows, group: str | None) -> _Rows:
+    """The rows with the run that each is a point of."""
+    if law.optimum_of is not None:
+        if group is not None:
+            raise UserError(f"--group {group}: {law.name} is fitted to optima, each of several runs; leave it out")
+        return rows
+    labels, remarks = find_groups(rows.fitted, group)
+    fitted = rows.fitted.drop(columns=GROUP, errors="ignore") if labels is None else rows.fitted.assign(**{GROUP: labels})
+    return rows._replace(fitted=fitted, remarks=rows.remarks + remarks)
 
 
 def _refuse(law: Law, count: int, left_out: list[LeftOut]) -> None:

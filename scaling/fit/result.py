@@ -14,6 +14,7 @@ from scaling.fit.solver import Objective
 from scaling.laws.base.columns import SHARES, Columns
 from scaling.laws.base.dual import Array
 from scaling.laws.base.law import Law
+from scaling.runs.groups import GROUP, labels_of
 from scaling.runs.rows import LeftOut
 
 
@@ -64,6 +65,17 @@ class Fit:
     def columns(self) -> dict[str, Array]:
         """The fitted runs, as the law takes them."""
         return columns_of(self.runs, self.law.columns)
+
+    @property
+    def labels(self) -> npt.NDArray[np.intp]:
+        """Which run every point belongs to, from 0: without groups each is one."""
+        return labels_of(self.runs)
+
+    @property
+    def run_names(self) -> list[str]:
+        """What runs are called: one name for each of the `labels`."""
+        names = self.runs[GROUP if GROUP in self.runs.columns else "name"].astype(str)
+        return list(names.unique()) if GROUP in self.runs.columns else list(names)
 
     @property
     def target(self) -> Array:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from scaling.fit.intervals import BOOTSTRAP, NONE, STUDENT, leverage, visible
+from scaling.fit.intervals import BOOTSTRAP, NONE, STUDENT, group_degrees, leverage, visible
 from scaling.fit.result import Fit
 from scaling.fit.solver import solve
 from scaling.laws.base.dual import Array
@@ -124,18 +124,19 @@ def _outliers(fit: Fit) -> list[str]:
 
 
 def leave_one_out(fit: Fit, optimum: Array) -> Array:
-    """Optima (runs, parameters; solver units) of fits that leave one run out."""
-    runs = len(fit.runs)
+    """Optima (runs, parameters; solver units) of fits that leave one run out, with all its points."""
+    labels = fit.labels
+    runs = int(labels.max()) + 1
     start = visible(fit.law, optimum, fit.jacobian(), frozenset(fit.fixed), float(np.sqrt(np.mean(fit.residuals**2))))
     starts = np.repeat(start[None], runs, axis=0)
-    weights = (1.0 - np.eye(runs)) * fit.weights
+    weights = (1.0 - np.eye(runs))[:, labels] * fit.weights
     return solve(fit.law, fit.objective, fit.columns, fit.target, starts, weights=weights, fixed=frozenset(fit.fixed)).solver
 
 
 def _influence(fit: Fit, optimum: Array) -> list[str]:
     """Runs without which the law would be different, or could not be fitted."""
-    runs = len(fit.runs)
-    if not runs > fit.rank > 0 or runs > 2000 or not len(fit.draws.theta):
+    names = fit.run_names
+    if not len(names) > fit.rank > 0 or len(names) > 2000 or not len(fit.draws.theta):
         return []
     alone = np.flatnonzero(leverage(fit.jacobian()) > 0.99)
     if len(alone):
@@ -154,7 +155,7 @@ def _influence(fit: Fit, optimum: Array) -> list[str]:
             which = int(np.argmax(distance[index]))
             without = fit.law.from_solver((optimum + moved[index])[None])[0, which]
             remarks.append(
-                f"without {fit.runs['name'].iloc[index]}, {fit.law.names[which]} would be {without:.4g} instead of "
+                f"without {names[index]}, {fit.law.names[which]} would be {without:.4g} instead of "
                 f"{fit.theta[which]:.4g} ({worst[index]:.1f} standard errors)"
             )
     return remarks
@@ -162,10 +163,11 @@ def _influence(fit: Fit, optimum: Array) -> list[str]:
 
 def _intervals(fit: Fit) -> list[str]:
     draws, remarks = fit.draws, []
-    degrees = len(fit.runs) - fit.rank
+    degrees = group_degrees(fit.jacobian(), fit.labels, fit.rank)
     if draws.method == STUDENT and degrees < 5:
+        count = max(degrees, 1)
         remarks.append(
-            f"{degrees} residual degree{'s' * (degrees > 1)} of freedom: intervals are Student-t from noise of the "
+            f"{count} residual degree{'s' * (count > 1)} of freedom: intervals are Student-t from noise of the "
             "residuals' own size, and as wide as so few runs make them"
         )
     if draws.lost:
@@ -175,7 +177,7 @@ def _intervals(fit: Fit) -> list[str]:
         remarks.append(
             f"{draws.wanted} draws are few for a 95 % interval: its ends are themselves uncertain (--bootstrap 1000)"
         )
-    if draws.method == NONE and degrees > 0:
+    if draws.method == NONE and len(fit.runs) > fit.rank:
         remarks.append("no intervals were asked for (--bootstrap 0)")
     return remarks
 
