@@ -95,6 +95,7 @@ def fit(
     error: Annotated[str | None, typer.Option(metavar="COLUMN", help="the column that is the error (1 - accuracy)")] = None,
     rename: _Rename = None,
     objective: _Objective = None,
+    delta: Annotated[float | None, typer.Option(help="of Huber's loss, in log loss: 1e-3 unless given")] = None,
     fix: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="a parameter that is known. May be repeated")
     ] = None,
@@ -126,6 +127,7 @@ def fit(
     chosen, held = _rows(frame, where, holdout)
     fitted = fit_law(
         chosen_law, frame, chosen=chosen, held_out=held, objective=options.objective(objective),
+        delta=options.delta(delta, objective or chosen_law.objective),
         fixed=options.named_numbers(fix, "--fix"), weights=weights, group=group, bootstrap=bootstrap, seed=seed,
         law_file=str(law_file.resolve()) if law_file else None, chain=chain,
         context=common_context(frame[chosen][SOURCE].astype(str)),

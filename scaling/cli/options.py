@@ -92,6 +92,14 @@ def objective(name: str | None) -> "ObjectiveName | None":
     return next((one for one in known if one == name), None)
 
 
+def delta(value: float | None, objective: str) -> float | None:
+    """--delta: above 0, for the objective that has one."""
+    numbers({"--delta": value})
+    if value is not None and objective != "huber-log":
+        raise UserError(f"--delta {value:g}: {objective} has none; add --objective huber-log, or leave it out")
+    return value
+
+
 def file_of_kind(out: Path | None, *kinds: str) -> Path | None:
     """--out: a file whose name says what is written into it."""
     if out is not None and out.suffix.lower() not in kinds:

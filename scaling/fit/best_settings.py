@@ -70,14 +70,13 @@ def _best(law: Law, group: pd.DataFrame) -> tuple[float | None, str]:
     count = len(np.unique(setting))
     if count < SETTINGS:
         return None, f"{count} setting{'s' * (count != 1)} of {law.optimum_of}; a parabola needs three"
+    # Runs at one setting (other seeds) are one point, their mean: a window of repetitions would hold no parabola.
+    setting, which = np.unique(setting, return_inverse=True)
+    loss = np.bincount(which, loss) / np.bincount(which)
     axis = np.log(setting / (1.0 - setting)) if share else np.log(setting)
-    order = np.argsort(axis)
-    axis, loss = axis[order], loss[order]
     lowest = int(np.argmin(loss))
     reach = len(axis) if law.window is None else law.window // 2
-    near = slice(max(0, lowest - reach), lowest + reach + 1)
-    if len(np.unique(axis[near])) < SETTINGS:
-        near = slice(max(0, lowest - 2), lowest + 3)
+    near = slice(max(0, min(lowest - reach, len(axis) - SETTINGS)), max(lowest + reach + 1, SETTINGS))
     middle = axis[near].mean()
     curvature, slope, _ = np.polyfit(axis[near] - middle, loss[near], 2)
     vertex = middle - slope / (2.0 * curvature) if curvature > 0 else np.nan

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.plain import without_nan
 from scaling.fit.intervals import LEVEL, Draws
 from scaling.fit.result import Fit, metrics, parameter_table
-from scaling.fit.solver import Objective
+from scaling.fit.solver import HUBER_DELTA, Objective
 from scaling.laws import find_law
 from scaling.laws.base.law import ObjectiveName
 from scaling.runs.groups import GROUP
@@ -40,7 +40,7 @@ def as_plain(fit: Fit) -> dict[str, Any]:
         "law": fit.law.name,
         "n": len(fit.runs),
         "parameters": parameter_table(fit),
-        "objective": {"name": fit.objective.name, "value": fit.objective_value},
+        "objective": {"name": fit.objective.name, "value": fit.objective_value, "delta": fit.objective.delta},
         "metrics": metrics(fit),
         "holdout": held,
         "warnings": list(fit.warnings),
@@ -95,6 +95,7 @@ class _Value(_Part):
 class _Objective(_Part):
     name: ObjectiveName
     value: float
+    delta: PositiveFloat = HUBER_DELTA
 
 
 class _Intervals(_Part):
@@ -202,7 +203,7 @@ def _from_file(file: _File) -> Fit:
     return Fit(
         law=law,
         law_file=file.law_file,
-        objective=Objective.of(law, file.objective.name),
+        objective=Objective.of(law, file.objective.name, file.objective.delta),
         runs=runs,
         weights=np.array(file.weights, dtype=np.float64),
         theta=np.array([values[name] for name in law.names]),

@@ -67,6 +67,7 @@ def fit(
     chosen: "pd.Series | None" = None,
     held_out: "pd.Series | None" = None,
     objective: ObjectiveName | None = None,
+    delta: float | None = None,
     fixed: Mapping[str, float] | None = None,
     weights: str | None = None,
     group: str | None = None,
@@ -84,6 +85,7 @@ def fit(
         chosen: which rows to fit; all.
         held_out: which rows to predict instead; none.
         objective: the law's own unless given.
+        delta: of Huber's loss; 1e-3 unless given.
         fixed: parameters that are known, by name.
         weights: a column of weights; all runs weigh the same without.
         group: a column that says which rows are points of one run; "none": every row is one. Found by itself without.
@@ -101,7 +103,7 @@ def fit(
     law.check_values(fixed, "--fix")
     needed = needed_columns(law, frame) + ([weights] if weights else [])
     rows = _with_groups(law, _sort_out(law, frame, needed, fixed, chosen, held_out), group)
-    result, optimum = _best_fit(law, rows, Objective.of(law, objective), weights, fixed, seed)
+    result, optimum = _best_fit(law, rows, Objective.of(law, objective, delta), weights, fixed, seed)
     result = replace(result, law_file=law_file, chain=chain, context=dict(context or {}))
     result = replace(result, draws=_draws(result, optimum, bootstrap, seed))
     result = replace(result, holdout=_predict_held_out(result, rows.held_out))

@@ -92,7 +92,7 @@ def _hat_root(jacobian: Array) -> Array:
 
 
 def group_degrees(jacobian: Array, labels: Array, rank: int) -> int:
-    """Degrees of freedom of as many runs as there are labels: runs less the numbers that only differences between runs determine.
+    """Degrees of freedom of labelled runs: their count less the numbers that only differences between runs determine.
 
     A number that the points of single runs determine (an exponent of tokens, from checkpoints) costs no run. With a run to
     every point these are points less `rank`.

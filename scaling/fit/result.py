@@ -211,7 +211,8 @@ def parameter_table(fit: Fit) -> dict[str, dict[str, float]]:
     table = {}
     for name, value in fit.values().items():
         low, high = (float(bound) for bound in fit.draws.interval(drawn[name]))
-        if name in unknown or (name in fit.law.derived and unknown):
+        at_bound = low == high and len(fit.draws.theta) > 1  # every refit stopped at one: that says nothing about it
+        if name in unknown or (name in fit.law.derived and unknown) or at_bound:
             low = high = math.nan
         if name in fit.fixed:
             low = high = value

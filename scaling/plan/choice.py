@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scaling.laws.base.budget import Budget
+from scaling.laws.base.columns import FULL_BITS
 
 GIB = 2.0**30
-FULL_BITS = 16.0
-"""Bits of a weight that is not quantized."""
 
 
 def most_parameters(memory_gib: float | None, bits: float | None) -> float | None:

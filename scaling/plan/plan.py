@@ -12,9 +12,9 @@ from common.errors import UserError
 from scaling.fit.result import Fit
 from scaling.fit.warnings import extrapolation, far_columns
 from scaling.laws.base.budget import Budget
-from scaling.laws.base.columns import from_size_and_tokens
+from scaling.laws.base.columns import FULL_BITS, from_size_and_tokens
 from scaling.laws.base.law import ERROR, QUANTIZATION, RATE, SIZE
-from scaling.plan.choice import FULL_BITS, GIB, Choice, Plan, most_parameters
+from scaling.plan.choice import GIB, Choice, Plan, most_parameters
 from scaling.plan.ladder import WORTH, ladder
 from scaling.plan.roles import by_role, loss_laws
 from scaling.plan.train_command import NO_FRACTION

@@ -28,8 +28,9 @@ def find_groups(frame: pd.DataFrame, group: str | None) -> tuple[pd.Series | Non
     if group is not None:
         if group not in frame.columns:
             raise UserError(f"--group {group}: no such column; columns: {listed(frame.columns)}")
-        labels = frame[group].astype(str)
-        missing = frame[group].isna()
+        written = frame.attrs.get("texts", {}).get(group, {})
+        labels = pd.Series([str(written.get(index, value)) for index, value in frame[group].items()], index=frame.index)
+        missing = frame[group].isna() & ~frame.index.isin(list(written))
         labels[missing] = "row " + labels.index[missing].astype(str)
         return (labels if labels.duplicated().any() else None), []
     names = frame["name"].astype(str)
@@ -75,7 +76,8 @@ def _looks_like_checkpoints(frame: pd.DataFrame) -> list[str]:
         and not pd.api.types.is_numeric_dtype(frame[column])
         and curves <= frame[column].nunique() < len(frame) / 3
     ]  # fmt: skip
+    column = texts[0] if texts else "COLUMN, the column that names the run"
     return [
-        f"{rows} of {len(frame)} rows look like checkpoints of {curves} runs (even steps of tokens at one size): intervals take "
-        f"them for independent runs and are too narrow. Type --group {texts[0] if texts else 'COLUMN, the column that names the run'}"
+        f"{rows} of {len(frame)} rows look like checkpoints of {curves} runs (even steps of tokens at one size): intervals "
+        f"take them for independent runs and are too narrow. Type --group {column}"
     ]

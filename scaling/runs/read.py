@@ -87,8 +87,9 @@ def _assign(frame: pd.DataFrame, new: str, old: str, option: str) -> None:
     """Make a column from another, or from an expression."""
     if old in frame.columns:
         frame[new] = frame[old]
-        odd = frame.attrs.get("not_numbers", {})
-        frame.attrs["not_numbers"] = odd | ({new: odd[old]} if old in odd else {})
+        for kind in ("not_numbers", "texts"):
+            known = frame.attrs.get(kind, {})
+            frame.attrs[kind] = known | ({new: known[old]} if old in known else {})
         return
     try:
         frame[new] = evaluate(old, make_numeric(frame))

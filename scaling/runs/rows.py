@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scaling.laws.base.columns import SHARES
+from scaling.laws.base.columns import PHASES, SHARES
 from scaling.record import STATUSES
 from scaling.runs.columns import FOLLOWS_FROM, SOURCE
 
@@ -48,6 +48,8 @@ def usable_rows(frame: pd.DataFrame, needed: Iterable[str]) -> tuple[pd.DataFram
         mark(pd.Series(np.isinf(values), index=frame.index), f"{column} is infinite")
         if column in SHARES:
             mark((values < 0) | (values > 1), f"{column} is " + shown + "; it must be a share between 0 and 1")
+        elif column in PHASES:
+            mark(values < 0, f"{column} is " + shown + "; it must not be below 0")
         else:
             mark(values <= 0, f"{column} is " + shown + "; it must be above 0")
     plain = [column for column in frame.columns if column != SOURCE]

@@ -19,7 +19,8 @@ from common.errors import UserError
 from scaling.fit.file import to_json
 from scaling.fit.result import Fit
 from scaling.fit.simulate import Simulation
-from scaling.plan.choice import FULL_BITS, Choice, Plan
+from scaling.laws.base.columns import FULL_BITS
+from scaling.plan.choice import Choice, Plan
 from scaling.plan.train_command import command
 from scaling.runs.rows import LeftOut, usable_rows
 from scaling.show.destination import writing
