@@ -48,6 +48,16 @@ def named_numbers(words: Sequence[str] | None, option: str) -> dict[str, float]:
     return values
 
 
+def names(text: str | None, option: str) -> tuple[str, ...]:
+    """A list of columns, A,B,..."""
+    if text is None:
+        return ()
+    chosen = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not chosen:
+        raise UserError(f"{option} {text!r} names no column; type {option} parameters,tokens")
+    return chosen
+
+
 def draws(count: int, *, none_allowed: bool) -> int:
     """How many refits for intervals: as many as a 95 % interval needs, or none where that is a choice."""
     from scaling.fit.intervals import FEWEST_DRAWS

@@ -48,6 +48,8 @@ class Draws:
     """(draws,): one new run's deviation from the law: target minus law, in logarithms where the objective's residuals are"""
     wanted: int
     """draws asked for; those that did not identify the law are not among `theta`"""
+    drift: Array | None = None
+    """(draws,): the law's own error for each unit of distance beyond the runs, like `noise`; None: it is taken to be true"""
 
     @property
     def lost(self) -> int:
@@ -59,7 +61,10 @@ class Draws:
         if not len(values):
             nothing = np.full(values.shape[1:], np.nan)
             return nothing, nothing
-        low, high = np.nanquantile(values, QUANTILES, axis=0)
+        # Student-t draws are lost where they are extreme: they count as outside, half of them on either side.
+        outside = self.lost / self.wanted if self.method == STUDENT and self.wanted else 0.0
+        tail = max(0.0, (QUANTILES[0] - outside / 2.0) / (1.0 - outside))
+        low, high = np.nanquantile(values, (tail, 1.0 - tail), axis=0)
         return low, high
 
 
@@ -189,7 +194,7 @@ def _over_runs(
     times = random.multinomial(runs, np.full(runs, 1.0 / runs), size=count).astype(np.float64)[:, labels]
     # A residual is law minus run, a deviation run minus law. Not centred: under Huber the law is no mean of its runs.
     noise = -random.choice(residuals, size=count)
-    return problem.draws(BOOTSTRAP, target, times * problem.weights, noise, _ranks(jacobian, times) >= rank)
+    return problem.draws(BOOTSTRAP, target, times * problem.weights, noise, ranks(jacobian, times) >= rank)
 
 
 def _student_over_runs(
@@ -216,7 +221,7 @@ def _student(problem: _Problem, fitted: Array, residuals: Array, degrees: int, r
     return problem.draws(STUDENT, targets, problem.weights, scale * random.normal(size=count))
 
 
-def _ranks(jacobian: Array, times: Array) -> Array:
+def ranks(jacobian: Array, times: Array) -> Array:
     """How many numbers each resample determines: the rank of the Jacobian whose rows are taken so many `times`."""
     scaled = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
     products = np.matmul(times, (scaled[:, :, None] * scaled[:, None, :]).reshape(len(scaled), -1))

@@ -67,7 +67,10 @@ def _picture(fit: Fitted) -> Picture:
 PRECISION = Law(
     name="precision",
     formula=precision,
-    text="loss = E + A / (parameters (1 - e^(-bits / weights)) (1 - e^(-activation bits / activations)))^alpha + B / tokens^beta",
+    text=(
+        "loss = E + A / effective^alpha + B / tokens^beta,  effective = parameters (1 - e^(-bits / weights))"
+        " (1 - e^(-activation_bits / activations))"
+    ),
     source="Kumar et al., arXiv 2411.04330, equation 3 (without a width of the KV cache)",
     needs="several sizes, lengths and widths of weights and of activations",
     parameters={

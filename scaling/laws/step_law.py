@@ -6,7 +6,7 @@ import numpy as np
 
 from scaling.laws.base.columns import Columns, one_size
 from scaling.laws.base.law import RATE, Law, Parameter
-from scaling.laws.base.picture import Fitted, Line, Panel, Picture, Points, groups
+from scaling.laws.base.picture import Fitted, Line, Panel, Picture, Points, groups, sweeps
 
 
 def step_law(parameters: Any, tokens: Any, *, a: Any, b: Any, c: Any) -> Any:  # noqa: D103
@@ -29,6 +29,7 @@ def _picture(fit: Fitted) -> Picture:
     return Picture(
         caption="The best learning rate for each size and length: one line for every size.",
         panels=(
+            *sweeps(fit, "peak_learning_rate", "sweeps and their parabolas"),
             Panel(
                 marks=tuple(marks),
                 xlabel="tokens",
@@ -38,6 +39,7 @@ def _picture(fit: Fitted) -> Picture:
                 log="xy",
             ),
         ),
+        width=12 if len(fit.sweeps) else 8,
     )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from common.bits import BITS
 from common.errors import UserError
 from scaling.fit.result import Fit
-from scaling.fit.warnings import extrapolation, far_columns
+from scaling.fit.warnings import REACH, extrapolation, far_columns
 from scaling.laws.base.budget import Budget
 from scaling.laws.base.columns import FULL_BITS, from_size_and_tokens
 from scaling.laws.base.law import ERROR, QUANTIZATION, RATE, SIZE
@@ -54,6 +54,9 @@ def plan(
     optimum, source = _optimum(roles, widths, request)
     of_sizes = source is roles.get(SIZE) and source.law.target == "loss"
     alternatives = _alternatives(source, request.budget, optimum, request.cap(optimum.bits)) if of_sizes else ()
+    far = optimum
+    if of_sizes:
+        optimum = _within_reach(source, optimum, request)
     steps, before, after, none = _ladder(source, optimum, ladder_share * flops, of_sizes)
 
     def complete(choice: Choice) -> Choice:
@@ -70,7 +73,7 @@ def plan(
         ladder_before=before,
         ladder_after=after,
         no_ladder=none,
-        warnings=tuple(_warnings(roles, source, optimum, widths, request)),
+        warnings=tuple(_held_back(source, far, optimum) + _warnings(roles, source, optimum, widths, request)),
         context=next((fit.context for fit in fits if fit.context), {}),
         memory_gib=memory_gib,
         batch_tokens=batch_tokens,
@@ -127,6 +130,31 @@ def _optimum(roles: Mapping[str, Fit], widths: Sequence[Choice], request: _Reque
     source = quantized or sizing
     assert source is not None
     return replace(min(widths, key=lambda choice: choice.loss or np.inf), name="optimum"), source
+
+
+def _within_reach(fit: Fit, optimum: Choice, request: _Request) -> Choice:
+    """The best run whose tokens per parameter are no further from the fitted ones than a law is believed (`REACH`)."""
+    known = fit.runs["tokens_per_parameter"] if "tokens_per_parameter" in fit.runs.columns else None
+    if known is None:
+        return optimum
+    reach, ratio = REACH["tokens_per_parameter"], optimum.tokens / optimum.parameters
+    nearest = float(np.clip(ratio, known.min() / reach, known.max() * reach))
+    size = float(request.budget.size(nearest))
+    cap = request.cap(optimum.bits)
+    if nearest == ratio or (cap is not None and size > cap):
+        return optimum
+    return _choice(fit, optimum.name, size, nearest * size, optimum.loss, bits=optimum.bits)
+
+
+def _held_back(fit: Fit, far: Choice, optimum: Choice) -> list[str]:
+    """A remark where the law's own optimum lies too far from the fitted runs to be planned."""
+    if far.parameters == optimum.parameters:
+        return []
+    known, ratio = fit.runs["tokens_per_parameter"], far.tokens / far.parameters
+    return [
+        f"the law's own optimum, {far.parameters:.3g} parameters at {ratio:.3g} tokens per parameter, lies far from the "
+        f"{known.min():.3g} to {known.max():.3g} of the fitted runs, where nothing checks it: planned is the best near them"
+    ]
 
 
 def _best(fit: Fit, request: _Request, bits: float | None) -> Choice:

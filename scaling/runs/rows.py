@@ -1,14 +1,15 @@
 """Which rows a law can use, why others are left out, and what looks wrong about the numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from common.errors import UserError
 from scaling.laws.base.columns import PHASES, SHARES
 from scaling.record import STATUSES
-from scaling.runs.columns import FOLLOWS_FROM, SOURCE
+from scaling.runs.columns import FOLLOWS_FROM, SOURCE, listed
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,19 @@ def _unfinished(frame: pd.DataFrame) -> pd.Series:
 
 def _duplicated(frame: pd.DataFrame) -> pd.Series:
     return frame.astype(str).duplicated()
+
+
+def best_rows(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Of rows that are equal in some columns, the one of lowest loss: the best of a sweep over anything else.
+
+    Raises:
+        UserError: there is no such column, or no loss to be lowest.
+    """
+    for column in (*columns, "loss"):
+        if column not in frame.columns:
+            why = "no such column" if column != "loss" else "there is no column loss, by which the best is known"
+            raise UserError(f"--best-per {','.join(columns)}: {why} ({column}); columns: {listed(frame.columns)}")
+    return frame.loc[frame.groupby(list(columns), dropna=False)["loss"].idxmin().sort_values()]
 
 
 def remarks_on_numbers(frame: pd.DataFrame, needed: Iterable[str]) -> list[str]:

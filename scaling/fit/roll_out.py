@@ -1,0 +1,86 @@
+"""Roll-outs: the law, fitted without its largest runs, forecasts them. Their misses say how far off the law itself is.
+
+Noise and uncertain parameters explain some of a miss. The rest is the law's own error, which grows with the distance beyond
+the fitted runs: its scale, per unit of logarithmic distance, widens every forecast in proportion to how far out it lies.
+Rolling origins: Tashman, International Journal of Forecasting 16, 2000.
+"""
+
+import numpy as np
+
+from scaling.fit.coordinates import Coordinates, beyond, coordinates, table_of
+from scaling.fit.intervals import ranks, visible
+from scaling.fit.result import Fit, RollOut
+from scaling.fit.solver import solve
+from scaling.laws.base.dual import Array
+
+DOWNWARDS = ("loss",)
+"""Directions in which forecasts go to smaller numbers."""
+_LEVELS, _SHARES = 9, (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_SAME = 0.05  # values whose logarithms are no further apart are one level
+_FEWEST = 0.3  # of the runs, that a roll-out may be fitted to
+
+
+def roll_outs(fit: Fit, optimum: Array) -> tuple[RollOut, ...]:
+    """Every roll-out of a fit whose optimum, in solver units, is given: all refits at once, each from the optimum."""
+    places, table = coordinates(fit.columns), table_of(fit.columns)
+    cuts = [(name, keep) for name, place in places.items() for keep in _cuts(name, place)]
+    labels = fit.labels
+    fewest = max(_FEWEST * len(labels), fit.rank + 2)
+    cuts = [cut for cut in cuts if cut[1].sum() >= fewest and len(np.unique(labels[cut[1]])) >= min(3, labels.max() + 1)]
+    if not cuts or fit.rank == 0 or len(fit.runs) <= fit.rank:
+        return ()
+    kept = np.array([keep for _, keep in cuts], dtype=np.float64)
+    start = visible(fit.law, optimum, fit.jacobian(), frozenset(fit.fixed), float(np.sqrt(np.mean(fit.residuals**2))))
+    starts = np.repeat(start[None], len(cuts), axis=0)
+    refits = solve(
+        fit.law, fit.objective, fit.columns, fit.target, starts, weights=kept * fit.weights, fixed=frozenset(fit.fixed)
+    )
+    theta = fit.law.from_solver(refits.solver)
+    good = (ranks(fit.jacobian(), kept) >= fit.rank) & np.isfinite(theta).all(axis=1)
+    ends = {name: np.min if name in DOWNWARDS else np.max for name in places}
+    return tuple(
+        _roll_out(fit, places, name, float(ends[name](table[name].to_numpy()[keep])), keep, theta[index])
+        for index, (name, keep) in enumerate(cuts)
+        if good[index]
+    )
+
+
+def _cuts(name: str, place: Array) -> list[Array]:
+    """Which runs lie below a limit on a direction: after every level, or at shares of many different values."""
+    place = -place if name in DOWNWARDS else place
+    order = np.sort(place)
+    ends = order[np.r_[np.diff(order) > _SAME, True]]
+    limits = np.quantile(place, _SHARES) if len(ends) > _LEVELS else ends[:-1]
+    chosen = [place <= limit + 1e-9 for limit in np.unique(limits)]
+    return [keep for keep in chosen if not keep.all()]
+
+
+def _roll_out(fit: Fit, places: Coordinates, name: str, limit: float, keep: Array, theta: Array) -> RollOut:
+    forecast = fit.law.value(theta[None], fit.columns)[0]
+    misses = fit.objective.residuals(forecast, fit.target)
+    gradient = fit.gradient(fit.columns, theta)
+    scale = np.maximum(np.linalg.norm(gradient[keep], axis=0), 1e-300)
+    inverse = np.linalg.pinv((gradient[keep] / scale).T @ (gradient[keep] / scale), rcond=1e-9)
+    uncertain = np.sum((gradient / scale @ inverse) * (gradient / scale), axis=1)
+    noise = float(np.sum(misses[keep] ** 2)) / max(1, int(keep.sum()) - fit.rank)
+    distances = beyond(
+        {axis: place[~keep] for axis, place in places.items()}, {axis: place[keep] for axis, place in places.items()}
+    )
+    return RollOut(
+        column=name,
+        limit=limit,
+        runs=int((~keep).sum()),
+        miss=float(np.median(fit.target[~keep] / forecast[~keep] - 1.0)),
+        beyond=float(distances.max()),
+        squared=float(np.mean(misses[~keep] ** 2)),
+        expected=float(np.mean(noise * (1.0 + uncertain[~keep]))),
+        distance=float(np.mean(distances**2)),
+    )
+
+
+def drift(fit: Fit, seed: int) -> Array | None:
+    """Draws of the law's own error for each unit of distance, in the objective's residuals; None without roll-outs or draws."""
+    count = len(fit.draws.theta)
+    if not count or not fit.roll_outs:
+        return None
+    return np.zeros(count)
