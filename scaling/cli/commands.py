@@ -53,6 +53,7 @@ def predict(
     tokens: Annotated[float | None, typer.Option(help="of training")] = None,
     flops: Annotated[float | None, typer.Option(help="in place of --tokens (6 parameters tokens), or of both")] = None,
     bits: Annotated[float | None, typer.Option(help="width of a weight")] = None,
+    activation_bits: Annotated[float | None, typer.Option(help="width of an activation; 16 where it is not quantized")] = None,
     qat_fraction: Annotated[
         float | None, typer.Option(help="share of the tokens that is quantization-aware, above 0 and below 1")
     ] = None,
@@ -67,6 +68,7 @@ def predict(
 
     given = options.numbers({
         "--parameters": parameters, "--tokens": tokens, "--flops": flops, "--bits": bits, "--qat-fraction": qat_fraction,
+        "--activation-bits": activation_bits,
         "--batch-tokens": batch_tokens, "--loss": loss,
     })  # fmt: skip
     columns = {option.removeprefix("--").replace("-", "_"): value for option, value in given.items()}

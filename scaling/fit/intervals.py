@@ -49,7 +49,7 @@ class Draws:
     wanted: int
     """draws asked for; those that did not identify the law are not among `theta`"""
     drift: Array | None = None
-    """(draws,): the law's own error for each unit of distance beyond the runs, like `noise`; None: it is taken to be true"""
+    """(draws,): the law's own error one unit of distance beyond the runs, like `noise`; None: it is taken to be true"""
 
     @property
     def lost(self) -> int:

@@ -53,7 +53,7 @@ class RollOut:
     expected: float
     """what noise and uncertain parameters let it be"""
     distance: float
-    """mean square of the distances"""
+    """mean of the distances"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,7 @@ class Fit:
             return noise
         own = {name: columns[name] for name in self.law.columns}
         distance = beyond(coordinates(own), coordinates(self.columns))
-        return np.asarray(noise + self.draws.drift[:, None] * distance)
+        return np.asarray(noise + self.draws.drift[:, None] * np.sqrt(distance))
 
     def _unknown(self, columns: Columns) -> npt.NDArray[np.bool_]:
         """Which forecasts move along a direction that the runs say nothing about."""

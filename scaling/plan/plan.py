@@ -111,7 +111,7 @@ def _request(
         )
     batches = [fit.context["config"].get("train.batch_tokens") for fit in fits if "config" in fit.context]
     batch = batch_tokens or (float(batches[0]) if batches and batches[0] else None)
-    if RATE in roles and batch is None:
+    if RATE in roles and batch is None and "batch_tokens" in roles[RATE].law.columns:
         raise UserError("the best learning rate depends on the batch, which the fitted runs do not say: type --batch-tokens B")
     return _Request(budget, memory_gib, bits, batch)
 
@@ -184,7 +184,8 @@ def _choice(fit: Fit, name: str, parameters: float, tokens: float, best: float |
     columns = {key: np.array([value]) for key, value in from_size_and_tokens(parameters, tokens).items()}
     if "bits" in fit.law.columns:
         share = more["qat_fraction"]
-        columns |= {"bits": np.array([more["bits"]]), "qat_tokens": share * columns["tokens"]}
+        columns |= {"bits": np.array([more["bits"]]), "activation_bits": np.array([FULL_BITS])}
+        columns["qat_tokens"] = share * columns["tokens"]
         columns["fp_tokens"] = columns["tokens"] - columns["qat_tokens"]
     forecast = fit.predict(columns)
     loss, low, high = (float(values[0]) for values in (forecast.value, forecast.low, forecast.high))
@@ -268,7 +269,7 @@ def _with_more(choice: Choice, roles: Mapping[str, Fit], source: Fit, batch: flo
     elif error is not None and choice.loss is not None:
         more["error"] = float(error.predict({"loss": np.array([choice.loss])}).value[0])
     if rate is not None:
-        forecast = rate.predict(columns | {"batch_tokens": np.array([batch])})
+        forecast = rate.predict(columns | ({} if batch is None else {"batch_tokens": np.array([batch])}))
         more["learning_rate"] = float(forecast.value[0])
         low, high = float(forecast.law_low[0]), float(forecast.law_high[0])
         more |= {"learning_rate_low": low, "learning_rate_high": high} if np.isfinite(low) else {}

@@ -4,17 +4,35 @@ from typing import Any
 
 import numpy as np
 
-from scaling.laws.base.columns import Columns
-from scaling.laws.base.law import Law, Parameter
+from scaling.laws.base.budget import BestRuns, Budget, best_ratios
+from scaling.laws.base.columns import FULL_BITS, Columns
+from scaling.laws.base.dual import Array
+from scaling.laws.base.law import QUANTIZATION, Law, Parameter
 from scaling.laws.base.picture import Fitted, Line, Panel, Picture, Points, groups
 
+_ALL = 1.0  # of the tokens are quantization-aware
 
-def precision(  # noqa: D103
+
+def effective_size(  # noqa: D103
     parameters: Any, tokens: Any, bits: Any, activation_bits: Any, *,
     E: Any, A: Any, B: Any, alpha: Any, beta: Any, weights: Any, activations: Any,
 ) -> Any:  # fmt: skip
     kept = (1.0 - np.exp(-bits / weights)) * (1.0 - np.exp(-activation_bits / activations))
     return E + A * (parameters * kept) ** -alpha + B * tokens**-beta
+
+
+def _best_runs(
+    theta: Array, budget: Budget, *, cap: float | None = None, bits: float | None = None, quick: bool = False
+) -> BestRuns:
+    """With activations in full precision, quantized from the first step."""
+    widths = {"bits": np.asarray(bits), "activation_bits": np.asarray(FULL_BITS)}
+
+    def value(vectors: Array, columns: Columns) -> Array:
+        return EFFECTIVE_SIZE.value(vectors, {**columns, **widths})
+
+    ratio, loss = best_ratios(value, theta, budget, cap)
+    size = budget.size(ratio)
+    return BestRuns(parameters=size, tokens=ratio * size, loss=loss, qat_fraction=np.full(len(theta), _ALL))
 
 
 def _few_widths(columns: Columns) -> list[str]:
@@ -64,9 +82,9 @@ def _picture(fit: Fitted) -> Picture:
     )
 
 
-PRECISION = Law(
-    name="precision",
-    formula=precision,
+EFFECTIVE_SIZE = Law(
+    name="effective-size",
+    formula=effective_size,
     text=(
         "loss = E + A / effective^alpha + B / tokens^beta,  effective = parameters (1 - e^(-bits / weights))"
         " (1 - e^(-activation_bits / activations))"
@@ -83,6 +101,8 @@ PRECISION = Law(
         "activations": Parameter(starts=(1.0, 3.0), log=True),
     },
     remarks=_few_widths,
+    answers=QUANTIZATION,
+    best=_best_runs,
     picture=_picture,
     truth={"E": 1.9, "A": 300.0, "B": 2500.0, "alpha": 0.33, "beta": 0.38, "weights": 2.6, "activations": 2.2},
     design=_study,
