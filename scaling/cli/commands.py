@@ -151,6 +151,9 @@ def simulate(
     noise: Annotated[
         float | None, typer.Option(help="standard deviation (log of the loss, or the target's unit)", min=0.0)
     ] = None,
+    noise_kind: Annotated[
+        str, typer.Option(help="gaussian, skewed, growing (towards small runs) or shared (by runs of one size, as checkpoints)")
+    ] = "gaussian",
     design: Annotated[
         list[Path] | None, typer.Option(metavar="DATA", help="take the runs of a study from a file; the law's own unless given")
     ] = None,
@@ -176,16 +179,17 @@ def simulate(
     values = options.named_numbers(truth, "--truth")
     options.file_of_kind(out, ".csv")
     options.draws(bootstrap, none_allowed=False)
+    options.noise_kind(noise_kind)
     columns = None
     if design:
         frame = read_runs(design, rename or [])
         columns = design_from(frame[select(frame, where, "--where")], chosen)
     if out is not None:
-        _write_study(chosen, values, columns, noise, seed, out)
+        _write_study(chosen, values, columns, noise, noise_kind, seed, out)
         return
     with tables.progress(sets) as advance:
         simulated = simulate_law(
-            chosen, truth=values, columns=columns, noise=noise, sets=sets, bootstrap=bootstrap, seed=seed,
+            chosen, truth=values, columns=columns, noise=noise, kind=noise_kind, sets=sets, bootstrap=bootstrap, seed=seed,
             objective=options.objective(objective), progress=advance,
         )  # fmt: skip
     if json:
@@ -195,7 +199,7 @@ def simulate(
 
 
 def _write_study(
-    law: "Law", truth: dict[str, float], columns: "Columns | None", noise: float | None, seed: int, out: Path
+    law: "Law", truth: dict[str, float], columns: "Columns | None", noise: float | None, kind: str, seed: int, out: Path
 ) -> None:
     import numpy as np
 
@@ -204,7 +208,7 @@ def _write_study(
 
     law.check_values(truth, "--truth")
     runs = columns or (law.design() if law.design else {})
-    drawn = study(law, {**law.truth, **truth}, runs, law.noise if noise is None else noise, np.random.default_rng(seed))
+    drawn = study(law, {**law.truth, **truth}, runs, law.noise if noise is None else noise, np.random.default_rng(seed), kind)
     with writing(out):
         drawn.to_csv(out, index=False)
     print(f"written: {out} ({len(drawn)} runs)", file=sys.stderr)

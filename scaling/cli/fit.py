@@ -180,7 +180,7 @@ def compare(
     data = [Path(word) for word in words if Path(word).exists()]
     laws = [find_law(name, law_file) for name in names]
     if len(laws) < 2 or not data:
-        raise UserError("compare takes two laws or more, then runs: scaling compare chinchilla over-training runs.csv")
+        raise UserError("compare takes two laws or more, then runs: scaling compare LAW LAW runs.csv")
     frame = read_runs(data, rename or [], {"loss": loss})
     for law in laws:
         _check_columns(law, frame, data, None, None)

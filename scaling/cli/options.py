@@ -110,6 +110,15 @@ def delta(value: float | None, objective: str) -> float | None:
     return value
 
 
+def noise_kind(name: str) -> str:
+    """--noise-kind: one that simulations know."""
+    from scaling.fit.simulate import NOISES
+
+    if name not in NOISES:
+        raise UserError(f"--noise-kind {name}: choose {', '.join(NOISES)}")
+    return name
+
+
 def file_of_kind(out: Path | None, *kinds: str) -> Path | None:
     """--out: a file whose name says what is written into it."""
     if out is not None and out.suffix.lower() not in kinds:

@@ -11,8 +11,8 @@ from scaling.laws.base.dual import Array
 POOR_R2 = 0.9
 MISSED = 2.0
 """How many times the miss of a roll-out may be what noise and uncertain parameters explain (root mean squares)."""
-WORTH = 0.005
-"""A miss or a trend below this share of the target is none."""
+WORTH, BENT = 0.005, 0.002
+"""A miss, or a trend, below this share of the target is none."""
 _PARTS, _PERMUTATIONS, _CHANCE, _SHARE = 3, 999, 0.003, 0.2
 _FEWEST = 12  # runs, for three parts that say something
 
@@ -78,7 +78,7 @@ def _trends(fit: Fit) -> list[str]:
             continue  # points of one run differ in it: their noise goes together, and looks like a trend
         parts = np.digitize(middle, np.quantile(middle, np.arange(1, _PARTS) / _PARTS), right=True)
         means, share, chance = _explained(np.bincount(labels, off) / size, parts, random)
-        if chance <= _CHANCE and share >= _SHARE and np.abs(means).max() > WORTH:
+        if chance <= _CHANCE and share >= _SHARE and np.abs(means).max() > BENT:
             found.append((share, name, means))
     return [_bend(name, means) for _, name, means in sorted(found, reverse=True)[:1]]
 

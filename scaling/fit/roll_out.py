@@ -22,6 +22,7 @@ together, so that chance alone often makes them a little larger. Chosen, like `D
 coverage of public studies and of simulated laws that are only nearly true (docs/benchmarks/scaling_laws.md)."""
 DEGREES = 4
 """Of Student's t: as many directions have roll-outs of their own."""
+_ABSOLUTE = np.pi / 2.0  # variance of a median over that of a mean
 _ROOT = 1.4826  # median absolute deviation to standard deviation
 _SAME = 0.05  # values whose logarithms are no further apart are one level
 _FEWEST = 0.3  # of the runs, that a roll-out may be fitted to
@@ -70,6 +71,8 @@ def _roll_out(fit: Fit, places: Coordinates, name: str, limit: float, keep: Arra
     inverse = np.linalg.pinv((gradient[keep] / scale).T @ (gradient[keep] / scale), rcond=1e-9)
     uncertain = np.sum((gradient[~keep] / scale @ inverse) * (gradient[~keep] / scale), axis=1)
     noise = _square(fit.residuals) * len(keep) / max(1, len(keep) - fit.rank)
+    # Points of one run go together at worst, and Huber's loss, nearly the absolute one, is less precise than least squares.
+    uncertain *= len(keep) / (fit.labels.max() + 1) * (_ABSOLUTE if fit.objective.name == "huber-log" else 1.0)
     distances = beyond(
         {axis: place[~keep] for axis, place in places.items()}, {axis: place[keep] for axis, place in places.items()}
     )
@@ -94,15 +97,26 @@ def drift(fit: Fit, seed: int) -> Array | None:
     """Draws of the law's own error one unit of distance out, in the objective's residuals; None without roll-outs or draws.
 
     The part of each roll-out's mean square miss that exceeds `EXPLAINED` times the expected one, over the mean distance, is
-    averaged within each direction and then over directions. Its root is the scale of Student-t draws of `DEGREES` degrees.
+    averaged within each direction (where roll-outs that go far and expect little count more), and then over directions.
+    The root is the scale of Student-t draws of `DEGREES` degrees.
     """
     count = len(fit.draws.theta)
     if not count or not fit.roll_outs:
         return None
-    directions: dict[str, list[float]] = {}
+    directions: dict[str, list[tuple[float, float]]] = {}
     for one in fit.roll_outs:
-        excess = max(0.0, one.squared - EXPLAINED * one.expected) / max(one.distance, 1e-12)
-        directions.setdefault(one.column, []).append(excess)
-    scale = np.sqrt(np.mean([np.mean(values) for values in directions.values()]))
+        if one.distance > 0 and one.expected > 0:
+            excess = max(0.0, one.squared - EXPLAINED * one.expected) / one.distance
+            directions.setdefault(one.column, []).append((excess, one.distance / one.expected))
+    if not directions:
+        return None
+    squares = [_weighted(pairs) for pairs in directions.values()]
+    scale = float(np.sqrt(np.mean(squares)))
     random = np.random.default_rng([seed, count])  # noise of the same seed must not go hand in hand
     return np.asarray(scale * random.standard_t(DEGREES, size=count))
+
+
+def _weighted(pairs: list[tuple[float, float]]) -> float:
+    """The mean of first numbers, weighted by the second."""
+    values, weights = np.array(pairs).T
+    return float(np.average(values, weights=weights))

@@ -58,6 +58,8 @@ class Plan:
     optimum: Choice
     parameters_range: tuple[float, float] | None
     """95 % interval of the best size"""
+    near: Choice | None = None
+    """the best run at tokens per parameter near those of the fitted runs, where the optimum's lie far from them"""
     alternatives: tuple[Choice, ...] = ()
     widths: tuple[Choice, ...] = ()
     ladder: tuple[Choice, ...] = ()

@@ -54,9 +54,7 @@ def plan(
     optimum, source = _optimum(roles, widths, request)
     of_sizes = source is roles.get(SIZE) and source.law.target == "loss"
     alternatives = _alternatives(source, request.budget, optimum, request.cap(optimum.bits)) if of_sizes else ()
-    far = optimum
-    if of_sizes:
-        optimum = _within_reach(source, optimum, request)
+    near = _within_reach(source, optimum, request) if of_sizes else None
     steps, before, after, none = _ladder(source, optimum, ladder_share * flops, of_sizes)
 
     def complete(choice: Choice) -> Choice:
@@ -66,6 +64,7 @@ def plan(
     return Plan(
         budget=request.budget,
         optimum=optimum,
+        near=None if near is None else complete(near),
         parameters_range=_size_range(source, optimum, request),
         alternatives=tuple(map(complete, alternatives)),
         widths=tuple(map(complete, widths)),
@@ -73,7 +72,7 @@ def plan(
         ladder_before=before,
         ladder_after=after,
         no_ladder=none,
-        warnings=tuple(_held_back(source, far, optimum) + _warnings(roles, source, optimum, widths, request)),
+        warnings=tuple(_warnings(roles, source, optimum, widths, request)),
         context=next((fit.context for fit in fits if fit.context), {}),
         memory_gib=memory_gib,
         batch_tokens=batch_tokens,
@@ -132,29 +131,20 @@ def _optimum(roles: Mapping[str, Fit], widths: Sequence[Choice], request: _Reque
     return replace(min(widths, key=lambda choice: choice.loss or np.inf), name="optimum"), source
 
 
-def _within_reach(fit: Fit, optimum: Choice, request: _Request) -> Choice:
-    """The best run whose tokens per parameter are no further from the fitted ones than a law is believed (`REACH`)."""
-    known = fit.runs["tokens_per_parameter"] if "tokens_per_parameter" in fit.runs.columns else None
-    if known is None:
-        return optimum
-    reach, ratio = REACH["tokens_per_parameter"], optimum.tokens / optimum.parameters
+def _within_reach(fit: Fit, optimum: Choice, request: _Request) -> Choice | None:
+    """The best run whose tokens per parameter are no further from the fitted ones than a law is believed (`REACH`).
+
+    None where that is the optimum, or a larger model than the memory holds.
+    """
+    if "tokens_per_parameter" not in fit.runs.columns:
+        return None
+    known, reach = fit.runs["tokens_per_parameter"], REACH["tokens_per_parameter"]
+    ratio = optimum.tokens / optimum.parameters
     nearest = float(np.clip(ratio, known.min() / reach, known.max() * reach))
-    size = float(request.budget.size(nearest))
-    cap = request.cap(optimum.bits)
+    size, cap = float(request.budget.size(nearest)), request.cap(optimum.bits)
     if nearest == ratio or (cap is not None and size > cap):
-        return optimum
-    return _choice(fit, optimum.name, size, nearest * size, optimum.loss, bits=optimum.bits)
-
-
-def _held_back(fit: Fit, far: Choice, optimum: Choice) -> list[str]:
-    """A remark where the law's own optimum lies too far from the fitted runs to be planned."""
-    if far.parameters == optimum.parameters:
-        return []
-    known, ratio = fit.runs["tokens_per_parameter"], far.tokens / far.parameters
-    return [
-        f"the law's own optimum, {far.parameters:.3g} parameters at {ratio:.3g} tokens per parameter, lies far from the "
-        f"{known.min():.3g} to {known.max():.3g} of the fitted runs, where nothing checks it: planned is the best near them"
-    ]
+        return None
+    return _choice(fit, "near the fitted runs", size, nearest * size, optimum.loss, bits=optimum.bits)
 
 
 def _best(fit: Fit, request: _Request, bits: float | None) -> Choice:

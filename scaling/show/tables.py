@@ -248,9 +248,16 @@ def plan_table(plan: Plan) -> None:
         size += f" ({number(plan.parameters_range[0])} to {number(plan.parameters_range[1])})"
     width = "" if best.bits is None else f" of {best.bits:g} bits"
     serving = f" for training and serving {plan.budget.served:.4g} tokens" if plan.budget.served else ""
+    if plan.near is not None:
+        near, ratio = plan.near, plan.near.tokens / plan.near.parameters
+        text = (
+            f"Near the fitted runs: {number(near.parameters)} parameters on {number(near.tokens)} tokens, {ratio:.3g} for each"
+        )
+        loss = "" if near.loss is None else f"; loss {number(near.loss)} ({number(near.low)} to {number(near.high)}, 95 %)"
+        console.print(text + loss, markup=False, soft_wrap=True, style="bold")
     if best.far:
         where = ", ".join(name.replace("_", " ") for name in best.far)
-        text = f"An extrapolation: in {where} this plan lies far outside the fitted runs. Train cheaper ones first."
+        text = f"An extrapolation: the law's own optimum lies far outside the fitted runs in {where}. Train cheaper runs first."
         console.print(text, markup=False, soft_wrap=True, style="bold")
     console.print(
         f"[bold]{plan.budget.flops:.4g} FLOPs[/bold]{serving}: best {size} parameters{width} on {number(best.tokens)} tokens",
@@ -279,7 +286,8 @@ def plan_table(plan: Plan) -> None:
         console.print(plan.no_ladder, markup=False)
     console.print("\nto type:", markup=False)
     widths = [run for run in plain["bits"] if run.get("bits") != best.bits]
-    for run in (plain["optimum"], *widths, *plain["ladder"]["runs"]):
+    leads = [plain["near"]] if plain["near"] is not None else []
+    for run in (*leads, plain["optimum"], *widths, *plain["ladder"]["runs"]):
         print(command(run["overrides"]))
     if not plan.context.get("config"):
         batch = "" if plan.batch_tokens else ", batch"
