@@ -15,7 +15,7 @@ above, how wide they are with and without the law's own error (`--roll-out`), an
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ import yaml
 
 from common.errors import UserError, WorkFailed
 from scaling.fit.fitting import fit
-from scaling.fit.result import Fit, held_out_summary
+from scaling.fit.result import held_out_summary
 from scaling.laws import find_law
 from scaling.runs.read import read_runs, select
 
 ABOUT = Path(__file__).parent / "public_studies"
+_SHARES = ("inside", "below", "above", "noise alone", "half-width", "of noise", "error", "naive")
 _KEYS = {"data", "splits", "where", "loss", "group", "best_per", "rename"}
 
 
@@ -69,28 +70,32 @@ def studies(folders: Sequence[Path], about: Path) -> Iterator[Study]:
 def judge(study: Study, law: str, split: str, bootstrap: int) -> dict[str, Any] | None:
     """One row of the table; None where the law cannot be fitted."""
     held = select(study.frame, study.splits[split], "splits")
-    options: dict[str, Any] = {"held_out": held, "group": study.group, "best_per": study.best_per, "bootstrap": bootstrap}
     try:
-        fitted, plain = (fit(find_law(law), study.frame, roll_out=roll_out, **options) for roll_out in (True, False))
+        fitted = fit(find_law(law), study.frame, held_out=held, group=study.group, best_per=study.best_per, bootstrap=bootstrap)
     except (UserError, WorkFailed) as error:
         print(f"{study.name}, {split}, {law}: {str(error).splitlines()[0]}", file=sys.stderr)
         return None
-    summary, narrow = held_out_summary(fitted), held_out_summary(plain)
+    summary, table = held_out_summary(fitted), fitted.holdout
     assert summary is not None
-    assert narrow is not None
+    actual = table["actual"].to_numpy()
+    plain = replace(fitted, draws=replace(fitted.draws, drift=None))
+    narrow = plain.predict({name: table[name].to_numpy() for name in fitted.law.columns})
     return {
-        "study": study.name, "split": split, "law": law, "fitted": len(fitted.runs), "held out": summary["runs"],
+        "study": study.name, "split": split, "fitted": len(fitted.runs), "held out": summary["runs"],
         "inside": summary["inside"] * summary["intervals"] / summary["runs"],
         "below": summary["below"], "above": summary["above"],
-        "noise alone": narrow["inside"] * narrow["intervals"] / narrow["runs"],
-        "half-width": _half(fitted), "half-width, noise alone": _half(plain),
+        "noise alone": float(np.mean((narrow.low <= actual) & (actual <= narrow.high))),
+        "half-width": float(((table["high"] - table["low"]) / 2.0 / table["predicted"]).median()),
+        "of noise": float(np.median((narrow.high - narrow.low) / 2.0 / narrow.value)),
         "error": summary["median_error"], "naive": summary["median_naive_error"], "doubted": bool(fitted.doubts),
     }  # fmt: skip
 
 
-def _half(fitted: Fit) -> float:
-    held = fitted.holdout
-    return float(((held["high"] - held["low"]) / 2.0 / held["predicted"]).median())
+def shown(row: Mapping[str, Any]) -> str:
+    """A row as a line; shares in per cent."""
+    cells = [f"{row['study']:26} {row['split']:36} {row['fitted']:6} {row['held out']:8}"]
+    cells += [f"{100 * row[name]:11.1f}" for name in _SHARES]
+    return " ".join([*cells, "doubted" if row["doubted"] else ""])
 
 
 def totals(rows: pd.DataFrame) -> list[str]:
@@ -103,8 +108,8 @@ def totals(rows: pd.DataFrame) -> list[str]:
             f"{100 * np.sum(rows[column] * runs) / runs.sum():.1f} % of {runs.sum()} runs, "
             f"{np.sum(rows[column] < 0.9)} splits under 90 %"
         )
-    wide, narrow = rows["half-width"].median(), rows["half-width, noise alone"].median()
-    ratio = (rows["half-width"] / rows["half-width, noise alone"]).median()
+    wide, narrow = rows["half-width"].median(), rows["of noise"].median()
+    ratio = (rows["half-width"] / rows["of noise"]).median()
     lines.append(
         f"  median half-width {100 * wide:.2f} % of the loss, of noise alone {100 * narrow:.2f} %; of a split {ratio:.2f} times"
     )
@@ -126,13 +131,15 @@ def main() -> int:
     options = parser.parse_args()
     chosen = list(studies(options.folders, options.about))
     for law in options.law:
-        judged = (judge(study, law, split, options.bootstrap) for study in chosen for split in study.splits)
-        rows = pd.DataFrame([row for row in judged if row is not None])
-        shown = rows.drop(columns="law")
-        for column in shown.columns[4:-1]:
-            shown[column] = (100 * shown[column]).map("{:.1f}".format)
-        print(f"{law} (per cent)\n{shown.to_string(index=False)}")
-        print("\n".join(totals(rows)), flush=True)
+        heading = f"{'study':26} {'held out':36} {'fitted':>6} {'held out':>8} " + " ".join(f"{name:>11}" for name in _SHARES)
+        print(f"{law} (per cent)\n{heading}")
+        rows = []
+        for study, split in [(one, split) for one in chosen for split in one.splits]:
+            row = judge(study, law, split, options.bootstrap)
+            if row is not None:
+                rows.append(row)
+                print(shown(row), flush=True)
+        print("\n".join(totals(pd.DataFrame(rows))), flush=True)
     return 0
 
 

@@ -9,7 +9,7 @@ from scaling.fit.result import Fit, RollOut, metrics
 from scaling.laws.base.dual import Array
 
 POOR_R2 = 0.9
-MISSED = 2.0
+MISSED = 3.0
 """How many times the miss of a roll-out may be what noise and uncertain parameters explain (root mean squares)."""
 WORTH, BENT = 0.005, 0.002
 """A miss, or a trend, below this share of the target is none."""
