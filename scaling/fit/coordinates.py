@@ -38,4 +38,4 @@ def beyond(places: Coordinates, fitted: Coordinates) -> Array:
     For size and tokens the fitted ones fill an octagon, whose sides are the extremes of size, tokens, compute and ratio.
     """
     outside = [np.maximum(places[name] - known.max(), known.min() - places[name]) for name, known in fitted.items()]
-    return np.maximum(np.max(outside, axis=0, initial=0.0), 0.0)
+    return np.asarray(np.maximum(np.max(outside, axis=0, initial=0.0), 0.0))

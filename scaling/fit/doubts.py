@@ -5,6 +5,7 @@ leaves is no noise but a trend.
 import numpy as np
 
 from scaling.fit.coordinates import coordinates
+from scaling.fit.intervals import Labels
 from scaling.fit.result import Fit, RollOut, metrics
 from scaling.laws.base.dual import Array
 
@@ -83,7 +84,7 @@ def _trends(fit: Fit) -> list[str]:
     return [_bend(name, means) for _, name, means in sorted(found, reverse=True)[:1]]
 
 
-def _explained(values: Array, parts: Array, random: np.random.Generator) -> tuple[Array, float, float]:
+def _explained(values: Array, parts: Labels, random: np.random.Generator) -> tuple[Array, float, float]:
     """Means of the parts, the share of the variance that lies between them, and how often chance alone makes it as large."""
     sizes = np.bincount(parts, minlength=_PARTS)
     if sizes.min() < 2:

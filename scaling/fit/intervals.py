@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from scaling.fit.solver import Objective, solve
 from scaling.laws.base.columns import Columns
 from scaling.laws.base.dual import Array
 from scaling.laws.base.law import Law
 
+Labels = npt.NDArray[np.intp]
+"""Which run each point belongs to, from 0."""
 LEVEL = 0.95
 QUANTILES = (0.025, 0.975)
 FEWEST_DRAWS = 39
@@ -96,7 +99,7 @@ def _hat_root(jacobian: Array) -> Array:
     return np.asarray(left[:, singular > 1e-9 * singular[0]])
 
 
-def group_degrees(jacobian: Array, labels: Array, rank: int) -> int:
+def group_degrees(jacobian: Array, labels: Labels, rank: int) -> int:
     """Degrees of freedom of labelled runs: their count less the numbers that only differences between runs determine.
 
     A number that the points of single runs determine (an exponent of tokens, from checkpoints) costs no run. With a run to
@@ -110,7 +113,7 @@ def group_degrees(jacobian: Array, labels: Array, rank: int) -> int:
     return min(count - (rank - min(inside, rank)), count - 1)
 
 
-def corrected(residuals: Array, jacobian: Array, labels: Array) -> Array:
+def corrected(residuals: Array, jacobian: Array, labels: Labels) -> Array:
     """Residuals without what the fit took of them: those of a run, times 1 / (I - H) of its block H of the hat matrix."""
     if labels.max() + 1 == len(labels):
         return np.asarray(residuals / np.sqrt(np.maximum(1.0 - leverage(jacobian), 0.05)))
@@ -134,7 +137,7 @@ def draw(
     rank: int,
     weights: Array,
     fixed: frozenset[str],
-    labels: Array,
+    labels: Labels,
     count: int,
     seed: int,
 ) -> Draws:
@@ -187,7 +190,7 @@ class _Problem:
 
 
 def _over_runs(
-    problem: _Problem, target: Array, residuals: Array, jacobian: Array, rank: int, labels: Array, random: np.random.Generator
+    problem: _Problem, target: Array, residuals: Array, jacobian: Array, rank: int, labels: Labels, random: np.random.Generator
 ) -> Draws:
     """The bootstrap over runs."""
     runs, count = labels.max() + 1, len(problem.starts)
@@ -198,7 +201,7 @@ def _over_runs(
 
 
 def _student_over_runs(
-    problem: _Problem, fitted: Array, residuals: Array, labels: Array, degrees: int, random: np.random.Generator
+    problem: _Problem, fitted: Array, residuals: Array, labels: Labels, degrees: int, random: np.random.Generator
 ) -> Draws:
     """Student-t from few runs of several points each."""
     count, degrees = len(problem.starts), max(1, degrees)

@@ -6,6 +6,7 @@ Rolling origins: Tashman, International Journal of Forecasting 16, 2000.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from scaling.fit.coordinates import Coordinates, beyond, coordinates, table_of
 from scaling.fit.intervals import ranks, visible
@@ -13,6 +14,7 @@ from scaling.fit.result import Fit, RollOut
 from scaling.fit.solver import solve
 from scaling.laws.base.dual import Array
 
+Mask = npt.NDArray[np.bool_]
 DOWNWARDS = ("loss",)
 """Directions in which forecasts go to smaller numbers."""
 _LEVELS, _SHARES = 9, (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -53,7 +55,7 @@ def roll_outs(fit: Fit, optimum: Array) -> tuple[RollOut, ...]:
     )
 
 
-def _cuts(name: str, place: Array) -> list[Array]:
+def _cuts(name: str, place: Array) -> list[Mask]:
     """Which runs lie below a limit on a direction: after every level, or at shares of many different values."""
     place = -place if name in DOWNWARDS else place
     order = np.sort(place)
@@ -63,7 +65,7 @@ def _cuts(name: str, place: Array) -> list[Array]:
     return [keep for keep in chosen if not keep.all()]
 
 
-def _roll_out(fit: Fit, places: Coordinates, name: str, limit: float, keep: Array, theta: Array) -> RollOut:
+def _roll_out(fit: Fit, places: Coordinates, name: str, limit: float, keep: Mask, theta: Array) -> RollOut:
     forecast = fit.law.value(theta[None], fit.columns)[0]
     misses = fit.objective.residuals(forecast, fit.target)[~keep]
     gradient = fit.gradient(fit.columns, theta)

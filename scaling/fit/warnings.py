@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from scaling.fit.intervals import BOOTSTRAP, NONE, STUDENT, group_degrees, leverage, visible
@@ -216,7 +217,7 @@ def _impossible_holdout(fit: Fit) -> list[str]:
     return impossible(fit, held["predicted"].to_numpy(), held["impossible"].to_numpy()) if len(held) else []
 
 
-def impossible(fit: Fit, values: Array, outside: Array) -> list[str]:
+def impossible(fit: Fit, values: Array, outside: npt.NDArray[np.bool_]) -> list[str]:
     """Where the law leaves what its target can be."""
     if not outside.any():
         return []
