@@ -18,6 +18,7 @@ COMMANDS = {
         "validation loss of a trained model, rounded to few bits if asked (python -m train.evaluate)",
     ),
     "export": ("train.export:main", "write a trained model for other programs, or packed (python -m train.export)"),
+    "layout": ("parallel.plan.commands:main", "plan | check | calibrate | simulate: will it fit, how fast, which layout"),
     "scaling": (
         "scaling.cli:main",
         "table | fit | predict | plan | report | simulate: runs, laws, forecasts (python -m scaling)",

@@ -15,6 +15,7 @@ LOST = 75
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
+SPIN_COUNT = 1000
 
 
 def die_with_launcher() -> None:
@@ -34,6 +35,16 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt") and not any(name.startswith("MALLOC_") for name in os.environ):
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def spin_briefly() -> None:
+    """Let GNU OpenMP's threads spin at a barrier for tens of microseconds instead of milliseconds before they sleep.
+
+    A thread that spins keeps a core from the thread that it waits for, if another process has the rest of the cores. Must be
+    called before torch is imported. Does nothing if the user has set how threads wait. (`python -m benchmarks.neighbours`)
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
 def leave(code: int) -> NoReturn:

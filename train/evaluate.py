@@ -19,7 +19,10 @@ def evaluate(
     context: typer.Context,
     run: Annotated[Path, typer.Argument(help="a run's folder, such as runs/demo")],
     quantize: Annotated[
-        str | None, typer.Option(help="first round full-precision weights to nearest: bits=4, or bits=4,group=64")
+        str | None,
+        typer.Option(
+            help="first round full-precision weights to nearest, bits=4 or bits=4,group=64; or cast any to format=e2m1"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
     layout: Annotated[

@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.profiler import record_function
 
 from parallel.batch import Batch
 from parallel.compose import Fill, compose
@@ -16,8 +15,9 @@ from parallel.engine.runner import Runner, WholeModelRunner
 from parallel.gradients import align_gradients, clip, gradient_norm, sum_tied_gradients
 from parallel.mesh import Meshes
 from parallel.names import stage_count
-from parallel.pipeline import Part, PipelineRunner
+from parallel.region import region
 from parallel.shard import local_slice
+from parallel.stages import Part
 
 
 def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "NativeEngine":
@@ -34,16 +34,14 @@ def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "Native
         context=blueprint.context,
     )
     pipelined = meshes.axes["pipeline"].size() > 1
-    runner = (
-        _pipeline_runner(blueprint, parts, meshes, device)
-        if pipelined
-        else WholeModelRunner(parts[0].module, blueprint.loss_sums, device)
-    )
+    runner = _pipeline_runner(blueprint, parts, meshes, device) if pipelined else WholeModelRunner(parts[0].module, device)
     return NativeEngine(parts, runner, blueprint, meshes, device)
 
 
-def _pipeline_runner(blueprint: Blueprint, parts: list[Part], meshes: Meshes, device: torch.device) -> PipelineRunner:
+def _pipeline_runner(blueprint: Blueprint, parts: list[Part], meshes: Meshes, device: torch.device) -> Runner:
     """The runner of this rank's stages, with the sizes of their inputs and outputs."""
+    from parallel.pipeline import PipelineRunner  # torch's pipelining takes a second to import
+
     composition, shape, axes = blueprint.composition, blueprint.shape, meshes.axes
     rows, sequence = blueprint.microbatch, blueprint.sequence // axes["context"].size()
     tensor = axes["tensor"].size()
@@ -59,8 +57,7 @@ def _pipeline_runner(blueprint: Blueprint, parts: list[Part], meshes: Meshes, de
         device=device,
         tokens=like(rows, sequence, dtype=torch.int64),
         activation=like(rows, sequence // tensor, shape.hidden_size),
-        logits=like(rows, sequence, shape.vocab_size // tensor),
-        loss_sums=blueprint.loss_sums,
+        sums=like(3, dtype=torch.float64),
     )
 
 
@@ -74,7 +71,6 @@ class NativeEngine:
         # Listed once: between forward passes FSDP may put gathered tensors in the place of parameters.
         self._named_parameters = [pair for part in parts for pair in part.module.named_parameters()]
         self.runner = runner
-        self.loss_sums = blueprint.loss_sums
         self.optimizer = blueprint.build_optimizer(self._named_parameters)
         self.device = device
         self.clip_norm = blueprint.clip_norm
@@ -94,11 +90,11 @@ class NativeEngine:
         """See `Engine.train_step`."""
         for part in self.parts:
             part.module.train()
-        with record_function("forward_backward"):
+        with region("forward_backward"):
             sums = self._over_ranks(self.runner.train([self._local_part(batch) for batch in batches], tokens))
-        with record_function("gradient_norm"):
+        with region("gradient_norm"):
             norm = self._finish_gradients()
-        with record_function("optimizer"):
+        with region("optimizer"):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate * group["lr_scale"]
             # If this is 1, torch's fused optimizers change nothing, and the host need not wait for the value.
@@ -114,10 +110,9 @@ class NativeEngine:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in batches:
             local = self._local_part(batch).to(self.device)
-            logits_BSV = self.runner.logits(local)
-            if logits_BSV is not None:
-                _, cross_entropy, targets = self.loss_sums(logits_BSV, local.targets_BS)
-                sums += torch.stack((cross_entropy.double(), targets.double()))
+            of_batch = self.runner.forward(local, loss=True)
+            if of_batch is not None:
+                sums += of_batch[1:]
         cross_entropy, targets = self._over_ranks(sums).tolist()
         return float(cross_entropy / targets)
 
@@ -130,7 +125,7 @@ class NativeEngine:
         tokens_BS = nn.functional.pad(tokens_S, (0, -tokens_S.shape[0] % divisor))[None]
         last_BS = torch.arange(tokens_BS.shape[1])[None] == tokens_S.shape[0] - 1  # passed as targets
         local = self._local_part(Batch(tokens_BS, last_BS, torch.zeros_like(tokens_BS))).to(self.device)
-        local_BSV = self.runner.logits(local)
+        local_BSV = self.runner.forward(local, loss=False)
         # Zeros except for this rank's part. The sum over ranks is complete, whichever ranks have the position, the last stage
         # and the slices of the vocabulary.
         logits_V = torch.zeros(self.vocab_size, dtype=torch.float64, device=self.device)

@@ -44,10 +44,15 @@ def read_runs(
     for role, column in (roles or {}).items():
         if column is not None:
             _assign(frame, role, column, f"--{role} {column}")
-    if "name" not in frame.columns:
-        frame["name"] = [f"row {number}" for number in range(1, len(frame) + 1)]
-    frame["name"] = frame["name"].astype(str)
+    frame["name"] = _names(frame)
     return derive(make_numeric(frame))
+
+
+def _names(frame: pd.DataFrame) -> pd.Series:
+    """What rows are called: their `name`, another column that names runs, or their number."""
+    numbers = pd.Series([f"row {number}" for number in range(1, len(frame) + 1)], index=frame.index)
+    column = next((word for word in ("name", "run", "run_name", "run_id") if word in frame.columns), None)
+    return numbers if column is None else frame[column].astype(str).where(frame[column].notna(), numbers)
 
 
 def select(frame: pd.DataFrame, expression: str | None, option: str) -> pd.Series:
@@ -83,8 +88,9 @@ def _assign(frame: pd.DataFrame, new: str, old: str, option: str) -> None:
     """Make a column from another, or from an expression."""
     if old in frame.columns:
         frame[new] = frame[old]
-        odd = frame.attrs.get("not_numbers", {})
-        frame.attrs["not_numbers"] = odd | ({new: odd[old]} if old in odd else {})
+        for kind in ("not_numbers", "texts"):
+            known = frame.attrs.get(kind, {})
+            frame.attrs[kind] = known | ({new: known[old]} if old in known else {})
         return
     try:
         frame[new] = evaluate(old, make_numeric(frame))

@@ -1,14 +1,15 @@
 """Which rows a law can use, why others are left out, and what looks wrong about the numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from scaling.laws.base.columns import SHARES
+from common.errors import UserError
+from scaling.laws.base.columns import PHASES, SHARES
 from scaling.record import STATUSES
-from scaling.runs.columns import FOLLOWS_FROM, SOURCE, UNREADABLE
+from scaling.runs.columns import FOLLOWS_FROM, SOURCE, UNREADABLE, listed
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def usable_rows(frame: pd.DataFrame, needed: Iterable[str]) -> tuple[pd.DataFram
         mark(pd.Series(np.isinf(values), index=frame.index), f"{column} is infinite")
         if column in SHARES:
             mark_numbers(values, (values < 0) | (values > 1), f"{column} is {{:g}}; it must be a share between 0 and 1")
+        elif column in PHASES:
+            mark_numbers(values, values < 0, f"{column} is {{:g}}; it must not be below 0")
         else:
             mark_numbers(values, values <= 0, f"{column} is {{:g}}; it must be above 0")
     plain = [column for column in frame.columns if column != SOURCE]
@@ -73,6 +76,19 @@ def _duplicated(frame: pd.DataFrame) -> pd.Series:
         return frame.duplicated()
     except TypeError:  # a cell that is a list
         return frame.astype(str).duplicated()
+
+
+def best_rows(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Of rows that are equal in some columns, the one of lowest loss: the best of a sweep over anything else.
+
+    Raises:
+        UserError: there is no such column, or no loss to be lowest.
+    """
+    for column in (*columns, "loss"):
+        if column not in frame.columns:
+            why = "no such column" if column != "loss" else "there is no column loss, by which the best is known"
+            raise UserError(f"--best-per {','.join(columns)}: {why} ({column}); columns: {listed(frame.columns)}")
+    return frame.loc[frame.groupby(list(columns), dropna=False)["loss"].idxmin().sort_values()]
 
 
 def remarks_on_numbers(frame: pd.DataFrame, needed: Iterable[str]) -> list[str]:

@@ -3,9 +3,10 @@
 Imports no torch.
 """
 
+import dataclasses
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -37,13 +38,23 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     plain = OmegaConf.to_container(_compose(overrides), resolve=True)
     assert isinstance(plain, dict)
     problem = _derive(plain["model"], plain["optimizer"]) if isinstance(plain["model"], dict) else None
+    automatic = isinstance(plain["train"], dict) and plain["train"]["microbatch"] == "auto"
+    if automatic:
+        plain["train"]["microbatch"] = 1
     try:
         config = parse_config({str(key): value for key, value in plain.items()})
     except UserError as error:
         _report([problem, str(error)] if problem else [str(error)])
         raise
     _report([problem] if problem else [])
-    return config
+    return _with_fastest_microbatch(config) if automatic else config
+
+
+def _with_fastest_microbatch(config: Config) -> Config:
+    from train.config.resolve.microbatch import fastest_microbatch  # the planner is only needed here
+
+    microbatch, _ = fastest_microbatch(config)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, microbatch=microbatch))
 
 
 def _derive(model: dict[Any, Any], optimizer: Any) -> str | None:
@@ -124,6 +135,7 @@ def _describe(detail: Any) -> str:
 
 def _compose(overrides: Sequence[str]) -> Any:
     parsed = _parse(overrides)
+    _report(_two_methods(parsed))
     _report(problem for override in parsed if (problem := _unknown(override)))
     # A valid key may be set with or without Hydra's `+` (add) before it.
     options_of = {override.key_or_group: override for override in parsed if override.key_or_group in group_options()}
@@ -174,6 +186,13 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
             raise UserError(f"'{text}': one command is one run; give a single value")
         parsed.append(override)
     return parsed
+
+
+def _two_methods(parsed: Sequence[Override]) -> Iterator[str]:
+    """The problem if two methods of low precision were chosen. Elsewhere the last option counts, here both were meant."""
+    methods = {f"quant={override.value()}" for override in parsed if override.key_or_group == "quant"}
+    if len(methods) > 1:
+        yield f"{' and '.join(sorted(methods))}: weights have one method of low precision at a time; leave one out"
 
 
 def _unknown(override: Override) -> str | None:

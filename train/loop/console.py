@@ -17,6 +17,7 @@ from train.config.resolve.context import context_method
 from train.config.resolve.quantization import low_precision_phase
 from train.config.resolve.schedule import warnings_of
 from train.data.shards import Shards
+from train.loop.bit_widths import PICTURE, summary
 from train.loop.loss_curve import bigram_loss_of
 
 log = logging.getLogger("foretrain")
@@ -77,7 +78,8 @@ def announce(config: Config, shards: Shards, steps: int) -> None:
         log.info(message, config.parallel.context, method, config.parallel.context_partition, why)
     if (phase := low_precision_phase(config)) is not None:
         share = 1.0 - phase.start / config.total_tokens
-        log.info("quantized from %s tokens on, %.1f %% of the run (%s)", f"{phase.start:,}", 100 * share, phase.why)
+        what = "quantized" if config.quant.name == "qat" else config.quant.name
+        log.info("%s from %s tokens on, %.1f %% of the run (%s)", what, f"{phase.start:,}", 100 * share, phase.why)
     for warning in warnings_of(config):
         log.warning("%s", warning)
     epochs = config.total_tokens / shards.train.tokens
@@ -142,6 +144,7 @@ def show_table(run: Path, record: RunRecord) -> None:
         "counted bigram": _number(bigram_loss_of(run), ".4f", " nats/token"),
         "bits per byte": _number(record.bits_per_byte, ".4f"),
         **({"weights": f"{record.bits:g} bits over the last {record.qat_tokens:,} tokens"} if record.bits else {}),
+        **({"bit widths": summary(record.bit_widths), "": str(run / PICTURE)} if record.bit_widths else {}),
         "speed": _number(record.tokens_per_second, ",.0f", " tokens/s"),
         "MFU": _number(record.mfu and 100 * record.mfu, ".1f", " %")
         + _number(record.mfu_causal and 100 * record.mfu_causal, ".1f", " % causal", prefix=", "),

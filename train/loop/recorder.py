@@ -15,7 +15,8 @@ from train.checkpoint.verify import Verified
 from train.config import Config
 from train.data.shards import Shards
 from train.folder.directory import RunDirectory
-from train.loop import console
+from train.loop import console, prediction
+from train.loop.bit_widths import draw_bit_widths, histograms
 from train.loop.loss_curve import draw_loss
 from train.loop.new_record import new_record
 from train.loop.throughput import Throughput
@@ -53,8 +54,11 @@ class Recorder:
     def write(self, progress: Progress) -> None:
         """Bring the record on disk up to date."""
 
-    def finish(self, progress: Progress, saver: Saver, peak_memory_bytes: int | None) -> None:
-        """The run has done all its steps: close the record, show the results."""
+    def finish(
+        self, progress: Progress, saver: Saver, peak_memory_bytes: int | None, bit_widths: dict[str, list[float]]
+    ) -> None:
+        """The run has done all its steps: close the record, show the results. `bit_widths`: what the blocks of every matrix
+        have learned, by its name."""
 
     def close(self, ending: Ending, progress: Progress, saver: Saver) -> None:
         """This process stops training, whether the run is finished or not."""
@@ -100,6 +104,9 @@ class RunRecorder(Recorder):
         self.directory.begin(self.record, self.shards.folder, progress.step)
         self._restore_measurements()
         console.announce(self.config, self.shards, last_step)
+        self.record.predicted = prediction.announce(
+            self.config, self.record.device, self.throughput.peak_flops_per_rank(self.world.size)
+        )
 
     def _restore_measurements(self) -> None:
         """What killed processes measured and did not come to write: time, speed and memory, from the metrics."""
@@ -158,9 +165,14 @@ class RunRecorder(Recorder):
         except OSError as error:
             log.warning("step %d: the record cannot be written: %s", progress.step, error)
 
-    def finish(self, progress: Progress, saver: Saver, peak_memory_bytes: int | None) -> None:
-        """Draw the loss curve, close the record, show the table."""
+    def finish(
+        self, progress: Progress, saver: Saver, peak_memory_bytes: int | None, bit_widths: dict[str, list[float]]
+    ) -> None:
+        """Draw the pictures, close the record, show the table."""
         self.record.peak_memory_bytes = peak_memory_bytes or self.record.peak_memory_bytes
+        self.record.bit_widths = histograms(bit_widths)
+        draw_bit_widths(self.directory.path, self.record.bit_widths)
+        prediction.compare(self.record.predicted, peak_memory_bytes, self.throughput.tokens_per_second)
         self.directory.metrics.flush()
         draw_loss(self.directory.path, self.config)
         self.close("finished", progress, saver)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch.profiler import record_function
 
 from common.errors import WorkFailed
 from parallel.batch import Batch
@@ -17,6 +16,7 @@ from parallel.delayed_max import DelayedMax
 from parallel.engine.protocol import StepResult
 from parallel.environment import ProcessEnvironment
 from parallel.mesh import World, build_meshes
+from parallel.region import region
 from scaling.record import StepLine
 from train.build.engine import build_engine
 from train.build.model import COMPUTE_DTYPES
@@ -181,10 +181,12 @@ class Trainer:
             self.quantization.begin()
             self.health.restart([])
             self.memory.watch_from(number)
-            log.info("step %d: the weights are quantized from here on", self.progress.step + 1)
+            log.info("step %d: low precision begins, quant=%s", self.progress.step + 1, self.config.quant.name)
+        self.quantization.prepare_step(self.progress.step)
         step = self.course.step_after(self.progress)
-        with record_function("batches"):
-            batches = self.feed.step(step)
+        with region("batches"):
+            last = self.course.at_end(step.after)
+            batches = self.feed.step(step, following=None if last else self.course.step_after(step.after))
         self.progress = step.after
         with self.memory.watching(number) or nullcontext():
             result = self.engine.train_step(batches, learning_rate=step.learning_rate, tokens=step.batch_tokens)
@@ -286,7 +288,7 @@ class Trainer:
                 f"run {self.config.run.name} is trained, but its last checkpoint could not be written to "
                 f"{self.saver.checkpoints}: make room and type the command again; it goes on from the checkpoint before"
             )
-        self.recorder.finish(self.progress, self.saver, _largest(self.memory.peak_bytes()))
+        self.recorder.finish(self.progress, self.saver, _largest(self.memory.peak_bytes()), self.quantization.bit_widths())
         return 0
 
     def _preempt(self, stopped_by: int) -> int:

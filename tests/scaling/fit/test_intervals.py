@@ -117,6 +117,20 @@ def test_runs_of_one_ratio_cover_what_they_determine():
     assert len(fewest.draws.theta) == 50  # one degree of freedom is left, whatever the number of parameters
 
 
+@pytest.mark.parametrize("name", ["chinchilla", "over-training"])
+def test_skewed_noise_keeps_its_long_tail_on_its_side(name):
+    """Noise exp(Exponential(0.01)) lies above the law, and so must the intervals of new runs: each side misses its 2.5 %."""
+    law, random = LAWS[name], np.random.default_rng(5)
+    size, ratio = np.exp(random.uniform(17, 22, 1200)), np.exp(random.uniform(1, 6, 1200))
+    frame = study(law, law.truth, from_size_and_tokens(size, size * ratio), 0.0, random)
+    frame["loss"] *= np.exp(random.exponential(0.01, 1200))
+    held = pd.Series(np.arange(1200) >= 200)
+    table = fit(few_starts(name), frame, held_out=held, bootstrap=400).holdout
+    below, above = np.mean(table["actual"] < table["low"]), np.mean(table["actual"] > table["high"])
+    assert below < 0.03
+    assert 0.01 < above < 0.05  # the wrong sign gives 0.15
+
+
 def study_of(columns, **truth):
     law = LAWS["over-training"]
     return study(law, {**law.truth, **truth}, columns, 0.02, np.random.default_rng(8))

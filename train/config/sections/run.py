@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from parallel.names import KernelName
 from train.config.sections.types import FREE, STRICT, NonNegativeFloat, PositiveInt
 
 
@@ -46,9 +47,12 @@ class TrainConfig:
     sequence: PositiveInt
     """tokens per sequence"""
     microbatch: Annotated[PositiveInt, FREE]
-    """sequences per rank and forward pass"""
+    """sequences per rank and forward pass; auto: as many as the planner finds fastest among those that fit"""
     precision: Literal["fp32", "bf16", "fp64"]
     """bf16: bf16 compute, fp32 parameters and gradient reduction; fp64 is for proving that layouts compute the same"""
+    attention: Annotated[KernelName, FREE]
+    """fused: torch's kernel for the device, which holds no scores; plain: the formula, on any device and in any precision;
+    auto: fused where the device has it"""
     compile: Annotated[bool, FREE]
     """torch.compile, block by block"""
     z_loss: NonNegativeFloat
