@@ -59,7 +59,8 @@ class _Noisy(LowPrecisionModule):
         self.noise, self.active = noise, False
         rows, columns = self.weight.shape
         assert rows % noise.block == columns % noise.block == 0, f"{rows} x {columns} in blocks of {noise.block}"
-        assert max(rows >> ROW_BITS, columns >> WORD_BITS + 2) == 0, f"{rows} x {columns}: more than draws are numbered for"
+        assert rows <= 1 << ROW_BITS, f"{rows} rows: draws are not numbered for so many"
+        assert columns <= 4 << WORD_BITS, f"{columns} columns: draws are not numbered for so many"
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         shape = (rows // noise.block, columns // noise.block)
         self.bits = nn.Parameter(torch.empty(shape, dtype=dtype, device=self.weight.device))
@@ -150,7 +151,7 @@ class WeightNoise(Method):
 
     def prepare_step(self, modules: Iterable[tuple[str, LowPrecisionModule]], *, seed: int, step: int) -> None:
         """See `Method.prepare_step`. All modules of a device share the tensor of the step."""
-        assert step < 1 << STEP_BITS, f"step {step}: more than draws are numbered for"
+        assert step < 1 << STEP_BITS, f"step {step}: draws are not numbered for so many"
         shared: dict[torch.device, Tensor] = {}
         for name, module in modules:
             assert isinstance(module, NoisyLinear | NoisyEmbedding)
