@@ -15,11 +15,11 @@ def report(codes: Mapping[int, int], logs: Path) -> int:
 
     `codes`: exit code of every rank that had failed; negative: killed by that signal. `logs`: the folder of their stderr.
     """
+    if stopped := [code for code in codes.values() if code > 128]:
+        return stopped[0]  # by a signal to the run, which the worker has reported
     said = {rank: _last_lines(logs, rank) for rank in _ranks(logs)}
     rank = _first(codes, said)
     code = codes.get(rank, LOST) if rank is not None else LOST
-    if code > 128:  # by a signal, which the worker has reported
-        return code
     if code in (1, 2) and (rank == 0 or not any("rror" in line for line in said.get(rank or 0, ()))):
         return code  # rank 0 has reported it
     if rank is None:

@@ -87,6 +87,10 @@ class RunRecord:
     """of every matrix with learned bit widths, how many of its blocks have which, in quarters of a bit"""
     context_method: str | None = None
     """how the ranks that share a sequence exchange it; null where none do"""
+    corpus: str | None = None
+    """content hash of text, tokenizer and split (the folder of the tokens): losses on two of them are not comparable"""
+    tokenizer: str | None = None
+    """SHA-256 of the tokenizer"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -142,6 +142,7 @@ class _Context(_Part):
     aspect: PositiveFloat | None = None
     ffn_ratio: PositiveFloat | None = None
     head_dim: PositiveInt | None = None
+    corpus_tokens: PositiveInt | None = None
 
 
 class _HeldOut(_Part):

@@ -17,6 +17,7 @@ from scaling.laws.base.law import ERROR, QUANTIZATION, RATE, SIZE
 from scaling.plan.choice import GIB, Choice, Plan, most_parameters
 from scaling.plan.ladder import WORTH, ladder
 from scaling.plan.roles import by_role, loss_laws
+from scaling.plan.sanity import remarks
 from scaling.plan.train_command import NO_FRACTION
 
 RATIOS = (2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0)
@@ -72,11 +73,16 @@ def plan(
         ladder_before=before,
         ladder_after=after,
         no_ladder=none,
-        warnings=tuple(_warnings(roles, source, optimum, widths, request)),
-        context=next((fit.context for fit in fits if fit.context), {}),
+        warnings=(*_warnings(roles, source, optimum, widths, request), *remarks(optimum, context_of(fits))),
+        context=context_of(fits),
         memory_gib=memory_gib,
         batch_tokens=batch_tokens,
     )
+
+
+def context_of(fits: Sequence[Fit]) -> Mapping[str, Any]:
+    """What the configurations of the fitted runs have in common, from the first fit that knows."""
+    return next((fit.context for fit in fits if fit.context), {})
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def remarks_on_numbers(frame: pd.DataFrame, needed: Iterable[str]) -> list[str]:
                 f"{twice['name'].iloc[0]}{more} again with another {target}: all are fitted; "
                 "if one replaces the other, drop the old one"
             )
-    return remarks + _compute(frame) + _embeddings(frame)
+    return remarks + _compute(frame) + _embeddings(frame) + _mixed(frame)
 
 
 def _compute(frame: pd.DataFrame) -> list[str]:
@@ -148,5 +148,17 @@ def _embeddings(frame: pd.DataFrame) -> list[str]:
             return [
                 f"parameters counts embeddings: they are up to {100 * share.max():.0f} % of a model here. Exponents depend on "
                 f"this; forecasts must count the same way (--rename parameters={column} fits without)"
+            ]
+    return []
+
+
+def _mixed(frame: pd.DataFrame) -> list[str]:
+    """Losses on other text or other tokens are no points of one law."""
+    for column, what in (("tokenizer", "tokenizers"), ("corpus", "corpora")):
+        if column in frame.columns and (counts := frame[column].dropna().value_counts()).size > 1:
+            first = str(counts.index[0])
+            return [
+                f"the runs are on {counts.size} {what}, whose losses are not comparable: fit one at a time, such as "
+                f"--where \"{column} == '{first}'\" ({counts.iloc[0]} runs)"
             ]
     return []

@@ -35,6 +35,7 @@ def logs(tmp_path):
     ({0: 1, 1: 1}, {"rank1": ""}, 1, []),
     ({0: 2}, {}, 2, []),
     ({1: 143}, {"rank1": ""}, 143, []),
+    ({0: 143, 1: -9}, {"rank1": ""}, 143, []),
 ])  # fmt: skip
 def test_the_first_is_told_from_its_victims(logs, capsys, codes, lines, code, said):
     assert report(codes, logs(**lines)) == code

@@ -130,3 +130,16 @@ def _counting(original, calls):
         return original(self, *arguments, **options)
 
     return astype
+
+
+@pytest.mark.parametrize("column, what", [("corpus", "corpora"), ("tokenizer", "tokenizers")])
+def test_a_fit_over_several_corpora_says_so(runs, column, what):
+    for index in range(12):
+        edit(runs / f"run{index}" / "run.json", **{column: "a" * 32 if index < 8 else "b" * 32})
+    fitted = scaling("fit", "chinchilla", runs, "--bootstrap", "0")
+    assert f"the runs are on 2 {what}" in fitted.err
+    word = f"{column} == '{'a' * 32}'"
+    assert word in fitted.err
+    alone = scaling("fit", "chinchilla", runs, "--bootstrap", "0", "--where", word)
+    assert alone.code == 0, alone.err
+    assert "the runs are on" not in alone.err

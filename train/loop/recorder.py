@@ -83,6 +83,7 @@ class RunRecorder(Recorder):
         self.config, self.world, self.shards, self.directory = config, world, shards, directory
         self.quantization, self.throughput = quantization, throughput
         self.record = new_record(config, world)
+        self.record.corpus, self.record.tokenizer = shards.folder.name, shards.tokenizer_sha256
         self._started = time.perf_counter()
         self._earlier_seconds = 0.0  # wall time of the run's earlier processes
 

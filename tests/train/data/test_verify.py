@@ -158,3 +158,4 @@ def test_a_run_on_damaged_tokens_ends_before_its_first_checkpoint(group, words, 
 def test_the_first_run_says_how_fast_and_the_next_is_silent(words, folder):
     assert "bytes of tokens verified at" in console.warm("train", *words).err
     assert "verified at" not in console.warm("train", *words, "run.name=b").err
+    assert read_record(folder.parent.parent / "runs" / "b").corpus == folder.name
