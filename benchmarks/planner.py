@@ -3,7 +3,6 @@
     python -m benchmarks.planner sweep ROWS.csv       tokens/s, memory and fit / no fit of the H100 sweep, groups left out in
     turn python -m benchmarks.planner sources ROWS.csv     every other source of the table
     python -m benchmarks.planner tables               Narayanan's tables and Megatron-Core's
-    python -m benchmarks.planner choice ROWS.csv      the layout the planner would choose against the best measured one
     python -m benchmarks.planner constants ROWS.csv   fits the constants of the recipes anew and prints them as YAML
 
 ROWS.csv is a table as docs/planner.md describes it.
@@ -156,7 +155,7 @@ def tables() -> None:
 def main() -> None:
     """Print what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["sweep", "sources", "tables", "choice", "constants"])
+    parser.add_argument("what", choices=["sweep", "sources", "tables", "constants"])
     parser.add_argument("rows", type=Path, nargs="?")
     arguments = parser.parse_args()
     rows = read_rows(arguments.rows)[0] if arguments.rows else []
