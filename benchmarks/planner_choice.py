@@ -26,8 +26,8 @@ def best(path: Path) -> None:
     """The layout that the planner would choose, for every model and number of devices of the sweep.
 
     Among all of its layouts, also those that ran out of memory, the fastest that is likely to fit. Printed: its measured speed
-    over the best measured speed; 0 if it ran out of memory. "as allocated" knows the bandwidths measured in each row's allocation; "from data
-    sheets" knows only an H100 whose links are in the state that most of the sweep has.
+    over the best measured speed; 0 if it ran out of memory. "as allocated" knows the bandwidths measured in each row's
+    allocation; "from data sheets" knows only an H100 whose links are in the state that most of the sweep has.
     """
     rows, _ = read_rows(path)
     groups: dict[tuple[str, int], list[Row]] = defaultdict(list)

@@ -133,6 +133,8 @@ class Recipe:
     gradient_bytes: float
     """per parameter, in the reduction over data ranks"""
     weight_message_bytes: float
+    gathers_behind_forward: bool
+    """whether new weights (ZeRO 1 and 2) are gathered while the next step's first forward pass runs"""
     accumulation_traffic: float
     """bytes per parameter and micro-batch that adding up gradients reads and writes"""
     optimizer_traffic: float
