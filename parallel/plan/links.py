@@ -38,7 +38,7 @@ def bandwidth(job: Job, size: int, stride: int, kind: Kind = "all_gather") -> fl
     inner = next(own for own in reversed(job.hardware.links) if own.devices is not None) if node > 1 else link
     # A measurement is of all nodes; a group that spans fewer has more.
     crossed, everywhere = size * stride / node, max(1.0, job.choice.gpus / node)
-    measured = getattr(job.measured, kind)
+    measured: float | None = getattr(job.measured, kind)
     if measured:
         port = measured / node * max(1.0, everywhere / crossed) ** constants.network_decay
     else:
