@@ -187,7 +187,7 @@ class _Counts:
         self.law, self.far = law, far
         self.true_theta = np.array([[truth[name] for name in law.names]])
         self.aim = float(law.value(self.true_theta, far)[0, 0])
-        self.truth = dict(truth) | {name: float(how(truth)) for name, how in law.derived.items()}
+        self.truth = dict(truth) | {name: float(how({**truth, **law.measured({})})) for name, how in law.derived.items()}
         self.failed = 0
         self.fits: list[Fit] = []
         self.inside: dict[str, list[bool | None]] = {name: [] for name in self.truth}
