@@ -160,9 +160,7 @@ def simulate(
             f"{law.name} has no constants or design of its own: type --truth NAME=VALUE for {', '.join(law.names)} "
             "and --design DATA"
         )
-    far = {
-        name: np.atleast_1d(np.asarray(column, dtype=float))[-1:] for name, column in (beyond or law.beyond or columns).items()
-    }
+    far = _last_of(beyond or law.beyond or columns)
     noise = law.noise if noise is None else noise
     counts = _Counts(law, values, far)
     for number in range(sets):
@@ -178,6 +176,11 @@ def simulate(
     if not counts.fits:
         raise WorkFailed(f"none of {sets} simulated studies of {law.name} could be fitted")
     return counts.report(noise, sets, time.monotonic() - started)
+
+
+def _last_of(runs: Columns) -> dict[str, Array]:
+    """The last run, as columns of one."""
+    return {name: np.atleast_1d(np.asarray(column, dtype=float))[-1:] for name, column in runs.items()}
 
 
 class _Counts:
