@@ -153,5 +153,4 @@ def _quantized(job: Job, content: Content) -> float:
     if not job.extra.get("quant"):
         return 0.0
     layers = content.layers if job.choice.recompute == "none" else min(1, content.layers)
-    weights = layers * layer_parameters(job.shape) + content.head * job.shape.parameters_embedding
-    return weights / job.choice.tensor * job.element_bytes
+    return layers * layer_parameters(job.shape) / job.choice.tensor * job.element_bytes
