@@ -29,11 +29,23 @@ def hash64(key: int, index: UInt64Array) -> UInt64Array:
     """64 pseudo-random bits for every index (any shape, uint64)."""
     state = (index + np.uint64(1)) * _GAMMA
     state += np.uint64(key)
-    state ^= state >> np.uint64(30)
-    state *= _MIX1
-    state ^= state >> np.uint64(27)
-    state *= _MIX2
-    state ^= state >> np.uint64(31)
+    return _mixed(state)
+
+
+def hash64_of_sums(key: int, first: UInt64Array, second: UInt64Array) -> UInt64Array:
+    """`hash64` of every first[i] + second[j], shape (first, second), in fewer passes."""
+    return _mixed(((first + np.uint64(1)) * _GAMMA + np.uint64(key))[:, None] + second * _GAMMA)
+
+
+def _mixed(state: UInt64Array) -> UInt64Array:
+    """The finaliser, in place."""
+    shifted = np.empty_like(state)
+    for shift, factor in ((30, _MIX1), (27, _MIX2)):
+        np.right_shift(state, np.uint64(shift), out=shifted)
+        state ^= shifted
+        state *= factor
+    np.right_shift(state, np.uint64(31), out=shifted)
+    state ^= shifted
     return state
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from parallel.context.protocol import ContextParallel
 from parallel.mesh import Meshes
 from parallel.names import Recompute, ScheduleName, stage_count
-from parallel.pipeline import Part, Stage, cut, rank_of_stage
 from parallel.recompute import recompute_blocks
 from parallel.shape import ModelShape
 from parallel.shard import local_slice, shard_model
+from parallel.stages import Part, Stage, cut, rank_of_stage
 from parallel.tensor import Role, split_tensors
 
 
@@ -96,6 +96,7 @@ def compose(
         # Recompute before compile: the compiler then sees the recomputation and fuses it. Not with context parallelism: its
         # exchange is not compiled, which would make the compiler give up on the whole recomputed region.
         if composition.compile and context is not None:
+            context.leave_uncompiled()
             for block in blocks:
                 block.forward = torch.compile(block.forward)
         recompute_blocks(blocks, composition.recompute)

@@ -1,16 +1,15 @@
-"""Pipeline parallelism over torch.distributed.pipelining: where to cut a model, and how its stages run.
+"""Pipeline parallelism over torch.distributed.pipelining: how the stages of a model run.
 
 Stage inputs and outputs are (microbatch, sequence, hidden) activations; under tensor parallelism each rank sends its part of
 the sequence to the rank of the same tensor coordinate in the next stage.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import (
     Schedule1F1B,
@@ -21,9 +20,8 @@ from torch.distributed.pipelining.schedules import (
 )
 
 from parallel.batch import Batch
-from parallel.cut import balanced_sizes
-from parallel.names import SINGLE_STAGE, V_SHAPED, ScheduleName
-from parallel.shape import ModelShape
+from parallel.names import SINGLE_STAGE, ScheduleName
+from parallel.stages import Part, rank_of_stage
 
 _SCHEDULES: dict[str, Any] = {
     "gpipe": ScheduleGPipe,
@@ -32,43 +30,6 @@ _SCHEDULES: dict[str, Any] = {
     "zbv": ScheduleZBVZeroBubble,
     "dualpipev": ScheduleDualPipeV,
 }
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a pipeline: consecutive layers. The first stage also has the embedding, the last one the head."""
-
-    index: int
-    layers: range
-    first: bool
-    last: bool
-
-
-@dataclass(frozen=True)
-class Part:
-    """A stage, and this rank's module of it."""
-
-    stage: Stage
-    module: nn.Module
-
-
-def cut(shape: ModelShape, sequence: int, num_stages: int) -> list[Stage]:
-    """Cut a decoder into stages so that the costliest stage has as few FLOPs as possible.
-
-    Layers and the head count; the embedding, a table look-up, has no FLOPs. Every stage has at least one layer.
-    """
-    stages, start = [], 0
-    for index, size in enumerate(balanced_sizes(shape, sequence, num_stages)):
-        stages.append(Stage(index, range(start, start + size), index == 0, index == num_stages - 1))
-        start += size
-    return stages
-
-
-def rank_of_stage(stage: int, num_ranks: int, schedule: ScheduleName) -> int:
-    """Which pipeline rank holds a stage: in a loop over the ranks or, under V-shaped schedules, down the ranks and back up."""
-    if schedule in V_SHAPED and stage >= num_ranks:
-        return 2 * num_ranks - 1 - stage
-    return stage % num_ranks
 
 
 class PipelineRunner:

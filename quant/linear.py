@@ -13,10 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.distributed.tensor.placement_types import Placement
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from quant.method import LowPrecisionModule
+from quant.method import LowPrecisionModule, like, local_parameter, replace_modules
 from quant.quantizer import LEVELS, Levels, fake_quantize, fake_quantize_tokens, first_scale
 
 SCALE = "scale"
@@ -121,19 +120,8 @@ def quantized(weight: Tensor, scale: Tensor, precision: Precision) -> Tensor:
     """
     numel = weight.numel()
     local_weight = weight.to_local() if isinstance(weight, DTensor) else weight
-    if isinstance(scale, DTensor):
-        mesh = scale.device_mesh
-        placements: list[Placement] = [
-            Partial() if isinstance(place, Replicate) and mesh.size(axis) > 1 else place
-            for axis, place in enumerate(scale.placements)
-        ]
-        scale = scale.to_local(grad_placements=placements)
-    local = fake_quantize(local_weight, scale, precision.bits, precision.scale_floor, numel)
-    if not isinstance(weight, DTensor):
-        return local
-    return DTensor.from_local(
-        local, weight.device_mesh, weight.placements, run_check=False, shape=weight.shape, stride=weight.stride()
-    )
+    local = fake_quantize(local_weight, local_parameter(scale), precision.bits, precision.scale_floor, numel)
+    return like(local, weight)
 
 
 def _quantized_tokens(hidden: Tensor) -> Tensor:
@@ -156,17 +144,14 @@ PrecisionOf = Callable[[str], Precision]
 
 def swap_modules(model: nn.Module, precision_of: PrecisionOf) -> None:
     """Replace every linear and embedding of a model by a quantizing module, in place, before the model has values."""
-    plain = [(name, module) for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Embedding)]
-    for name, module in plain:
-        options = {"device": module.weight.device, "dtype": module.weight.dtype}
-        precision = precision_of(name)
-        swapped: nn.Module
+
+    def quantizing(name: str, module: nn.Linear | nn.Embedding) -> nn.Module:
+        options: dict[str, Any] = {"device": module.weight.device, "dtype": module.weight.dtype}
         if isinstance(module, nn.Linear):
-            assert module.bias is None
-            swapped = QuantLinear(module.in_features, module.out_features, precision, **options)
-        else:
-            swapped = QuantEmbedding(module.num_embeddings, module.embedding_dim, precision, **options)
-        model.set_submodule(name, swapped)
+            return QuantLinear(module.in_features, module.out_features, precision_of(name), **options)
+        return QuantEmbedding(module.num_embeddings, module.embedding_dim, precision_of(name), **options)
+
+    replace_modules(model, quantizing)
 
 
 def quantizing_modules(model: nn.Module) -> Iterator[tuple[str, QuantLinear | QuantEmbedding]]:

@@ -1,10 +1,12 @@
 """The interface of all methods of low-precision training, for the model, the optimizer and the phases of a run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor.placement_types import Placement
 
 
 class LowPrecisionModule(nn.Module):
@@ -21,6 +23,41 @@ class LowPrecisionModule(nn.Module):
         return input
 
 
+def replace_modules(model: nn.Module, replacement: Callable[[str, nn.Linear | nn.Embedding], nn.Module | None]) -> None:
+    """Replace linears and embeddings of a model, in place, before it has values; those without a replacement stay."""
+    plain = [(name, module) for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Embedding)]
+    for name, module in plain:
+        assert isinstance(module, nn.Linear | nn.Embedding)
+        assert getattr(module, "bias", None) is None
+        if (new := replacement(name, module)) is not None:
+            model.set_submodule(name, new)
+
+
+def local_parameter(parameter: Tensor) -> Tensor:
+    """This rank's part of one of a method's parameters.
+
+    Its gradient is a partial sum over every axis on which the parameter is replicated: each rank contributes the terms of its
+    own part of the weight and of its tokens.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter
+    mesh = parameter.device_mesh
+    placements: list[Placement] = [
+        Partial() if isinstance(place, Replicate) and mesh.size(axis) > 1 else place
+        for axis, place in enumerate(parameter.placements)
+    ]
+    return parameter.to_local(grad_placements=placements)
+
+
+def like(local: Tensor, weight: Tensor) -> Tensor:
+    """This rank's part of a tensor that is placed as `weight` is: a DTensor if `weight` is one."""
+    if not isinstance(weight, DTensor):
+        return local
+    return DTensor.from_local(
+        local, weight.device_mesh, weight.placements, run_check=False, shape=weight.shape, stride=weight.stride()
+    )
+
+
 @dataclass(frozen=True)
 class Treatment:
     """How an optimizer treats a parameter that a method has added. It has no weight decay."""
@@ -29,6 +66,10 @@ class Treatment:
     """the parameter's learning rate is this times the schedule's"""
     eps: float
     """AdamW's epsilon"""
+    penalty: float = 0.0
+    """the objective has this times the mean of the parameter; the gradient of that is added after clipping"""
+    bounds: tuple[float, float] | None = None
+    """values that a step takes out of this range are put back to its border"""
 
 
 class Method(ABC):
@@ -52,6 +93,11 @@ class Method(ABC):
     def modules(self, model: nn.Module) -> Iterator[tuple[str, LowPrecisionModule]]:
         """The modules that `convert` has put into a model, by name."""
 
+    def prepare_step(self, modules: Iterable[tuple[str, LowPrecisionModule]], *, seed: int, step: int) -> None:
+        """The optimizer step number `step` of a run begins. What depends on it goes into tensors of the modules, so that
+        compiled code is not compiled again."""
+        return
+
     def owns(self, parameter: str) -> bool:
         """Whether the parameter of that name belongs to the method."""
         return False
@@ -71,3 +117,7 @@ class Method(ABC):
     def first_value(self, parameter: str, weight: Tensor) -> Tensor:
         """The initial value of one of the method's parameters in the phase, from its whole weight in the compute dtype."""
         raise NotImplementedError
+
+    def bit_widths(self, value: Tensor) -> Tensor:
+        """The bit widths that one of the method's parameters stands for, where a method learns them; else none."""
+        return value.new_empty(0)

@@ -1,7 +1,7 @@
 """`foretrain branch RUN [--at TOKENS] [--decay-tokens D] [overrides]`: end a run differently, as a new run from its trunk.
 
 The branch equals a run planned with that end from the start, but trains only the tokens after the trunk's checkpoint. The end
-is a decay; with `quant=qat` among the overrides it is quantized too.
+is a decay; with `quant=qat`, or another method of low precision, among the overrides it has that too.
 """
 
 import math
@@ -35,23 +35,23 @@ def branch(
     at: Annotated[
         str | None,
         typer.Option(
-            help="tokens of RUN's checkpoint to start from, where the decay begins; with quant=qat by default the last one "
-            "before the quantized phase and every decay"
+            help="tokens of RUN's checkpoint to start from, where the decay begins; with quant=... by default the last one "
+            "before the low-precision phase and every decay"
         ),
     ] = None,
     decay_tokens: Annotated[
         str | None,
-        typer.Option(help="tokens after --at, rounded up to whole steps; with quant=qat by default the rest of RUN's"),
+        typer.Option(help="tokens after --at, rounded up to whole steps; with quant=... by default the rest of RUN's"),
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="other changes: schedule.decay_shape=one_minus_sqrt run.name=mine ..."),
     ] = None,
 ) -> None:
-    """Start a decay, or quantization (quant=qat ...), from a checkpoint of RUN's trunk. One trunk serves several budgets and
+    """Start a decay, or low precision (quant=qat ...), from a checkpoint of RUN's trunk. One trunk serves several budgets and
     widths."""
     begin, length = (text and _tokens(option, text) for option, text in (("--at", at), ("--decay-tokens", decay_tokens)))
-    if any(word.lstrip("+") == "quant=qat" for word in overrides or []):
+    if any(word.lstrip("+").startswith("quant=") and not word.endswith("=none") for word in overrides or []):
         words = quantized_words(run, begin or None, length or None, overrides or [])
     elif begin and length:
         words = branch_words(run, begin, length, overrides or [])
@@ -85,10 +85,10 @@ def branch_words(run: Path, at: int, decay_tokens: int, overrides: list[str]) ->
 
 
 def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: list[str]) -> list[str]:
-    """The overrides that train a branch with `quant=qat`, the user's last.
+    """The overrides that train a branch with a method of low precision (`quant=qat`), the user's last.
 
     The branch has the trunk's length, or ends `tokens` after `at`. It starts from a checkpoint up to which both runs are the
-    same, that is before the quantized phase and before any decay of either: the newest one, or the one at `at`.
+    same, that is before the method's phase and before any decay of either: the newest one, or the one at `at`.
 
     Raises:
         UserError: `run` is not a run, or has no such checkpoint.
@@ -99,8 +99,9 @@ def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: li
         if at is None:
             raise UserError("--decay-tokens counts from --at: give both, or train.tokens=... for the whole length")
         total = trunk.batches.tokens(trunk.batches.steps(at + tokens))
-    bits = [word.partition("=")[2] for word in overrides if word.startswith("quant.bits=")] or ["4"]
-    plain = _planned(trunk, f"{trunk.run.name}-qat{bits[-1]}", total, overrides)
+    method = load_config([word for word in overrides if word.lstrip("+").startswith(("quant=", "quant."))]).low_precision
+    assert method is not None
+    plain = _planned(trunk, f"{trunk.run.name}-{method.label}", total, overrides)
     words = words_of(plain, overrides)
     branch = load_config([*words, *overrides])
     require(branch, world_size=branch.parallel.layout.world_size, overrides=overrides)
@@ -110,7 +111,7 @@ def quantized_words(run: Path, at: int | None, tokens: int | None, overrides: li
     trunk_phase = low_precision_phase(trunk)
     splits = {phase.start: phase.why, **{begin: "a decay begins" for begin, _ in decays}}
     if trunk_phase is not None:
-        splits |= {trunk_phase.start: f"the trunk is quantized then: {trunk_phase.why}"}
+        splits |= {trunk_phase.start: f"the trunk's own phase begins then: {trunk_phase.why}"}
     trunk_end = min(splits)
     if at is None:
         at = _newest(run, trunk_end, path_of(branch))

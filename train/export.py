@@ -24,7 +24,10 @@ def export(
     out: Annotated[Path, typer.Option(help="the folder to write; it must be empty or not exist")],
     format: Annotated[str, typer.Option(help=f"one of: {', '.join(FORMATS)}")] = FORMATS[0],
     quantize: Annotated[
-        str | None, typer.Option(help="first round full-precision weights to nearest: bits=4, or bits=4,group=64")
+        str | None,
+        typer.Option(
+            help="first round full-precision weights to nearest, bits=4 or bits=4,group=64; or cast any to format=e2m1"
+        ),
     ] = None,
 ) -> None:
     """Write a run's newest weights, its configuration and its tokenizer as a model that other programs load."""

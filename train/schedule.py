@@ -53,8 +53,9 @@ def phases(config: Config) -> list[tuple[str, int, int]]:
         borders |= {start, *rate.borders()}
         if rate.then is not None:
             borders.add(start + rate.then[1].warmup_tokens)
+    state = f", {config.low_precision.state}" if config.low_precision is not None else ""
     return [
-        (_name(rate, first, last) + (", quantized" if first >= start else ""), first, last)
+        (_name(rate, first, last) + (state if first >= start else ""), first, last)
         for first, last in itertools.pairwise(sorted(borders))
     ]
 
@@ -81,8 +82,8 @@ def _show(config: Config) -> None:
         rates = (f"{rate:.6g}" for rate in (_rate_from(rate, first), rate.learning_rate(last)))
         table.add_row(name, f"{first:,}", f"{last:,}", f"{last - first:,}", *rates)
     Console(width=100).print(table)
-    if (phase := low_precision_phase(config)) is not None:
-        print(f"quantized from {phase.start:,} tokens on ({phase.why})")
+    if (phase := low_precision_phase(config)) is not None and config.low_precision is not None:
+        print(f"{config.low_precision.state} from {phase.start:,} tokens on ({phase.why})")
     for warning in warnings_of(config):
         print(f"warning: {warning}")
     if len(batches.stages) > 1:
@@ -137,7 +138,11 @@ def _draw(config: Config, path: Path) -> None:
     for number, (name, first, last) in enumerate(phases(config)):
         axes.axvspan(first, last, color="0.93" if number % 2 else "1.0", zorder=0)
         rotation = 90 if (last - first) / total < 0.1 else 0
-        middle, in_axes = (first + last) / 2, axes.get_xaxis_transform()  # y as a share of the axes' height
+        # A phase that is narrower than its name: the name stands beside the axes, not on them.
+        middle, in_axes = (
+            min(max((first + last) / 2, 0.025 * total), 0.975 * total),
+            axes.get_xaxis_transform(),
+        )  # y as a share of the axes' height
         axes.text(middle, 0.98, name, rotation=rotation, ha="center", va="top", transform=in_axes)
     if len(config.batches.stages) > 1:
         twin = axes.twinx()

@@ -114,11 +114,11 @@ def losses_and_norms(config: Config, shards: Shards, start: int) -> list[tuple[f
             decay = 0.0 if is_scale or tensor.dim() < 2 or of.startswith("embedding") else config.optimizer.weight_decay
             eps = 1e-15 if is_scale else config.optimizer.eps
             clipped = gradient * min(1.0, config.optimizer.clip_norm / (norm + 1e-6))
-            moments[name] = _adamw(config, tensor, clipped, moments.get(name), own_rate, decay, eps)
+            moments[name] = adamw(config, tensor, clipped, moments.get(name), own_rate, decay, eps)
     return results
 
 
-def _adamw(config, tensor: Tensor, gradient: Tensor, moments, rate: float, decay: float, eps: float):
+def adamw(config, tensor: Tensor, gradient: Tensor, moments, rate: float, decay: float, eps: float):
     """Loshchilov & Hutter (arXiv 1711.05101), algorithm 2. Moments begin with the first gradient."""
     first, second, step = moments or (torch.zeros_like(tensor), torch.zeros_like(tensor), 0)
     first = config.optimizer.beta1 * first + (1 - config.optimizer.beta1) * gradient

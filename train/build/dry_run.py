@@ -15,8 +15,8 @@ from rich.table import Table
 
 from common.words import ranges
 from parallel.names import stage_count
-from parallel.pipeline import cut, rank_of_stage
 from parallel.plan.memory import rank_memory
+from parallel.stages import cut, rank_of_stage
 from parallel.tensor import SPLIT_DIMS
 from train.build.model import PARAMETER_DTYPES, build_model
 from train.build.quantization import method_of

@@ -4,13 +4,14 @@ from functools import partial
 
 import torch
 
+from parallel.attention import kernels
 from parallel.compose import Composition, Fill
 from parallel.context.protocol import ContextParallel
 from parallel.engine import build
 from parallel.engine.blueprint import Blueprint
 from parallel.engine.protocol import Engine
 from parallel.mesh import Meshes
-from parallel.pipeline import Stage
+from parallel.stages import Stage
 from train.build.initial_weights import initial_values
 from train.build.model import COMPUTE_DTYPES, PARAMETER_DTYPES, build_model
 from train.build.optimizer import build_optimizer
@@ -23,8 +24,12 @@ from train.model.decoder import Decoder
 def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fill | None = None) -> Engine:
     """The engine of this rank, with model and optimizer, ready to step. `fill` writes the initial values; None: the run's.
 
+    Raises:
+        UserError: the device does not have the attention kernel that was asked for.
+
     Weights are in full precision or not according to `train.build.quantization.Quantization`.
     """
+    kernels.use(config.train.attention, device.type, COMPUTE_DTYPES[config.train.precision])
     return build(config.parallel.engine, blueprint_of(config, meshes, fill or initial_values(config)), meshes, device)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from parallel.pipeline import Stage
+from parallel.stages import Stage
 from train.config.resolve.architecture import architecture_of
 from train.config.sections.model import ModelConfig
 from train.model.decoder import Decoder

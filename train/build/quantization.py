@@ -1,18 +1,22 @@
 """Low-precision weights in a run: the method that its configuration names, and when it applies."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from parallel.engine.protocol import Engine
 from quant.learned_scales import LearnedScales
 from quant.method import Method
+from quant.noise.method import Distribution, Noise, WeightNoise
 from train.config import Config
 from train.config.resolve.quantization import low_precision_phase
-from train.config.sections.quantization import QatConfig, Quant
+from train.config.sections.quantization import NoiseConfig, QatConfig, Quant
 
 
 def learned_scales(quant: QatConfig) -> LearnedScales:
@@ -27,7 +31,18 @@ def learned_scales(quant: QatConfig) -> LearnedScales:
     )
 
 
-METHODS: dict[str, Callable[[Any], Method]] = {"qat": learned_scales}
+def weight_noise(quant: NoiseConfig, distribution: Distribution) -> WeightNoise:
+    """The method of `quant=gaussian` and `quant=diffq`."""
+    noise = Noise(distribution=distribution, b_init=quant.b_init, b_target=quant.b_target, block=quant.block)
+    method = WeightNoise(noise=noise, penalty=quant.penalty, bits_learning_rate=quant.bits_learning_rate)
+    return replace(method, outer=()) if quant.outer else method
+
+
+METHODS: dict[str, Callable[[Any], Method]] = {
+    "qat": learned_scales,
+    "gaussian": partial(weight_noise, distribution="rounded_normal"),
+    "diffq": partial(weight_noise, distribution="uniform"),
+}
 """The methods, by the name of their sections."""
 
 
@@ -51,7 +66,7 @@ class Quantization:
         self.phase = low_precision_phase(config)
         self.active = False
         self._method = method_of(config.quant)
-        self._engine, self._compute_dtype = engine, compute_dtype
+        self._engine, self._compute_dtype, self._seed = engine, compute_dtype, config.run.seed
         if self._method is None:
             self._modules, self._own = [], []
             return
@@ -73,6 +88,19 @@ class Quantization:
         self._set(True)
         self._engine.exclude([])
 
+    def bit_widths(self) -> dict[str, list[float]]:
+        """The learned bit widths of every matrix's blocks, by its name, on every rank; empty where none are learned. A
+        collective."""
+        method = self._method
+        if method is None or not self.active:
+            return {}
+        own = ((name, value) for name, value in self._engine.named_parameters() if method.owns(name))
+        whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in own}
+        mine = {method.weight_of(name): method.bit_widths(value.detach()).flatten().tolist() for name, value in whole.items()}
+        of_ranks: list[dict[str, list[float]]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(of_ranks, mine)
+        return {name: widths for of_rank in of_ranks for name, widths in of_rank.items() if widths}
+
     def begins(self, tokens: int) -> bool:
         """Whether the step that begins at `tokens` tokens is the first in low precision."""
         return self.phase is not None and not self.active and tokens >= self.phase.start
@@ -91,6 +119,11 @@ class Quantization:
 
         self._engine.include_all(fill)
         self._set(True)
+
+    def prepare_step(self, step: int) -> None:
+        """The optimizer step number `step` begins, in the precision that was set."""
+        if self.active and self._method is not None:
+            self._method.prepare_step(self._modules, seed=self._seed, step=step)
 
     def _set(self, active: bool) -> None:
         self.active = active

@@ -6,7 +6,7 @@ Imports no torch.
 import dataclasses
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -135,6 +135,7 @@ def _describe(detail: Any) -> str:
 
 def _compose(overrides: Sequence[str]) -> Any:
     parsed = _parse(overrides)
+    _report(_two_methods(parsed))
     _report(problem for override in parsed if (problem := _unknown(override)))
     # A valid key may be set with or without Hydra's `+` (add) before it.
     options_of = {override.key_or_group: override for override in parsed if override.key_or_group in group_options()}
@@ -185,6 +186,13 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
             raise UserError(f"'{text}': one command is one run; give a single value")
         parsed.append(override)
     return parsed
+
+
+def _two_methods(parsed: Sequence[Override]) -> Iterator[str]:
+    """The problem if two methods of low precision were chosen. Elsewhere the last option counts, here both were meant."""
+    methods = {f"quant={override.value()}" for override in parsed if override.key_or_group == "quant"}
+    if len(methods) > 1:
+        yield f"{' and '.join(sorted(methods))}: weights have one method of low precision at a time; leave one out"
 
 
 def _unknown(override: Override) -> str | None:

@@ -12,7 +12,7 @@ from train.config.sections.corpus import Corpus
 from train.config.sections.model import ModelConfig
 from train.config.sections.optimizer import AdamWConfig, Optimizer
 from train.config.sections.parallel import ParallelConfig
-from train.config.sections.quantization import LowPrecision, NoQuantConfig, Quant
+from train.config.sections.quantization import LowPrecisionConfig, Quant
 from train.config.sections.run import CheckpointConfig, EvalConfig, HealthConfig, RunConfig, TrainConfig
 from train.config.sections.schedule import Schedule
 from train.config.sections.tokenizer import Tokenizer
@@ -43,9 +43,9 @@ class Config:
         return BatchWarmup(full=full, start=self.train.batch_warmup_start or full, warmup_tokens=self.train.batch_warmup_tokens)
 
     @property
-    def low_precision(self) -> LowPrecision | None:
+    def low_precision(self) -> LowPrecisionConfig | None:
         """The section of low-precision weights; None if all weights stay in full precision."""
-        return None if isinstance(self.quant, NoQuantConfig) else self.quant
+        return self.quant if isinstance(self.quant, LowPrecisionConfig) else None
 
     @property
     def steps(self) -> int:
@@ -64,6 +64,11 @@ class Config:
     def checkpoint_every_tokens(self) -> int:
         """Tokens between checkpoints."""
         return self.checkpoint.every_tokens or max(-(-self.total_tokens // 20), 20 * self.train.batch_tokens)
+
+    @property
+    def evaluate_every_tokens(self) -> int:
+        """Tokens between evaluations."""
+        return self.eval.every_tokens or max(-(-self.total_tokens // 10), 20 * self.train.batch_tokens)
 
     @property
     def mup_width(self) -> float | None:

@@ -1,8 +1,10 @@
 """The console output of a run: log lines, a progress bar, the table at the end."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -15,10 +17,13 @@ from train.config.resolve.context import context_method
 from train.config.resolve.quantization import low_precision_phase
 from train.config.resolve.schedule import warnings_of
 from train.data.shards import Shards
+from train.loop.bit_widths import PICTURE, summary
 from train.loop.loss_curve import bigram_loss_of
 
 log = logging.getLogger("foretrain")
 
+LINE_SECONDS = 30.0
+"""between two log lines about steps, where there is no bar"""
 
 _console = Console(stderr=True)  # shared by log and progress bar, so that log lines do not break the bar
 
@@ -73,7 +78,8 @@ def announce(config: Config, shards: Shards, steps: int) -> None:
         log.info(message, config.parallel.context, method, config.parallel.context_partition, why)
     if (phase := low_precision_phase(config)) is not None:
         share = 1.0 - phase.start / config.total_tokens
-        log.info("quantized from %s tokens on, %.1f %% of the run (%s)", f"{phase.start:,}", 100 * share, phase.why)
+        what = config.low_precision.state if config.low_precision is not None else ""
+        log.info("%s from %s tokens on, %.1f %% of the run (%s)", what, f"{phase.start:,}", 100 * share, phase.why)
     for warning in warnings_of(config):
         log.warning("%s", warning)
     epochs = config.total_tokens / shards.train.tokens
@@ -85,9 +91,12 @@ Advance = Callable[[StepLine], None]
 
 @contextmanager
 def progress(steps: int, first: int, *, shown: bool) -> Iterator[Advance]:
-    """Call the result after every step. It draws a bar from step `first` if `shown` and standard error is a terminal."""
-    if not (shown and _console.is_terminal):
+    """Call the result after every step. If `shown`, it draws a bar from step `first` on a terminal, else logs lines."""
+    if not shown:
         yield lambda line: None
+        return
+    if not _console.is_terminal:
+        yield _Lines(steps, first)
         return
     columns = (
         TextColumn("step"),
@@ -106,6 +115,27 @@ def progress(steps: int, first: int, *, shown: bool) -> Iterator[Advance]:
         yield advance
 
 
+class _Lines:
+    """A log line every `LINE_SECONDS`, for runs that nobody watches on a terminal."""
+
+    def __init__(self, steps: int, first: int) -> None:
+        self._steps, self._step = steps, first
+        self._time = time.monotonic()
+
+    def __call__(self, line: StepLine) -> None:
+        now = time.monotonic()
+        if (seconds := now - self._time) < LINE_SECONDS or line.step <= self._step:
+            return
+        left = (self._steps - line.step) * seconds / (line.step - self._step)
+        self._time, self._step = now, line.step
+        memory = f", {line.memory_bytes / 2**20:,.0f} MiB" if line.memory_bytes is not None else ""
+        log.info(
+            "step %s of %s: loss %.4f, learning rate %.3g, %s tokens/s, %s left%s",
+            *(f"{line.step:,}", f"{self._steps:,}", line.loss, line.learning_rate, f"{line.tokens_per_second:,.0f}"),
+            *(timedelta(seconds=round(left)), memory),
+        )
+
+
 def show_table(run: Path, record: RunRecord) -> None:
     """Print the results of a finished run."""
     table = Table("", record.name, title=f"{record.parameters:,} parameters, {record.tokens:,} tokens", title_style="bold")
@@ -114,6 +144,7 @@ def show_table(run: Path, record: RunRecord) -> None:
         "counted bigram": _number(bigram_loss_of(run), ".4f", " nats/token"),
         "bits per byte": _number(record.bits_per_byte, ".4f"),
         **({"weights": f"{record.bits:g} bits over the last {record.qat_tokens:,} tokens"} if record.bits else {}),
+        **({"bit widths": summary(record.bit_widths), "": str(run / PICTURE)} if record.bit_widths else {}),
         "speed": _number(record.tokens_per_second, ",.0f", " tokens/s"),
         "MFU": _number(record.mfu and 100 * record.mfu, ".1f", " %")
         + _number(record.mfu_causal and 100 * record.mfu_causal, ".1f", " % causal", prefix=", "),

@@ -28,7 +28,7 @@ def new_record(config: Config, world: World) -> RunRecord:
         tokens=0,
         flops=0.0,
         tokens_per_parameter=0.0,
-        bits=None if config.low_precision is None else config.low_precision.bits,
+        bits=None if config.low_precision is None else config.low_precision.stored_bits,
         quantizer=None if method is None else method.description,
         peak_learning_rate=config.schedule.peak,
         schedule=config.schedule.name,

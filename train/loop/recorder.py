@@ -16,6 +16,7 @@ from train.config import Config
 from train.data.shards import Shards
 from train.folder.directory import RunDirectory
 from train.loop import console, prediction
+from train.loop.bit_widths import draw_bit_widths, histograms
 from train.loop.loss_curve import draw_loss
 from train.loop.new_record import new_record
 from train.loop.throughput import Throughput
@@ -53,8 +54,11 @@ class Recorder:
     def write(self, progress: Progress) -> None:
         """Bring the record on disk up to date."""
 
-    def finish(self, progress: Progress, saver: Saver, peak_memory_bytes: int | None) -> None:
-        """The run has done all its steps: close the record, show the results."""
+    def finish(
+        self, progress: Progress, saver: Saver, peak_memory_bytes: int | None, bit_widths: dict[str, list[float]]
+    ) -> None:
+        """The run has done all its steps: close the record, show the results. `bit_widths`: what the blocks of every matrix
+        have learned, by its name."""
 
     def close(self, ending: Ending, progress: Progress, saver: Saver) -> None:
         """This process stops training, whether the run is finished or not."""
@@ -79,6 +83,7 @@ class RunRecorder(Recorder):
         self.config, self.world, self.shards, self.directory = config, world, shards, directory
         self.quantization, self.throughput = quantization, throughput
         self.record = new_record(config, world)
+        self.record.corpus, self.record.tokenizer = shards.folder.name, shards.tokenizer_sha256
         self._started = time.perf_counter()
         self._earlier_seconds = 0.0  # wall time of the run's earlier processes
 
@@ -86,6 +91,8 @@ class RunRecorder(Recorder):
         """Load the record of earlier processes, write the new one, log what will run."""
         for change in self.directory.changes:
             log.info("%s", change)
+        if (damage := self.directory.damage) is not None:
+            log.warning("%s; rebuilt from checkpoint and metrics, what was there is kept as aside_run.json", damage)
         earlier = self.directory.existing
         if resumed is not None:
             self.record.resumed_from = str(resumed.folder)
@@ -93,10 +100,22 @@ class RunRecorder(Recorder):
                 self.record.started, self._earlier_seconds = earlier.started, earlier.wall_seconds
                 self.record.skipped_steps = earlier.skipped_steps
         self._count(progress)
+        self._measure()
         self.directory.begin(self.record, self.shards.folder, progress.step)
+        self._restore_measurements()
         console.announce(self.config, self.shards, last_step)
         self.record.predicted = prediction.announce(
             self.config, self.record.device, self.throughput.peak_flops_per_rank(self.world.size)
+        )
+
+    def _restore_measurements(self) -> None:
+        """What killed processes measured and did not come to write: time, speed and memory, from the metrics."""
+        lines = [line for line in read_metrics(self.directory.path) if isinstance(line, StepLine)]
+        self._earlier_seconds = max(self._earlier_seconds, sum(line.step_seconds or 0.0 for line in lines))
+        speeds = sorted(line.tokens_per_second for line in lines if line.tokens_per_second is not None)
+        self.record.tokens_per_second = speeds[(len(speeds) - 1) // 2] if speeds else None
+        self.record.peak_memory_bytes = max(
+            (line.memory_bytes for line in lines if line.memory_bytes is not None), default=None
         )
 
     def history(self) -> tuple[list[float], EvaluationLine | None]:
@@ -146,12 +165,16 @@ class RunRecorder(Recorder):
         except OSError as error:
             log.warning("step %d: the record cannot be written: %s", progress.step, error)
 
-    def finish(self, progress: Progress, saver: Saver, peak_memory_bytes: int | None) -> None:
-        """Draw the loss curve, close the record, show the table."""
-        self.record.peak_memory_bytes = peak_memory_bytes
+    def finish(
+        self, progress: Progress, saver: Saver, peak_memory_bytes: int | None, bit_widths: dict[str, list[float]]
+    ) -> None:
+        """Draw the pictures, close the record, show the table."""
+        self.record.peak_memory_bytes = peak_memory_bytes or self.record.peak_memory_bytes
+        self.record.bit_widths = histograms(bit_widths)
+        draw_bit_widths(self.directory.path, self.record.bit_widths)
         prediction.compare(self.record.predicted, peak_memory_bytes, self.throughput.tokens_per_second)
         self.directory.metrics.flush()
-        draw_loss(self.directory.path)
+        draw_loss(self.directory.path, self.config)
         self.close("finished", progress, saver)
         console.show_table(self.directory.path, self.record)
 
@@ -161,8 +184,8 @@ class RunRecorder(Recorder):
         record.checkpoints = saver.cost()
         self._count(progress)
         if self.directory.begun:
+            self._measure()
             record.status, record.ended = ending, timestamp()
-            record.wall_seconds = self._wall_seconds()
             self.directory.write(record)
 
     def manifest(self, progress: Progress, files: dict[str, tuple[int, str]]) -> Manifest:
@@ -182,7 +205,8 @@ class RunRecorder(Recorder):
     def _count(self, progress: Progress) -> None:
         record, phase = self.record, self.quantization.phase
         record.tokens = progress.tokens
-        record.fp_tokens = record.tokens if phase is None else min(record.tokens, phase.start)
+        # A method that leaves the weights in full precision, such as noise, counts as that.
+        record.fp_tokens = record.tokens if phase is None or record.bits is None else min(record.tokens, phase.start)
         record.qat_tokens = record.tokens - record.fp_tokens
         record.skipped_samples = [list(pair) for pair in progress.skipped]
 

@@ -79,7 +79,9 @@ class Decoder(StageModel):
         self.multipliers = architecture.multipliers
         self.context: ContextParallel | None = None
         has_table = first or (last and shape.tie_embeddings)
-        self.embedding = nn.Embedding(shape.vocab_size, shape.hidden_size) if has_table else None
+        # Without torch's initial values, which nobody uses: to draw them on the meta device imports the compiler, a second.
+        table = torch.empty(shape.vocab_size, shape.hidden_size) if has_table else None
+        self.embedding = None if table is None else nn.Embedding.from_pretrained(table, freeze=False)
         self.blocks = nn.ModuleDict({str(layer): Block(architecture) for layer in layers})
         self.norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps) if last else None
         has_head = last and not shape.tie_embeddings

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from parallel.batch import IGNORE
 
-_CHUNK_BYTES = {"cpu": 8 * 2**20}
+_CHUNK_BYTES = {"cpu": 16 * 2**20}
 """What the logits of a chunk may take although the hidden states take less: enough for efficient matrix products, and on a CPU
 little enough for its caches (`python -m benchmarks.loss`)."""
 _CHUNK_BYTES_OF_OTHERS = 512 * 2**20

@@ -36,6 +36,6 @@ def evaluate_run(run: Path, config: Config, world: World, quantize: str | None =
         "bits_per_byte": bits_per_byte,
         "losses": {"validation": loss},
         "errors": {},
-        "bits": weights.quant.bits if weights.quant is not None else None,
+        "bits": weights.bits,
         "weights": str(weights),
     }

@@ -26,6 +26,8 @@ def export_int_packed(run: Path, out: Path, *, quantize: str | None = None) -> N
     config = load_run_config(run)
     tokenizer, _, end_of_text = read_run_tokenizer(run)
     weights = weights_to_use(run, config, quantize)
+    if weights.cast is not None:
+        raise UserError(f"--format int-packed holds integers, not {weights.cast.name}: type --format huggingface")
     if weights.quant is None:
         raise UserError(
             f"{run} has {weights}: type --quantize bits=4 to round them to nearest, or --format huggingface to have them as "

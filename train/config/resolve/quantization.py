@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from train.config.schema import Config
+from train.config.sections.quantization import QatConfig
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ def low_precision_phase(config: Config) -> LowPrecisionPhase | None:
         return None
     if isinstance(quant.start, float):
         before, why = quant.start, f"quant.start={quant.start}"
+    elif not isinstance(quant, QatConfig):
+        before, why = 0.0, "quant.start=auto"  # which a rule refuses
     else:
         from scaling.laws.qat import PAPER_A, optimal_fraction  # imported late: laws may be slow to import
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from train.config.resolve.quantization import low_precision_phase
 from train.config.rules.length import has_length
 from train.config.schema import Config
-from train.config.sections.quantization import QatConfig
+from train.config.sections.quantization import NoiseConfig, QatConfig
 
 
 def group_rules(config: Config) -> Iterator[str]:
@@ -26,6 +26,44 @@ def group_rules(config: Config) -> Iterator[str]:
         )
 
 
+def noise_rules(config: Config) -> Iterator[str]:
+    """Blocks are whole, also on a rank of tensor parallelism; bit widths are in order, and bf16 keeps the noise."""
+    quant = config.quant
+    if not isinstance(quant, NoiseConfig):
+        return
+    if quant.start == "auto":
+        yield f"quant.start=auto is the law of quantization-aware training: with quant={quant.name} type a share, quant.start=0"
+    if quant.b_target > quant.b_init:
+        yield f"quant.b_target={quant.b_target:g} is above quant.b_init={quant.b_init:g}, from which bit widths fall to it"
+    if config.train.precision == "bf16" and quant.b_target > _LAST_BF16_BIT:
+        yield (
+            f"quant.b_target={quant.b_target:g} with train.precision=bf16: a bf16 addition loses noise of more than "
+            f"{_LAST_BF16_BIT} bits; type quant.b_target={_LAST_BF16_BIT} or less, or train.precision=fp32"
+        )
+    yield from _block_rules(config, quant)
+
+
+_LAST_BF16_BIT = 9
+
+
+def _block_rules(config: Config, quant: NoiseConfig) -> Iterator[str]:
+    model, tensor = config.model, config.parallel.tensor
+    split = {
+        "model.num_heads x model.head_dim": model.num_heads * model.head_dim,
+        "model.num_kv_heads x model.head_dim": model.num_kv_heads * model.head_dim,
+        "model.ffn_size": model.ffn_size,
+        **({"model.vocab_size": model.vocab_size} if quant.outer else {}),
+    }
+    if any(size % tensor for size in split.values()):
+        return  # the layout rules report this
+    divided = f" / parallel.tensor={tensor}" if tensor > 1 else ""
+    sizes = {"model.hidden_size": model.hidden_size, **{f"{key}{divided}": size // tensor for key, size in split.items()}}
+    if undivided := [f"{key} = {size}" for key, size in sizes.items() if size % quant.block]:
+        fitting = [block for block in (4, 8, 16, 32, 64, 128) if not any(size % block for size in sizes.values())]
+        advice = f"type quant.block={' or '.join(map(str, fitting))}" if fitting else "take sizes that a multiple of 4 divides"
+        yield f"quant.block={quant.block} does not divide {', '.join(undivided)}, and blocks must be whole: {advice}"
+
+
 def quantization_rules(config: Config) -> Iterator[str]:
     """The low-precision phase has at least one step, and fits the schedule."""
     quant, schedule = config.low_precision, config.schedule
@@ -38,7 +76,7 @@ def quantization_rules(config: Config) -> Iterator[str]:
             f"{phase.why}: less than one step of the run's {total} tokens would be quantized; type quant.start=0.8, or "
             f"another share of the tokens before quantization that leaves a step"
         )
-    if schedule.name == "wsd_s" or (schedule.name == "cosine" and quant.fuse_decay):
+    if phase.start > 0 and (schedule.name == "wsd_s" or (schedule.name == "cosine" and quant.fuse_decay)):
         remedy = " or quant.fuse_decay=false" * (schedule.name == "cosine")
         yield (
             f"schedule={schedule.name} decays in full precision, which quant.fuse_decay={str(quant.fuse_decay).lower()} has no "
