@@ -26,7 +26,8 @@ from train.loop.memory import PeakMemory
 
 SMALL = (
     "tokenizer=bytes model.num_layers=4 model.hidden_size=128 model.num_heads=4 model.num_kv_heads=4 model.ffn_size=384 "
-    "model.vocab_size=512 model.qk_norm=false train.sequence=256 train.microbatch=4 train.batch_tokens=8192 train.steps=8 schedule.warmup_tokens=0"
+    "model.vocab_size=512 model.qk_norm=false train.sequence=256 train.microbatch=4 train.batch_tokens=8192 train.steps=8 "
+    "schedule.warmup_tokens=0"
 )
 QAT = "quant=qat quant.bits=4 quant.start=0.1"
 RUNS = {

@@ -146,6 +146,11 @@ def _messages(job: Job, content: Content) -> float:
 
 
 def _quantized(job: Job, content: Content) -> float:
-    """Bytes that fake-quantized weights keep from forward to backward: the rounded weight, and what its gradient needs."""
-    per_weight = float(job.extra.get("quantized_bytes", 0.0))
-    return per_weight * content.layers * layer_parameters(job.shape) / job.choice.tensor
+    """Bytes of rounded weights, which the products of a block save beside the weights themselves.
+
+    Without recomputation all blocks keep theirs until their backward passes, else one block at a time.
+    """
+    if not job.extra.get("quant"):
+        return 0.0
+    layers = content.layers if job.choice.recompute == "none" else min(1, content.layers)
+    return layers * layer_parameters(job.shape) / job.choice.tensor * job.element_bytes
