@@ -19,7 +19,7 @@ from scaling.record import StepLine, read_metrics, read_record
 def measure(place: Path, name: str, steps: int, every: int) -> tuple[float, dict[str, float]]:
     """(seconds of the median step, the record's cost of checkpoints) of a run with a checkpoint every `every` steps."""
     words = ["experiment=demo", f"run.dir={place}", f"run.name={name}", f"train.steps={steps}", "schedule.warmup_tokens=0"]
-    words += [f"checkpoint.every_tokens={every * 4096}", "eval.every_tokens=null"]
+    words += [f"checkpoint.every_tokens={every * 4096}", f"eval.every_tokens={steps * 4096}"]
     command = [str(Path(sys.executable).parent / "foretrain"), "train", *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     lines = [line.step_seconds for line in read_metrics(place / name) if isinstance(line, StepLine)]

@@ -11,13 +11,14 @@ COMMANDS = {
     "train": ("launch.local:main", "train a model (python -m train), with as many processes as the layout needs"),
     "branch": ("launch.local:branch", "a decay from the trunk of a run, as a run of its own (python -m train.branch)"),
     "schedule": ("train.schedule:main", "draw a learning-rate schedule (python -m train.schedule)"),
-    "data": ("train.data.__main__:main", "prepare | inspect the tokenised corpus"),
+    "data": ("train.data.__main__:main", "prepare | inspect | verify the tokenised corpus"),
     "generate": ("launch.local:generate", "continue a prompt with a trained model (python -m train.generate)"),
     "evaluate": (
         "launch.local:evaluate",
         "validation loss of a trained model, rounded to few bits if asked (python -m train.evaluate)",
     ),
     "export": ("train.export:main", "write a trained model for other programs, or packed (python -m train.export)"),
+    "layout": ("parallel.plan.commands:main", "plan | check | calibrate | simulate: will it fit, how fast, which layout"),
     "scaling": (
         "scaling.cli:main",
         "table | fit | predict | plan | report | simulate: runs, laws, forecasts (python -m scaling)",

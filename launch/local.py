@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,9 +15,13 @@ from types import FrameType
 from typing import Any
 
 from common.errors import UserError
-from train.config import load_config, require
+from launch.deaths import report
+from launch.machine import require_room
+from parallel.environment import LAUNCHER
+from train.config import Config, load_config, require
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+WORKER = Path(__file__).with_name("worker.py")
 TRAIN, BRANCH, GENERATE, EVALUATE = (
     "train.__main__",
     "train.branch",
@@ -34,6 +39,7 @@ def main(arguments: list[str]) -> int:
         config = load_config(arguments)
         world_size = config.parallel.layout.world_size
         require(config, world_size=world_size, overrides=arguments)
+        require_room(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -49,18 +55,24 @@ def branch(arguments: list[str]) -> int:
 
 def generate(arguments: list[str]) -> int:
     """Continue a prompt. Returns the exit code."""
-    main = importlib.import_module(GENERATE).main
-    return int(main(arguments, start=lambda world_size: _start_workers(world_size, GENERATE, arguments)))
+    return _answer(GENERATE, arguments)
 
 
 def evaluate(arguments: list[str]) -> int:
     """Measure the validation loss of a trained model. Returns the exit code."""
-    main = importlib.import_module(EVALUATE).main
-    return int(main(arguments, start=lambda world_size: _start_workers(world_size, EVALUATE, arguments)))
+    return _answer(EVALUATE, arguments)
+
+
+def _answer(module: str, arguments: list[str]) -> int:
+    def start(config: Config) -> int:
+        require_room(config, copies=1)
+        return _start_workers(config.parallel.layout.world_size, module, arguments)
+
+    return int(importlib.import_module(module).main(arguments, start=start))
 
 
 def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -68,31 +80,32 @@ def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:
     for name in logging.root.manager.loggerDict:
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        run_id=uuid.uuid4().hex,
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=world_size,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        # STOP_SIGNALS are for the workers, see _forward_signals. These two end the agent, and the workers with it.
-        signals_to_handle="SIGHUP,SIGQUIT",
-    )
-    # -P: Python must not import a folder named `train` in the working directory instead of ours.
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    try:
-        with _forward_signals(STOP_SIGNALS, SignalException):
-            elastic_launch(config, entrypoint=command[0])(*command[1:])
-    except SignalException as error:
-        print(f"stopped by {signal.Signals(error.sigval).name}, with all processes of the run", file=sys.stderr)
-        return 128 + error.sigval
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        stopped = failure.exitcode > 128  # by a signal, which the worker has reported
-        if failure.exitcode not in (1, 2) and not stopped:
-            print(f"error: rank {rank} ended with {_describe_exit(failure.exitcode)}", file=sys.stderr)
-        return failure.exitcode if failure.exitcode in (1, 2) or stopped else 1
+    # -P: Python must not import a folder named `train` in the working directory instead of ours; see worker.py for PYTHONPATH.
+    command = [sys.executable, "-P", str(WORKER), module, *arguments]
+    with tempfile.TemporaryDirectory(prefix="foretrain_") as folder:
+        config = LaunchConfig(
+            run_id=uuid.uuid4().hex,
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=world_size,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            # STOP_SIGNALS are for the workers, see _forward_signals. These two end the agent, and the workers with it.
+            signals_to_handle="SIGHUP,SIGQUIT",
+            # Rank 0 keeps the terminal. What the others say is shown too, and kept for the message about one that died.
+            logs_specs=DefaultLogsSpecs(folder, tee=dict.fromkeys(range(1, world_size), Std.ERR)),
+            log_line_prefix_template="[rank ${rank}] ",
+        )
+        try:
+            with _forward_signals(STOP_SIGNALS, SignalException):
+                elastic_launch(config, entrypoint=command[0])(*command[1:])
+        except SignalException as error:
+            print(f"stopped by {signal.Signals(error.sigval).name}, with all processes of the run", file=sys.stderr)
+            return 128 + error.sigval
+        except ChildFailedError as error:
+            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            return report(codes, Path(folder))
     return 0
 
 
@@ -107,14 +120,17 @@ def _forward_signals(numbers: Sequence[signal.Signals], too_early: type[Exceptio
         workers = _children()
         if not workers:
             raise too_early("no worker has been started yet", signal.Signals(number))
+        print(f"{signal.Signals(number).name}: stopping; once more to stop at once", file=sys.stderr)
         for worker in workers:
             with suppress(ProcessLookupError):
                 os.kill(worker, number)
 
     handlers: list[Any] = [signal.signal(number, forward) for number in numbers]
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         yield
     finally:
+        del os.environ[LAUNCHER]
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
 
@@ -122,7 +138,3 @@ def _forward_signals(numbers: Sequence[signal.Signals], too_early: type[Exceptio
 def _children() -> list[int]:
     lists = [path.read_text(encoding="ascii") for path in Path(f"/proc/{os.getpid()}/task").glob("*/children")]
     return [int(pid) for pid in " ".join(lists).split()]
-
-
-def _describe_exit(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"

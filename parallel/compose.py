@@ -10,15 +10,20 @@ from torch import Tensor, nn
 from parallel.context.protocol import ContextParallel
 from parallel.mesh import Meshes
 from parallel.names import Recompute, ScheduleName, stage_count
-from parallel.pipeline import Part, Stage, cut, rank_of_stage
 from parallel.recompute import recompute_blocks
 from parallel.shape import ModelShape
 from parallel.shard import local_slice, shard_model
+from parallel.stages import Part, Stage, cut, rank_of_stage
 from parallel.tensor import Role, split_tensors
 
 
 class StageModel(nn.Module, ABC):
-    """One pipeline stage of a model, and what parallelism must know about its submodules."""
+    """One pipeline stage of a model, and what parallelism must know about its submodules.
+
+    Called with (tokens or hidden states, document numbers), it gives hidden states or, as the last stage, this rank's part of
+    the logits. With `targets_BS` the last stage gives (objective, cross entropy, number of targets) instead, float64 (3,),
+    summed over the targets; only the objective is differentiated.
+    """
 
     @abstractmethod
     def block_list(self) -> Sequence[nn.Module]:
@@ -91,6 +96,7 @@ def compose(
         # Recompute before compile: the compiler then sees the recomputation and fuses it. Not with context parallelism: its
         # exchange is not compiled, which would make the compiler give up on the whole recomputed region.
         if composition.compile and context is not None:
+            context.leave_uncompiled()
             for block in blocks:
                 block.forward = torch.compile(block.forward)
         recompute_blocks(blocks, composition.recompute)

@@ -8,8 +8,14 @@ import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
+LAUNCHER = "FORETRAIN_LAUNCHER"
+"""Variable that `foretrain` sets for its workers: it says itself which signal came and which process died."""
+LOST = 75
+"""Exit code of a worker of `foretrain` that lost another one (EX_TEMPFAIL of sysexits.h)."""
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
+SPIN_COUNT = 1000
 
 
 def die_with_launcher() -> None:
@@ -29,6 +35,16 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt") and not any(name.startswith("MALLOC_") for name in os.environ):
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def spin_briefly() -> None:
+    """Let GNU OpenMP's threads spin at a barrier for tens of microseconds instead of milliseconds before they sleep.
+
+    A thread that spins keeps a core from the thread that it waits for, if another process has the rest of the cores. Must be
+    called before torch is imported. Does nothing if the user has set how threads wait. (`python -m benchmarks.neighbours`)
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
 def leave(code: int) -> NoReturn:
@@ -55,6 +71,8 @@ class ProcessEnvironment:
     """how often torchrun has restarted the processes of this node"""
     launched: bool
     """started by torchrun (or something that sets the same variables), so there is a rendezvous to join"""
+    by_foretrain: bool = False
+    """started by `foretrain`, which reports signals and deaths itself"""
 
     @staticmethod
     def read() -> "ProcessEnvironment":
@@ -68,6 +86,7 @@ class ProcessEnvironment:
             local_world_size=int(variables.get("LOCAL_WORLD_SIZE", "1")),
             restart=int(variables.get("TORCHELASTIC_RESTART_COUNT", "0")),
             launched="RANK" in variables and "WORLD_SIZE" in variables,
+            by_foretrain=LAUNCHER in variables,
         )
 
     @property

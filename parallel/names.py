@@ -18,6 +18,11 @@ Recompute = Literal["none", "selective", "full"]
 rest. full: save only the inputs of blocks."""
 
 
+KernelName = Literal["auto", "fused", "plain"]
+"""What computes attention. fused: torch's kernel for the device, which holds no scores. plain: the formula, a thousand queries
+at a time, on any device and in any dtype. auto: fused where the device has it."""
+
+
 def stage_count(num_ranks: int, schedule: ScheduleName, virtual_stages: int) -> int:
     """Stages in a pipeline: one per rank; under the interleaved schedule `virtual_stages` per rank, under V-shaped ones two."""
     per_rank = 1 if schedule in SINGLE_STAGE else 2 if schedule in V_SHAPED else virtual_stages

@@ -1,16 +1,15 @@
-"""Pipeline parallelism over torch.distributed.pipelining: where to cut a model, and how its stages run.
+"""Pipeline parallelism over torch.distributed.pipelining: how the stages of a model run.
 
 Stage inputs and outputs are (microbatch, sequence, hidden) activations; under tensor parallelism each rank sends its part of
 the sequence to the rank of the same tensor coordinate in the next stage.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import (
     Schedule1F1B,
@@ -21,8 +20,8 @@ from torch.distributed.pipelining.schedules import (
 )
 
 from parallel.batch import Batch
-from parallel.names import SINGLE_STAGE, V_SHAPED, ScheduleName
-from parallel.shape import ModelShape
+from parallel.names import SINGLE_STAGE, ScheduleName
+from parallel.stages import Part, rank_of_stage
 
 _SCHEDULES: dict[str, Any] = {
     "gpipe": ScheduleGPipe,
@@ -33,63 +32,8 @@ _SCHEDULES: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a pipeline: consecutive layers. The first stage also has the embedding, the last one the head."""
-
-    index: int
-    layers: range
-    first: bool
-    last: bool
-
-
-@dataclass(frozen=True)
-class Part:
-    """A stage, and this rank's module of it."""
-
-    stage: Stage
-    module: nn.Module
-
-
-def cut(shape: ModelShape, sequence: int, num_stages: int) -> list[Stage]:
-    """Cut a decoder into stages so that the costliest stage has as few FLOPs as possible.
-
-    Layers and the head count; the embedding, a table look-up, has no FLOPs. Every stage has at least one layer.
-    """
-    assert 1 <= num_stages <= shape.num_layers
-    layer, head = shape.layer_flops_per_token(sequence), shape.head_flops_per_token()
-    # All layers cost the same, so the optimum is: the last stage has k layers and the head, the others share the rest evenly.
-    best: tuple[float, int] | None = None
-    if num_stages > 1:
-        for last_layers in range(1, shape.num_layers - num_stages + 2):
-            largest = -(-(shape.num_layers - last_layers) // (num_stages - 1)) * layer
-            cost = max(largest, last_layers * layer + head)
-            if best is None or cost < best[0] or (cost == best[0] and last_layers * layer + head <= largest):
-                best = (cost, last_layers)
-    sizes = [shape.num_layers] if best is None else [*_even(shape.num_layers - best[1], num_stages - 1), best[1]]
-    stages, start = [], 0
-    for index, size in enumerate(sizes):
-        stages.append(Stage(index, range(start, start + size), index == 0, index == num_stages - 1))
-        start += size
-    return stages
-
-
-def _even(total: int, parts: int) -> list[int]:
-    return [total // parts + (index < total % parts) for index in range(parts)]
-
-
-def rank_of_stage(stage: int, num_ranks: int, schedule: ScheduleName) -> int:
-    """Which pipeline rank holds a stage: in a loop over the ranks or, under V-shaped schedules, down the ranks and back up."""
-    if schedule in V_SHAPED and stage >= num_ranks:
-        return 2 * num_ranks - 1 - stage
-    return stage % num_ranks
-
-
 class PipelineRunner:
-    """Runs this rank's stages over the micro-batches of a step.
-
-    `loss_sums` is (logits, targets) -> (objective, cross entropy, number of targets), summed.
-    """
+    """Runs this rank's stages over the micro-batches of a step."""
 
     def __init__(
         self,
@@ -101,10 +45,9 @@ class PipelineRunner:
         device: torch.device,
         tokens: Tensor,
         activation: Tensor,
-        logits: Tensor,
-        loss_sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+        sums: Tensor,
     ) -> None:
-        """`tokens`, `activation` and `logits` are meta tensors with the shapes and dtypes of one micro-batch: the input of the
+        """`tokens`, `activation` and `sums` are meta tensors with the shapes and dtypes of one micro-batch: the input of the
         first stage, what stages pass on, the output of the last stage."""
         self.group = group
         self.parts = parts
@@ -114,7 +57,6 @@ class PipelineRunner:
         self.device = device
         self.has_first = any(part.stage.first for part in parts)
         self.has_last = any(part.stage.last for part in parts)
-        self._loss_sums = loss_sums
         self._tokens = 1
         self._sums: list[Tensor] = []
         self._stages = [
@@ -124,7 +66,7 @@ class PipelineRunner:
                 num_stages,
                 device,
                 input_args=tokens if part.stage.first else activation,
-                output_args=logits if part.stage.last else activation,
+                output_args=sums if part.stage.last else activation,
                 group=group,
             )
             for part in parts
@@ -133,10 +75,10 @@ class PipelineRunner:
         self._schedule: Any = None
         self._microbatches = 0  # for which `_schedule` was built
 
-    def _loss(self, logits: Tensor, targets_BS: Tensor) -> Tensor:
-        objective, cross_entropy, targets = self._loss_sums(logits, targets_BS)
-        self._sums.append(torch.stack((cross_entropy.double(), targets.double())))
-        return objective / self._tokens
+    def _loss(self, sums: Tensor, targets_BS: Tensor) -> Tensor:
+        """What torch differentiates. The last stage has seen the targets already."""
+        self._sums.append(sums[1:].detach())
+        return sums[0] / self._tokens
 
     def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
         """See `Runner`."""
@@ -146,7 +88,7 @@ class PipelineRunner:
         self._sums.clear()
         inputs = (batch.tokens_BS,) if self.has_first else ()
         targets = batch.targets_BS if self.has_last else None
-        schedule.step(*inputs, target=targets, document_BS=batch.document_BS, return_outputs=False)
+        schedule.step(*inputs, target=targets, document_BS=batch.document_BS, targets_BS=batch.targets_BS, return_outputs=False)
         return torch.stack(self._sums).sum(dim=0) if self._sums else torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def _schedule_of(self, microbatches: int) -> Any:
@@ -158,10 +100,10 @@ class PipelineRunner:
             self._microbatches = microbatches
         return self._schedule
 
-    def logits(self, batch: Batch) -> Tensor | None:
+    def forward(self, batch: Batch, *, loss: bool) -> Tensor | None:
         """See `Runner`. Runs stage by stage: torch's V-shaped schedules cannot run a forward pass alone."""
         rows, sequence = batch.tokens_BS.shape
-        logits: Tensor | None = None
+        last: Tensor | None = None
         output: Tensor | None = None
         for part in self.parts:
             stage, ours = part.stage.index, self.group.rank()
@@ -174,9 +116,9 @@ class PipelineRunner:
                 shape = (rows, part_of_sequence, self.activation.shape[2])
                 inputs = torch.empty(shape, dtype=self.activation.dtype, device=self.device)
                 dist.recv(inputs, group=self.group, group_src=self._owners[stage - 1])
-            output = part.module(inputs, document_BS=batch.document_BS)
+            output = part.module(inputs, document_BS=batch.document_BS, targets_BS=batch.targets_BS if loss else None)
             if part.stage.last:
-                logits = output
+                last = output
             elif self._owners[stage + 1] != ours:
                 dist.send(output.contiguous(), group=self.group, group_dst=self._owners[stage + 1])
-        return logits
+        return last

@@ -85,9 +85,11 @@ class QuantLinear(_Quantized, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., I) to (..., O)."""
-        if self.active and self.precision.activation_bits is not None:
-            input = _quantized_tokens(input)
-        return F.linear(input, self.used_weight())
+        return F.linear(self.used_input(input), self.used_weight())
+
+    def used_input(self, input: Tensor) -> Tensor:
+        """See `LowPrecisionModule`."""
+        return _quantized_tokens(input) if self.active and self.precision.activation_bits is not None else input
 
 
 class QuantEmbedding(_Quantized, nn.Embedding):

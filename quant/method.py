@@ -18,6 +18,10 @@ class LowPrecisionModule(nn.Module):
         """The weight that the forward pass uses, in the compute dtype."""
         raise NotImplementedError
 
+    def used_input(self, input: Tensor) -> Tensor:
+        """The input that the forward pass uses."""
+        return input
+
 
 def replace_modules(model: nn.Module, replacement: Callable[[str, nn.Linear | nn.Embedding], nn.Module | None]) -> None:
     """Replace linears and embeddings of a model, in place, before it has values; those without a replacement stay."""

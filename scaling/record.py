@@ -14,6 +14,7 @@ from common.files import write_atomically
 from common.plain import without_nan
 
 SCHEMA = 1
+_NUMBERS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_seconds", "memory_bytes")
 STATUSES = ("running", "finished", "preempted", "failed")
 
 
@@ -61,6 +62,8 @@ class RunRecord:
     """the same with the attention term halved"""
     peak_memory_bytes: int | None = None
     """largest rank's peak of live tensor bytes; None where it was not measured"""
+    predicted: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """by the layout planner, before the run: peak_memory_bytes, tokens_per_second, fits"""
     device: str
     world_size: int
     wall_seconds: float = 0.0
@@ -84,6 +87,10 @@ class RunRecord:
     """of every matrix with learned bit widths, how many of its blocks have which, in quarters of a bit"""
     context_method: str | None = None
     """how the ranks that share a sequence exchange it; null where none do"""
+    corpus: str | None = None
+    """content hash of text, tokenizer and split (the folder of the tokens): losses on two of them are not comparable"""
+    tokenizer: str | None = None
+    """SHA-256 of the tokenizer"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,18 +153,40 @@ def line_text(line: StepLine | EvaluationLine) -> str:
     return json.dumps(without_nan(dataclasses.asdict(line))) + "\n"
 
 
-def read_metrics(folder: Path) -> Iterator[StepLine | EvaluationLine]:
-    """The lines of `<folder>/metrics.jsonl`, in order. A last line cut off by a crash is left out."""
-    with open(folder / "metrics.jsonl", encoding="utf-8") as stream:
+def read_metrics(folder: Path, unreadable: list[str] | None = None) -> Iterator[StepLine | EvaluationLine]:
+    """The lines of `<folder>/metrics.jsonl`, in order. A last line cut off by a crash is left out.
+
+    With `unreadable`, a damaged line is left out too, and what is wrong is appended to it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a line is damaged, and `unreadable` is None.
+    """
+    with open(folder / "metrics.jsonl", "rb") as stream:
         for number, text in enumerate(stream, start=1):
-            if not text.endswith("\n"):
+            if not text.endswith(b"\n"):
                 return
             try:
-                plain = json.loads(text)
-                if not isinstance(plain, dict):
-                    raise TypeError("not a JSON object")
-                kind = StepLine if "learning_rate" in plain else EvaluationLine
-                names = {field.name for field in dataclasses.fields(kind)}
-                yield kind(**{key: value for key, value in plain.items() if key in names})
-            except (json.JSONDecodeError, TypeError) as error:
-                raise ValueError(f"{stream.name}:{number} is not a metrics line: {error}") from None
+                yield _line(text)
+            except (ValueError, TypeError) as error:
+                problem = f"{stream.name}:{number} is not a metrics line: {error}"
+                if unreadable is None:
+                    raise ValueError(problem) from None
+                unreadable.append(problem)
+
+
+def _line(text: bytes) -> StepLine | EvaluationLine:
+    plain = json.loads(text)
+    if not isinstance(plain, dict):
+        raise TypeError("not a JSON object")
+    kind = StepLine if "learning_rate" in plain else EvaluationLine
+    names = {field.name for field in dataclasses.fields(kind)}
+    line = kind(**{key: value for key, value in plain.items() if key in names})
+    for name, value in vars(line).items():
+        if name in ("step", "tokens") and type(value) is not int:
+            raise TypeError(f"{name} is {value!r}")
+        if name in _NUMBERS and not (value is None or type(value) in (int, float)):
+            raise TypeError(f"{name} is {value!r}")
+    if isinstance(line, EvaluationLine) and not isinstance(line.validation, dict):
+        raise TypeError(f"validation is {line.validation!r}")
+    return line

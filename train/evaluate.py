@@ -10,6 +10,7 @@ import typer
 
 from parallel.environment import leave
 from train.command.frame import process_of, run_command
+from train.config import Config
 from train.trained.layout import evaluation_config
 from train.trained.rounding import check_rounding
 
@@ -47,10 +48,10 @@ def _words(result: dict[str, Any]) -> str:
     return f"validation loss {result['loss']:.4f} nats per token, {per_byte} ({result['weights']})"
 
 
-def main(arguments: list[str], start: Callable[[int], int] | None = None) -> int:
+def main(arguments: list[str], start: Callable[[Config], int] | None = None) -> int:
     """Parse the command line and run. Returns the exit code.
 
-    `start` runs this command in a given number of processes, for layouts that need several, and returns the exit code.
+    `start` runs this command in the processes of a layout that needs several, and returns the exit code.
     """
     return run_command(evaluate, arguments, start=start)
 

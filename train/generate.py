@@ -9,6 +9,7 @@ import typer
 
 from parallel.environment import leave
 from train.command.frame import process_of, run_command
+from train.config import Config
 from train.trained.layout import config_on_layout
 
 
@@ -36,10 +37,10 @@ def generate(
             print(text)
 
 
-def main(arguments: list[str], start: Callable[[int], int] | None = None) -> int:
+def main(arguments: list[str], start: Callable[[Config], int] | None = None) -> int:
     """Parse the command line and run. Returns the exit code.
 
-    `start` runs this command in a given number of processes, for layouts that need several, and returns the exit code.
+    `start` runs this command in the processes of a layout that needs several, and returns the exit code.
     """
     return run_command(generate, arguments, start=start)
 

@@ -138,7 +138,11 @@ def _draw(config: Config, path: Path) -> None:
     for number, (name, first, last) in enumerate(phases(config)):
         axes.axvspan(first, last, color="0.93" if number % 2 else "1.0", zorder=0)
         rotation = 90 if (last - first) / total < 0.1 else 0
-        middle, in_axes = (first + last) / 2, axes.get_xaxis_transform()  # y as a share of the axes' height
+        # A phase that is narrower than its name: the name stands beside the axes, not on them.
+        middle, in_axes = (
+            min(max((first + last) / 2, 0.025 * total), 0.975 * total),
+            axes.get_xaxis_transform(),
+        )  # y as a share of the axes' height
         axes.text(middle, 0.98, name, rotation=rotation, ha="center", va="top", transform=in_axes)
     if len(config.batches.stages) > 1:
         twin = axes.twinx()

@@ -3,11 +3,53 @@
 Shape suffixes: B batch, H query heads, K key/value heads, q queries, k keys, D head_dim.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from common.errors import UserError
+from parallel.names import KernelName
+
 TILE = 1024
 """Queries whose scores the plain formula has in memory at once."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute attention, and where it can."""
+
+    has: Callable[[str, torch.dtype], bool]
+    """whether there is one for a type of device and a dtype"""
+    forward: Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+    backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor, Tensor]]
+
+
+_chosen: KernelName = "auto"
+
+
+def use(name: KernelName, device: str, dtype: torch.dtype) -> None:
+    """From now on this process computes attention by the kernel of that name. `device`: the type of device it will be for.
+
+    Raises:
+        UserError: there is no such kernel for the device and the dtype.
+    """
+    global _chosen
+    available = [other for other, kernel in KERNELS.items() if kernel.has(device, dtype)]
+    if name != "auto" and name not in available:
+        kind = str(dtype).removeprefix("torch.")
+        raise UserError(
+            f"train.attention={name}: there is no such kernel for {device} and {kind}; there is: {', '.join(available)}"
+        )
+    _chosen = name
+
+
+def _kernel(query: Tensor) -> Kernel:
+    """The first of the table that the tensor's device and dtype have, unless one was chosen that has them."""
+    device, dtype = query.device.type, query.dtype
+    names: list[str] = [_chosen, *KERNELS] if _chosen != "auto" else [*KERNELS]
+    return next(KERNELS[name] for name in names if KERNELS[name].has(device, dtype))
 
 
 def forward(query_BHqD: Tensor, key_BKkD: Tensor, value_BKkD: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -15,18 +57,7 @@ def forward(query_BHqD: Tensor, key_BKkD: Tensor, value_BKkD: Tensor, causal: bo
 
     `causal` needs equally many queries and keys. Every query sees a key.
     """
-    if query_BHqD.device.type == "cpu":
-        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query_BHqD, key_BKkD, value_BKkD, 0.0, causal, scale=scale
-        )
-        return output, lse
-    if _has_flash(query_BHqD):
-        key, value = _expand(query_BHqD, key_BKkD, value_BKkD)
-        output, lse = torch.ops.aten._scaled_dot_product_flash_attention(
-            query_BHqD, key, value, 0.0, causal, False, scale=scale
-        )[:2]
-        return output, lse
-    return forward_plain(query_BHqD, key_BKkD, value_BKkD, causal, scale)
+    return _kernel(query_BHqD).forward(query_BHqD, key_BKkD, value_BKkD, causal, scale)
 
 
 def backward(
@@ -44,20 +75,36 @@ def backward(
     `output_BHqD` and `lse_BHq` belong to the attention over all pieces, so each piece computes the final probabilities, and the
     gradients of the pieces add up (Dao et al., FlashAttention, arXiv 2205.14135, algorithm 4).
     """
-    if query_BHqD.device.type == "cpu":
-        query_gradient, key_gradient, value_gradient = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient_BHqD, query_BHqD, key_BKkD, value_BKkD, output_BHqD, lse_BHq, 0.0, causal, scale=scale
+    by = _kernel(query_BHqD).backward
+    return by(gradient_BHqD, query_BHqD, key_BKkD, value_BKkD, output_BHqD, lse_BHq, causal, scale)
+
+
+def _forward_fused(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    aten = torch.ops.aten
+    if query.device.type == "cpu":
+        output, lse = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
+        return output, lse
+    wide_key, wide_value = _expand(query, key, value)
+    output, lse = aten._scaled_dot_product_flash_attention(query, wide_key, wide_value, 0.0, causal, False, scale=scale)[:2]
+    return output, lse
+
+
+def _backward_fused(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    aten = torch.ops.aten
+    if query.device.type == "cpu":
+        query_gradient, key_gradient, value_gradient = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient, query, key, value, output, lse, 0.0, causal, scale=scale
         )
         return query_gradient, key_gradient, value_gradient
-    if _has_flash(query_BHqD):
-        key, value = _expand(query_BHqD, key_BKkD, value_BKkD)
-        seed = torch.zeros((), dtype=torch.int64, device=query_BHqD.device)
-        query_gradient, key_gradient, value_gradient = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            gradient_BHqD, query_BHqD, key, value, output_BHqD, lse_BHq, None, None, query_BHqD.shape[2], key.shape[2], 0.0,
-            causal, seed, seed, scale=scale,
-        )  # fmt: skip
-        return query_gradient, _reduce(key_gradient, key_BKkD), _reduce(value_gradient, value_BKkD)
-    return backward_plain(gradient_BHqD, query_BHqD, key_BKkD, value_BKkD, output_BHqD, lse_BHq, causal, scale)
+    wide_key, wide_value = _expand(query, key, value)
+    seed = torch.zeros((), dtype=torch.int64, device=query.device)
+    query_gradient, key_gradient, value_gradient = aten._scaled_dot_product_flash_attention_backward(
+        gradient, query, wide_key, wide_value, output, lse, None, None, query.shape[2], key.shape[2], 0.0, causal, seed, seed,
+        scale=scale,
+    )  # fmt: skip
+    return query_gradient, _reduce(key_gradient, key), _reduce(value_gradient, value)
 
 
 def forward_plain(
@@ -117,10 +164,6 @@ def _scores(query: Tensor, key: Tensor, causal: bool, first: int, scale: float) 
     return scores.masked_fill_(hidden, float("-inf"))
 
 
-def _has_flash(query: Tensor) -> bool:
-    return query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16)
-
-
 def _expand(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values for every query head: only here, after all communication."""
     group = query.shape[1] // key.shape[1]
@@ -133,3 +176,14 @@ def _reduce(gradient: Tensor, like: Tensor) -> Tensor:
         return gradient
     of_group: Tensor = gradient.unflatten(1, (like.shape[1], -1)).sum(dim=2)
     return of_group
+
+
+def _has_fused(device: str, dtype: torch.dtype) -> bool:
+    return device == "cpu" or (device == "cuda" and dtype in (torch.float16, torch.bfloat16))
+
+
+KERNELS = {
+    "fused": Kernel(_has_fused, _forward_fused, _backward_fused),
+    "plain": Kernel(lambda device, dtype: True, forward_plain, backward_plain),
+}
+"""From the fastest on."""

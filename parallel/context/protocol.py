@@ -16,7 +16,7 @@ from parallel.context.token_ring import token_ring_attention
 from parallel.context.ulysses import ulysses_attention
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ContextParallel:
     """How the ranks of `group` share every sequence."""
 
@@ -37,12 +37,15 @@ class ContextParallel:
         """Positions in the sequence of this rank's tokens, shape (s,)."""
         return partition.positions(partition.owners[self.group.rank()])
 
+    def leave_uncompiled(self) -> None:
+        """From now on a compiler calls `attend` as it is. (Not a decorator, which would import the compiler for every run.)"""
+        self.attend = torch.compiler.disable(self.attend)  # type: ignore[method-assign]
+
     def take(self, batch: Batch) -> Batch:
         """This rank's tokens and targets of a micro-batch, and the document numbers of whole sequences."""
         partition, rank = self.partition(batch.document_BS), self.group.rank()
         return Batch(partition.take(batch.tokens_BS, rank), partition.take(batch.targets_BS, rank), batch.document_BS)
 
-    @torch.compiler.disable
     def attend(self, query_BHsD: Tensor, key_BKsD: Tensor, value_BKsD: Tensor, partition: Partition, scale: float) -> Tensor:
         """Attention of this rank's queries to the keys of all ranks, within documents: (B, H, s, D). A collective."""
         if self.method == "ulysses":

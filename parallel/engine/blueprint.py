@@ -4,17 +4,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from parallel.compose import BuildStage, Composition, Convert, Fill
 from parallel.context.protocol import ContextParallel
 from parallel.engine.protocol import Optimizer
 from parallel.shape import ModelShape
-
-LossSums = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""(logits, targets) -> (objective, cross entropy, number of targets), scalars summed over the batch.
-
-Only the objective is differentiated."""
 
 BuildOptimizer = Callable[[Sequence[tuple[str, nn.Parameter]]], Optimizer]
 """This rank's (name, parameter) pairs -> the optimizer that updates them."""
@@ -31,13 +26,12 @@ class Blueprint:
     """sequences in a rank's micro-batch"""
     composition: Composition
     compute_dtype: torch.dtype
-    """dtype of activations and logits"""
+    """dtype of activations"""
     build_stage: BuildStage
     convert: Convert
     fill: Fill
     context: ContextParallel | None
     """how ranks share sequences; None if they do not"""
-    loss_sums: LossSums
     build_optimizer: BuildOptimizer
     clip_norm: float
     """larger gradients are scaled down to this l2 norm"""

@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.profiler import record_function
 
 from parallel.batch import Batch
 from parallel.compose import Fill, compose
@@ -16,8 +15,10 @@ from parallel.engine.runner import Runner, WholeModelRunner
 from parallel.gradients import align_gradients, clip, gradient_norm, sum_tied_gradients
 from parallel.mesh import Meshes
 from parallel.names import stage_count
-from parallel.pipeline import Part, PipelineRunner
-from parallel.shard import local_slice
+from parallel.region import region
+from parallel.replicas import ReplicaSums
+from parallel.shard import is_sharded, local_slice
+from parallel.stages import Part
 
 
 def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "NativeEngine":
@@ -33,17 +34,21 @@ def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "Native
         convert=blueprint.convert,
         context=blueprint.context,
     )
-    pipelined = meshes.axes["pipeline"].size() > 1
-    runner = (
-        _pipeline_runner(blueprint, parts, meshes, device)
-        if pipelined
-        else WholeModelRunner(parts[0].module, blueprint.loss_sums, device)
-    )
-    return NativeEngine(parts, runner, blueprint, meshes, device)
+    replicas = None
+    if meshes.data["data"].size() > 1 and not is_sharded(meshes.parameters, bf16=blueprint.composition.bf16):
+        parameters = [parameter for part in parts for parameter in part.module.parameters()]
+        replicas = ReplicaSums(parameters, meshes.parameters.get_group("replicate"))
+    if meshes.axes["pipeline"].size() > 1:
+        runner = _pipeline_runner(blueprint, parts, meshes, device)
+    else:
+        runner = WholeModelRunner(parts[0].module, device, replicas)
+    return NativeEngine(parts, runner, replicas, blueprint, meshes, device)
 
 
-def _pipeline_runner(blueprint: Blueprint, parts: list[Part], meshes: Meshes, device: torch.device) -> PipelineRunner:
+def _pipeline_runner(blueprint: Blueprint, parts: list[Part], meshes: Meshes, device: torch.device) -> Runner:
     """The runner of this rank's stages, with the sizes of their inputs and outputs."""
+    from parallel.pipeline import PipelineRunner  # torch's pipelining takes a second to import
+
     composition, shape, axes = blueprint.composition, blueprint.shape, meshes.axes
     rows, sequence = blueprint.microbatch, blueprint.sequence // axes["context"].size()
     tensor = axes["tensor"].size()
@@ -59,8 +64,7 @@ def _pipeline_runner(blueprint: Blueprint, parts: list[Part], meshes: Meshes, de
         device=device,
         tokens=like(rows, sequence, dtype=torch.int64),
         activation=like(rows, sequence // tensor, shape.hidden_size),
-        logits=like(rows, sequence, shape.vocab_size // tensor),
-        loss_sums=blueprint.loss_sums,
+        sums=like(3, dtype=torch.float64),
     )
 
 
@@ -68,13 +72,18 @@ class NativeEngine:
     """Runs micro-batches, sums gradients over the data ranks, clips, steps."""
 
     def __init__(
-        self, parts: Sequence[Part], runner: Runner, blueprint: Blueprint, meshes: Meshes, device: torch.device
+        self,
+        parts: Sequence[Part],
+        runner: Runner,
+        replicas: ReplicaSums | None,
+        blueprint: Blueprint,
+        meshes: Meshes,
+        device: torch.device,
     ) -> None:
         self.parts = parts
         # Listed once: between forward passes FSDP may put gathered tensors in the place of parameters.
         self._named_parameters = [pair for part in parts for pair in part.module.named_parameters()]
-        self.runner = runner
-        self.loss_sums = blueprint.loss_sums
+        self.runner, self.replicas = runner, replicas
         self.optimizer = blueprint.build_optimizer(self._named_parameters)
         self.device = device
         self.clip_norm = blueprint.clip_norm
@@ -94,11 +103,11 @@ class NativeEngine:
         """See `Engine.train_step`."""
         for part in self.parts:
             part.module.train()
-        with record_function("forward_backward"):
+        with region("forward_backward"):
             sums = self._over_ranks(self.runner.train([self._local_part(batch) for batch in batches], tokens))
-        with record_function("gradient_norm"):
+        with region("gradient_norm"):
             norm = self._finish_gradients()
-        with record_function("optimizer"):
+        with region("optimizer"):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate * group["lr_scale"]
             # If this is 1, torch's fused optimizers change nothing, and the host need not wait for the value.
@@ -114,10 +123,9 @@ class NativeEngine:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in batches:
             local = self._local_part(batch).to(self.device)
-            logits_BSV = self.runner.logits(local)
-            if logits_BSV is not None:
-                _, cross_entropy, targets = self.loss_sums(logits_BSV, local.targets_BS)
-                sums += torch.stack((cross_entropy.double(), targets.double()))
+            of_batch = self.runner.forward(local, loss=True)
+            if of_batch is not None:
+                sums += of_batch[1:]
         cross_entropy, targets = self._over_ranks(sums).tolist()
         return float(cross_entropy / targets)
 
@@ -130,7 +138,7 @@ class NativeEngine:
         tokens_BS = nn.functional.pad(tokens_S, (0, -tokens_S.shape[0] % divisor))[None]
         last_BS = torch.arange(tokens_BS.shape[1])[None] == tokens_S.shape[0] - 1  # passed as targets
         local = self._local_part(Batch(tokens_BS, last_BS, torch.zeros_like(tokens_BS))).to(self.device)
-        local_BSV = self.runner.logits(local)
+        local_BSV = self.runner.forward(local, loss=False)
         # Zeros except for this rank's part. The sum over ranks is complete, whichever ranks have the position, the last stage
         # and the slices of the vocabulary.
         logits_V = torch.zeros(self.vocab_size, dtype=torch.float64, device=self.device)
@@ -220,6 +228,8 @@ class NativeEngine:
     def _finish_gradients(self) -> Tensor:
         """Complete the gradients and clip them. Returns their norm before clipping, over all stages."""
         parameters = [parameter for _, parameter in self._named_parameters]
+        if self.replicas is not None:
+            self.replicas.finish()
         align_gradients(parameters)
         tied = [copies for name, copies in self.tied.items() if name not in self.excluded]
         for first, last in tied:
@@ -227,7 +237,8 @@ class NativeEngine:
         gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
         # Both copies of a tied weight have the same gradient, which counts once.
         second = {id(last) for _, last in tied}
-        norm = gradient_norm([grad for parameter, grad in gradients.items() if id(parameter) not in second], self.device)
+        counted = [gradient for parameter, gradient in gradients.items() if id(parameter) not in second]
+        norm = gradient_norm(counted, self.device, 1 if self.replicas is None else self.replicas.group.size())
         clip(list(gradients.values()), norm, self.clip_norm)
         return norm
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from parallel.batch import Batch
-from parallel.engine.blueprint import LossSums
+from parallel.replicas import ReplicaSums
 
 
 class Runner(Protocol):
@@ -21,31 +21,34 @@ class Runner(Protocol):
         """
         ...
 
-    def logits(self, batch: Batch) -> Tensor | None:
-        """Forward pass of one micro-batch on the device. Returns this rank's part of the logits; None if it has none."""
+    def forward(self, batch: Batch, *, loss: bool) -> Tensor | None:
+        """Forward pass of one micro-batch on the device. Returns the sums of its loss (see `StageModel`) or this rank's part of
+        the logits; None on a rank without the last stage."""
         ...
 
 
 class WholeModelRunner:
     """Runs one micro-batch after the other through a model that is not cut into stages."""
 
-    def __init__(self, model: nn.Module, loss_sums: LossSums, device: torch.device) -> None:
-        self.model, self.loss_sums, self.device = model, loss_sums, device
+    def __init__(self, model: nn.Module, device: torch.device, replicas: ReplicaSums | None) -> None:
+        """`replicas`: what sums gradients over data ranks; None if FSDP does, or if there is one."""
+        self.model, self.device, self.replicas = model, device, replicas
 
     def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
         """See `Runner`."""
-        sums = []
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for index, batch in enumerate(batches):
             if isinstance(self.model, FSDPModule):
                 # Gradients are reduced once per step, in the backward pass of the last micro-batch.
                 self.model.set_requires_gradient_sync(index == len(batches) - 1)
-            on_device = batch.to(self.device)
-            objective, cross_entropy, targets = self.loss_sums(self.logits(on_device), on_device.targets_BS)
-            (objective / tokens).backward()
-            sums.append(torch.stack((cross_entropy.double(), targets.double())))
-        return torch.stack(sums).sum(dim=0)
+            sums = self.forward(batch.to(self.device), loss=True)
+            if self.replicas is not None and index == len(batches) - 1:
+                self.replicas.begin()
+            (sums[0] / tokens).backward()
+            total += sums[1:].detach()
+        return total
 
-    def logits(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, *, loss: bool) -> Tensor:
         """See `Runner`."""
-        logits_BSV: Tensor = self.model(batch.tokens_BS, batch.document_BS)
-        return logits_BSV
+        output: Tensor = self.model(batch.tokens_BS, batch.document_BS, batch.targets_BS if loss else None)
+        return output

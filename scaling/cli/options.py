@@ -48,6 +48,16 @@ def named_numbers(words: Sequence[str] | None, option: str) -> dict[str, float]:
     return values
 
 
+def names(text: str | None, option: str) -> tuple[str, ...]:
+    """A list of columns, A,B,..."""
+    if text is None:
+        return ()
+    chosen = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not chosen:
+        raise UserError(f"{option} {text!r} names no column; type {option} parameters,tokens")
+    return chosen
+
+
 def draws(count: int, *, none_allowed: bool) -> int:
     """How many refits for intervals: as many as a 95 % interval needs, or none where that is a choice."""
     from scaling.fit.intervals import FEWEST_DRAWS
@@ -90,6 +100,23 @@ def objective(name: str | None) -> "ObjectiveName | None":
     if name is not None and name not in known:
         raise UserError(f"--objective {name}: choose {' or '.join(known)}")
     return next((one for one in known if one == name), None)
+
+
+def delta(value: float | None, objective: str) -> float | None:
+    """--delta: above 0, for the objective that has one."""
+    numbers({"--delta": value})
+    if value is not None and objective != "huber-log":
+        raise UserError(f"--delta {value:g}: {objective} has none; add --objective huber-log, or leave it out")
+    return value
+
+
+def noise_kind(name: str) -> str:
+    """--noise-kind: one that simulations know."""
+    from scaling.fit.simulate import NOISES
+
+    if name not in NOISES:
+        raise UserError(f"--noise-kind {name}: choose {', '.join(NOISES)}")
+    return name
 
 
 def file_of_kind(out: Path | None, *kinds: str) -> Path | None:

@@ -1,5 +1,6 @@
 """A fit as JSON, and back. What `scaling fit --json` prints is what `scaling predict`, `plan` and `report` read."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,16 +13,18 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, Posit
 from common.errors import UserError
 from common.plain import without_nan
 from scaling.fit.intervals import LEVEL, Draws
-from scaling.fit.result import Fit, metrics, parameter_table
-from scaling.fit.solver import Objective
+from scaling.fit.result import Fit, RollOut, held_out_summary, metrics, parameter_table
+from scaling.fit.solver import HUBER_DELTA, Objective
 from scaling.laws import find_law
 from scaling.laws.base.law import ObjectiveName
+from scaling.runs.groups import GROUP
 from scaling.runs.rows import LeftOut
 
 VERSION = 1
 DRAWS_IN_FILE = 1000
 """The most draws that a file holds."""
-_COLUMNS_IN_FILE = ("name", "parameters", "tokens", "flops", "tokens_per_parameter", "bits", "qat_fraction", "loss")
+_TEXTS = ("name", GROUP)
+_COLUMNS_IN_FILE = (*_TEXTS, "parameters", "tokens", "flops", "tokens_per_parameter", "bits", "qat_fraction", "loss")
 
 
 def as_plain(fit: Fit) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def as_plain(fit: Fit) -> dict[str, Any]:
     held = [
         {key: row[key] for key in ("name", "actual", "predicted", "low", "high", "relative_error")}
         | {"covered": bool(row["low"] <= row["actual"] <= row["high"]) if math.isfinite(row["low"]) else None}
-        | {key: value for key, value in row.items() if key in ("parameters", "tokens", "flops", *fit.law.columns)}
+        | {key: value for key, value in row.items() if key in ("naive", "parameters", "tokens", "flops", *fit.law.columns)}
         for row in fit.holdout.to_dict("records")
     ]
     columns = list(dict.fromkeys([*_COLUMNS_IN_FILE, *fit.law.columns, fit.law.target]))
@@ -38,7 +41,8 @@ def as_plain(fit: Fit) -> dict[str, Any]:
         "law": fit.law.name,
         "n": len(fit.runs),
         "parameters": parameter_table(fit),
-        "objective": {"name": fit.objective.name, "value": fit.objective_value},
+        "objective": {"name": fit.objective.name, "value": fit.objective_value}
+        | ({} if fit.objective.delta == HUBER_DELTA else {"delta": fit.objective.delta}),
         "metrics": metrics(fit),
         "holdout": held,
         "warnings": list(fit.warnings),
@@ -50,6 +54,9 @@ def as_plain(fit: Fit) -> dict[str, Any]:
             "draws": len(fit.draws.theta),
             "not_identified": fit.draws.lost,
         },
+        "doubts": list(fit.doubts),
+        "roll_outs": [dataclasses.asdict(one) for one in fit.roll_outs],
+        "holdout_summary": held_out_summary(fit),
         "starts": {"tried": fit.starts_tried, "reached": fit.starts_reached},
         "fixed": dict(fit.fixed),
         "left_out": [{"name": row.name, "reason": row.reason} for row in fit.left_out],
@@ -59,9 +66,11 @@ def as_plain(fit: Fit) -> dict[str, Any]:
         "chain": None if fit.chain is None else as_plain(fit.chain),
         "runs": runs.to_dict("list"),
         "weights": fit.weights.tolist(),
+        "sweeps": fit.sweeps.to_dict("list"),
         "draws": {
             "theta": _rounded(fit.draws.theta[:DRAWS_IN_FILE]),
             "noise": _rounded(fit.draws.noise[:DRAWS_IN_FILE]),
+            "drift": None if fit.draws.drift is None else _rounded(fit.draws.drift[:DRAWS_IN_FILE]),
         },
     }
 
@@ -93,6 +102,7 @@ class _Value(_Part):
 class _Objective(_Part):
     name: ObjectiveName
     value: float
+    delta: PositiveFloat = HUBER_DELTA
 
 
 class _Intervals(_Part):
@@ -113,6 +123,18 @@ class _LeftOut(_Part):
 class _Draws(_Part):
     theta: list[list[float]]
     noise: list[float]
+    drift: list[float] | None = None
+
+
+class _RollOut(_Part):
+    column: str
+    limit: float
+    runs: PositiveInt
+    miss: float
+    beyond: float
+    squared: float
+    expected: float
+    distance: float
 
 
 class _Context(_Part):
@@ -120,6 +142,7 @@ class _Context(_Part):
     aspect: PositiveFloat | None = None
     ffn_ratio: PositiveFloat | None = None
     head_dim: PositiveInt | None = None
+    corpus_tokens: PositiveInt | None = None
 
 
 class _HeldOut(_Part):
@@ -142,8 +165,10 @@ class _File(_Part):
     parameters: dict[str, _Value]
     objective: _Objective
     holdout: list[_HeldOut]
+    doubts: list[str] = []
     warnings: list[str]
     intervals: _Intervals
+    roll_outs: list[_RollOut] = []
     starts: _Starts
     fixed: dict[str, float]
     left_out: list[_LeftOut]
@@ -151,6 +176,7 @@ class _File(_Part):
     chain: "_File | None"
     runs: dict[str, list[float | None] | list[str]]
     weights: list[PositiveFloat]
+    sweeps: dict[str, list[float | None] | list[str]] = {}
     draws: _Draws
 
 
@@ -200,18 +226,27 @@ def _from_file(file: _File) -> Fit:
     return Fit(
         law=law,
         law_file=file.law_file,
-        objective=Objective.of(law, file.objective.name),
+        objective=Objective.of(law, file.objective.name, file.objective.delta),
         runs=runs,
         weights=np.array(file.weights, dtype=np.float64),
         theta=np.array([values[name] for name in law.names]),
         fixed=file.fixed,
         objective_value=file.objective.value,
-        draws=Draws(file.intervals.method, theta, np.array(file.draws.noise), len(theta) + file.intervals.not_identified),
+        draws=Draws(
+            file.intervals.method,
+            theta,
+            np.array(file.draws.noise),
+            len(theta) + file.intervals.not_identified,
+            None if file.draws.drift is None else np.array(file.draws.drift),
+        ),
+        roll_outs=tuple(RollOut(**one.model_dump()) for one in file.roll_outs),
         starts_tried=file.starts.tried,
         starts_reached=file.starts.reached,
         holdout=held,
         left_out=tuple(LeftOut(row.name, row.reason) for row in file.left_out),
+        doubts=tuple(file.doubts),
         warnings=tuple(file.warnings),
+        sweeps=pd.DataFrame(file.sweeps),
         chain=None if file.chain is None else _from_file(file.chain),
         context=file.context.model_dump(exclude_none=True),
     )
@@ -220,13 +255,15 @@ def _from_file(file: _File) -> Fit:
 def _equally_long(file: _File) -> dict[str, Any]:
     """The columns of the runs: names as text, everything else as numbers, one of each and a weight for every run."""
     runs = file.runs
-    if len({len(file.weights), *map(len, runs.values())}) != 1 or len(file.draws.noise) != len(file.draws.theta):
+    if len({len(file.weights), *map(len, runs.values())}) != 1 or any(
+        len(drawn) != len(file.draws.theta) for drawn in (file.draws.noise, file.draws.drift) if drawn is not None
+    ):
         raise UserError("columns of runs, weights or draws are of different lengths; fit again")
     columns: dict[str, Any] = {"name": runs.get("name", [None] * len(file.weights))}
     for name, values in runs.items():
-        if name != "name" and any(isinstance(value, str) for value in values):
+        if name not in _TEXTS and any(isinstance(value, str) for value in values):
             raise UserError(f"runs.{name} holds text; fit again")
-        columns[name] = values if name == "name" else np.array(values, dtype=np.float64)
+        columns[name] = values if name in _TEXTS else np.array(values, dtype=np.float64)
     return columns
 
 

@@ -1,6 +1,6 @@
 """Fit a law to a table of runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,14 +9,18 @@ import pandas as pd
 
 from common.errors import UserError, WorkFailed
 from scaling.fit.best_settings import best_settings
+from scaling.fit.doubts import doubts
 from scaling.fit.intervals import NONE, Draws, draw
+from scaling.fit.naive import naive
 from scaling.fit.result import Fit, columns_of
+from scaling.fit.roll_out import drift, roll_outs
 from scaling.fit.solver import Objective, solve
 from scaling.fit.warnings import warnings_of
 from scaling.laws.base.columns import Columns
 from scaling.laws.base.dual import Array
 from scaling.laws.base.law import Law, ObjectiveName
-from scaling.runs.rows import LeftOut, remarks_on_numbers, usable_rows
+from scaling.runs.groups import GROUP, find_groups
+from scaling.runs.rows import LeftOut, best_rows, remarks_on_numbers, usable_rows
 
 _SAME_OPTIMUM = 1e-6  # relative difference of objectives
 
@@ -66,8 +70,12 @@ def fit(
     chosen: "pd.Series | None" = None,
     held_out: "pd.Series | None" = None,
     objective: ObjectiveName | None = None,
+    delta: float | None = None,
     fixed: Mapping[str, float] | None = None,
     weights: str | None = None,
+    group: str | None = None,
+    best_per: Sequence[str] = (),
+    roll_out: bool = True,
     bootstrap: int = 1000,
     seed: int = 0,
     law_file: str | None = None,
@@ -82,8 +90,12 @@ def fit(
         chosen: which rows to fit; all.
         held_out: which rows to predict instead; none.
         objective: the law's own unless given.
+        delta: of Huber's loss; 1e-3 unless given.
         fixed: parameters that are known, by name.
         weights: a column of weights; all runs weigh the same without.
+        group: a column that says which rows are points of one run; "none": every row is one. Found by itself without.
+        best_per: of rows that are equal in these columns only the one of lowest loss is used.
+        roll_out: intervals contain the law's own error, as roll-outs show it.
         bootstrap: draws for intervals.
         seed: of random starts and draws.
         law_file: where the law comes from, to find it again.
@@ -97,12 +109,14 @@ def fit(
     fixed = dict(fixed or {})
     law.check_values(fixed, "--fix")
     needed = needed_columns(law, frame) + ([weights] if weights else [])
-    rows = _sort_out(law, frame, needed, fixed, chosen, held_out)
-    result, optimum = _best_fit(law, rows, Objective.of(law, objective), weights, fixed, seed)
+    rows = _with_groups(law, _sort_out(law, frame, needed, fixed, chosen, held_out, best_per), group)
+    result, optimum = _best_fit(law, rows, Objective.of(law, objective, delta), weights, fixed, seed)
     result = replace(result, law_file=law_file, chain=chain, context=dict(context or {}))
-    result = replace(result, draws=_draws(result, optimum, bootstrap, seed))
+    result = replace(result, draws=_draws(result, optimum, bootstrap, seed), roll_outs=roll_outs(result, optimum))
+    if roll_out:
+        result = replace(result, draws=replace(result.draws, drift=drift(result, seed)))
     result = replace(result, holdout=_predict_held_out(result, rows.held_out))
-    return replace(result, warnings=tuple(rows.remarks + warnings_of(result, optimum)))
+    return replace(result, doubts=tuple(doubts(result)), warnings=tuple(rows.remarks + warnings_of(result, optimum)))
 
 
 def _best_fit(
@@ -126,6 +140,7 @@ def _best_fit(
         starts_tried=tried,
         starts_reached=reached,
         left_out=tuple(rows.left_out),
+        sweeps=rows.sweeps,
     )
     return result, optimum
 
@@ -141,6 +156,7 @@ def _draws(fit: Fit, optimum: Array, count: int, seed: int) -> Draws:
         rank=fit.rank,
         weights=fit.weights,
         fixed=frozenset(fit.fixed),
+        labels=fit.labels,
         count=count,
         seed=seed,
     )
@@ -153,6 +169,7 @@ class _Rows(NamedTuple):
     held_out: pd.DataFrame
     left_out: list[LeftOut]
     remarks: list[str]
+    sweeps: pd.DataFrame
 
 
 def _sort_out(
@@ -162,24 +179,45 @@ def _sort_out(
     fixed: Mapping[str, float],
     chosen: "pd.Series | None",
     held_out: "pd.Series | None",
+    best_per: Sequence[str],
 ) -> _Rows:
     """Which rows to fit, to predict and to leave out, and remarks on their numbers."""
     usable, left_out = usable_rows(frame, needed)
     held = usable.index.isin(frame.index[held_out]) if held_out is not None else np.zeros(len(usable), dtype=bool)
     inside = usable.index.isin(frame.index[chosen]) if chosen is not None else np.ones(len(usable), dtype=bool)
     fitted, unseen = usable[inside & ~held], usable[held]
+    swept, sweeps = len(fitted), pd.DataFrame()
+    if best_per:
+        fitted, unseen = best_rows(fitted, best_per), best_rows(unseen, best_per)
     remarks = remarks_on_numbers(fitted, needed) if len(fitted) else []
+    if len(fitted) < swept:
+        remarks.append(
+            f"{swept - len(fitted)} of {swept} runs are not the best of their {', '.join(best_per)}: fitted are the other "
+            f"{len(fitted)}. The lowest of noisy losses is a little too low"
+        )
     if law.optimum_of is not None and len(fitted):
-        fitted, more, about_optima = best_settings(law, fitted)
-        left_out, remarks = left_out + more, remarks + about_optima
+        optima = best_settings(law, fitted)
+        fitted, sweeps = optima.rows, optima.sweeps
+        left_out, remarks = left_out + optima.left_out, remarks + optima.remarks
         if len(unseen):
-            unseen, more, _ = best_settings(law, unseen)
-            left_out = left_out + more
+            others = best_settings(law, unseen)
+            unseen, left_out = others.rows, left_out + others.left_out
     # A law of optima through as many as it has numbers would hide that most of the table could not be used.
     free = sum(name not in fixed for name in law.names)
     if len(fitted) < (max(2, free + 1) if law.optimum_of is not None else 2):
         _refuse(law, len(fitted), left_out)
-    return _Rows(fitted, unseen, left_out, remarks)
+    return _Rows(fitted, unseen, left_out, remarks, sweeps)
+
+
+def _with_groups(law: Law, rows: _Rows, group: str | None) -> _Rows:
+    """The rows with the run that each is a point of."""
+    if law.optimum_of is not None:
+        if group is not None:
+            raise UserError(f"--group {group}: {law.name} is fitted to optima, each of several runs; leave it out")
+        return rows
+    labels, remarks = find_groups(rows.fitted, group)
+    fitted = rows.fitted.drop(columns=GROUP, errors="ignore") if labels is None else rows.fitted.assign(**{GROUP: labels})
+    return rows._replace(fitted=fitted, remarks=rows.remarks + remarks)
 
 
 def _refuse(law: Law, count: int, left_out: list[LeftOut]) -> None:
@@ -203,7 +241,9 @@ def _predict_held_out(fit: Fit, frame: pd.DataFrame) -> pd.DataFrame:
     forecast = fit.predict(columns)
     actual = frame[fit.law.target].to_numpy(dtype=float)
     table = pd.DataFrame({"name": frame["name"].astype(str).to_numpy(), "actual": actual, "predicted": forecast.value})
-    table["low"], table["high"] = forecast.low, forecast.high
+    table["low"], table["high"], table["impossible"] = forecast.low, forecast.high, forecast.impossible
+    known = {name: column for name, column in columns.items() if name in fit.law.columns}
+    table["naive"] = naive(fit.columns, fit.target, known) if fit.chain is None else np.nan
     table["relative_error"] = (forecast.value - actual) / actual
     for name in ("parameters", "tokens", "flops", *fit.law.columns):
         if name in frame.columns and name not in table.columns:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from common.errors import UserError
 from scaling.fit.result import Fit
-from scaling.fit.warnings import extrapolation
+from scaling.fit.warnings import extrapolation, impossible
 from scaling.runs.columns import FOLLOWS_FROM, derive
 
 _SIZE = ("parameters", "tokens", "flops")
@@ -52,9 +52,10 @@ def predict_run(fits: Sequence[Fit], given: Mapping[str, float]) -> dict[str, An
                 "law_high": float(forecast.law_high[0]),
             }
         )
-        if not np.isfinite(forecast.low[0]):
+        beyond = impossible(fit, forecast.value, forecast.impossible)
+        if not np.isfinite(forecast.low[0]) and not beyond:
             warnings.append(f"{fit.law.name}: no interval, because its runs do not identify the law where this run lies")
-        warnings += [f"{fit.law.name}: {text}" for text in extrapolation(fit, frame)]
+        warnings += [f"{fit.law.name}: {text}" for text in (*beyond, *extrapolation(fit, frame))]
     return {"given": dict(given), "predictions": predictions, "warnings": warnings}
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from scaling.fit.coordinates import beyond, coordinates
 from scaling.fit.intervals import Draws
 from scaling.fit.solver import Objective
 from scaling.laws.base.columns import SHARES, Columns
 from scaling.laws.base.dual import Array
 from scaling.laws.base.law import Law
+from scaling.runs.groups import GROUP, labels_of
 from scaling.runs.rows import LeftOut
 
 
@@ -28,6 +30,30 @@ class Prediction:
     law_low: Array
     law_high: Array
     """95 % interval of the law alone"""
+    impossible: npt.NDArray[np.bool_]
+    """the law says a number that the target cannot have: `value` is the nearest possible one, without intervals"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollOut:
+    """One forecast of the largest fitted runs from the others."""
+
+    column: str
+    """what they are the largest in, of `scaling.fit.coordinates`"""
+    limit: float
+    """the largest (of losses, the smallest) that was kept, in the column's unit"""
+    runs: int
+    """points that were forecast"""
+    miss: float
+    """median of (actual - forecast) / forecast"""
+    beyond: float
+    """the furthest of them, in logarithms"""
+    squared: float
+    """mean square of the misses, in the objective's residuals"""
+    expected: float
+    """what noise and uncertain parameters let it be"""
+    distance: float
+    """mean of the distances"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +71,15 @@ class Fit:
     fixed: Mapping[str, float]
     objective_value: float
     draws: Draws
+    roll_outs: tuple[RollOut, ...] = ()
     starts_tried: int = 0
     starts_reached: int = 0
     holdout: pd.DataFrame = field(default_factory=pd.DataFrame)
     left_out: tuple[LeftOut, ...] = ()
+    sweeps: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """of a law of optima: the runs that these are the best of, `scaling.fit.best_settings.Optima.sweeps`"""
+    doubts: tuple[str, ...] = ()
+    """why the fit should not be believed, in sentences; the gravest first"""
     warnings: tuple[str, ...] = ()
     chain: "Fit | None" = None
     """the fit that says the loss to a law which takes one, for runs whose loss is not known"""
@@ -64,6 +95,17 @@ class Fit:
     def columns(self) -> dict[str, Array]:
         """The fitted runs, as the law takes them."""
         return columns_of(self.runs, self.law.columns)
+
+    @property
+    def labels(self) -> npt.NDArray[np.intp]:
+        """Which run every point belongs to, from 0: without groups each is one."""
+        return labels_of(self.runs)
+
+    @property
+    def run_names(self) -> list[str]:
+        """What runs are called: one name for each of the `labels`."""
+        names = self.runs[GROUP if GROUP in self.runs.columns else "name"].astype(str)
+        return list(names.unique()) if GROUP in self.runs.columns else list(names)
 
     @property
     def target(self) -> Array:
@@ -88,12 +130,17 @@ class Fit:
     def values(self) -> dict[str, float]:
         """Parameters and what is derived from them, by name."""
         plain = dict(zip(self.law.names, map(float, self.theta), strict=True))
-        return plain | {name: float(how(plain)) for name, how in self.law.derived.items()}
+        known = plain | self._measured()
+        return plain | {name: float(how(known)) for name, how in self.law.derived.items()}
+
+    def _measured(self) -> dict[str, float]:
+        numbers = self.runs.select_dtypes("number").dropna(axis="columns")
+        return dict(self.law.measured({str(name): numbers[name].to_numpy(dtype=float) for name in numbers.columns}))
 
     def drawn_values(self) -> dict[str, Array]:
         """The same for every draw."""
         plain = {name: self.draws.theta[:, index] for index, name in enumerate(self.law.names)}
-        return plain | {name: how(plain) for name, how in self.law.derived.items()}
+        return plain | {name: how(plain | self._measured()) for name, how in self.law.derived.items()}
 
     def jacobian(self) -> Array:
         """Derivatives of the residuals by the free parameters in solver units, (runs, free), times the root of the weights."""
@@ -153,10 +200,11 @@ class Fit:
         value, drawn, noisy = self.sample(columns, count, losses)
         low, high = self.draws.interval(noisy)
         law_low, law_high = self.draws.interval(drawn)
-        unknown = self._unknown(columns)
+        possible = np.clip(value, 0.0, 1.0) if self.law.target in SHARES else value
+        impossible = possible != value
         for bound in (low, high, law_low, law_high):
-            bound[unknown] = np.nan
-        return Prediction(value, low, high, law_low, law_high)
+            bound[self._unknown(columns) | impossible] = np.nan
+        return Prediction(possible, low, high, law_low, law_high, impossible)
 
     def sample(self, columns: Columns, count: int, losses: tuple[Array, Array] | None = None) -> tuple[Array, Array, Array]:
         """The law's values (runs,), drawn values of the law and of runs (draws, runs).
@@ -164,8 +212,9 @@ class Fit:
         `losses` are drawn values of the column `loss`, of the law and of runs, in place of known ones.
         """
         value = self.law.value(self.theta[None], columns)[0]
+        noise = self._deviations(columns)
         count = min(count, len(self.draws.theta)) if losses is None else min(len(self.draws.theta), len(losses[0]))
-        theta, noise = self.draws.theta[:count], self.draws.noise[:count, None]
+        theta, noise = self.draws.theta[:count], noise[:count]
         with np.errstate(all="ignore"):
             if losses is None:
                 drawn = base = self.law.value(theta, columns)
@@ -175,6 +224,15 @@ class Fit:
         if self.law.target in SHARES:  # a law's values may leave 0 to 1; the nearest share is meant then
             drawn, noisy = np.clip(drawn, 0.0, 1.0), np.clip(noisy, 0.0, 1.0)
         return value, drawn, noisy
+
+    def _deviations(self, columns: Columns) -> Array:
+        """Drawn deviations of runs from the law, (draws, runs): noise, and the law's own error so far beyond the fitted."""
+        noise = self.draws.noise[:, None]
+        if self.draws.drift is None:
+            return noise
+        own = {name: columns[name] for name in self.law.columns}
+        distance = beyond(coordinates(own), coordinates(self.columns))
+        return np.asarray(noise + self.draws.drift[:, None] * np.sqrt(distance))
 
     def _unknown(self, columns: Columns) -> npt.NDArray[np.bool_]:
         """Which forecasts move along a direction that the runs say nothing about."""
@@ -199,7 +257,8 @@ def parameter_table(fit: Fit) -> dict[str, dict[str, float]]:
     table = {}
     for name, value in fit.values().items():
         low, high = (float(bound) for bound in fit.draws.interval(drawn[name]))
-        if name in unknown or (name in fit.law.derived and unknown):
+        at_bound = low == high and len(fit.draws.theta) > 1  # every refit stopped at one: that says nothing about it
+        if name in unknown or (name in fit.law.derived and unknown) or at_bound:
             low = high = math.nan
         if name in fit.fixed:
             low = high = value
@@ -216,4 +275,23 @@ def metrics(fit: Fit) -> dict[str, float]:
         "rmse": float(np.sqrt(np.mean(difference**2))),
         "r2": 1.0 - float(np.sum(difference**2)) / spread if spread else math.nan,
         "relative_error": float(np.mean(np.abs(difference / actual))) if (actual != 0).all() else math.nan,
+    }
+
+
+def held_out_summary(fit: Fit) -> dict[str, float] | None:
+    """How the held-out runs lie about their 95 % intervals, and how far off law and naive extrapolation are (medians)."""
+    held = fit.holdout
+    if held.empty:
+        return None
+    actual = held["actual"]
+    known = held["low"].notna()
+    error = {name: (held[name] / actual - 1.0).abs().median() for name in ("predicted", "naive") if name in held.columns}
+    return {
+        "runs": len(held),
+        "intervals": int(known.sum()),
+        "inside": float(((actual >= held["low"]) & (actual <= held["high"]))[known].mean()),
+        "below": float((actual < held["low"])[known].mean()),
+        "above": float((actual > held["high"])[known].mean()),
+        "median_error": float(error["predicted"]),
+        "median_naive_error": float(error.get("naive", math.nan)),
     }

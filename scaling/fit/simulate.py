@@ -48,7 +48,34 @@ class Simulation:
     seconds: float
 
 
-def study(law: Law, truth: Mapping[str, float], columns: Columns, noise: float, random: np.random.Generator) -> pd.DataFrame:
+def _gaussian(columns: Columns, runs: int, random: np.random.Generator) -> Array:
+    return random.normal(size=runs)
+
+
+def _skewed(columns: Columns, runs: int, random: np.random.Generator) -> Array:
+    """Runs fail upwards: an exponential, whose median is the law."""
+    return np.asarray(random.exponential(size=runs) - np.log(2.0))
+
+
+def _growing(columns: Columns, runs: int, random: np.random.Generator) -> Array:
+    """Three times as much for the smallest run as for the largest, by its first column."""
+    place = np.log(next(iter(columns.values())))
+    return np.asarray(random.normal(size=runs) * 3.0 ** (0.5 - (place - place.min()) / max(float(np.ptp(place)), 1e-12)))
+
+
+def _shared(columns: Columns, runs: int, random: np.random.Generator) -> Array:
+    """Runs of one size share four fifths of the variance, as checkpoints of one run do."""
+    label = np.unique(columns.get("parameters", next(iter(columns.values()))), return_inverse=True)[1]
+    return np.asarray(np.sqrt(0.8) * random.normal(size=label.max() + 1)[label] + np.sqrt(0.2) * random.normal(size=runs))
+
+
+NOISES = {"gaussian": _gaussian, "skewed": _skewed, "growing": _growing, "shared": _shared}
+"""Kinds of noise: of variance 1 for gaussian, skewed and shared."""
+
+
+def study(
+    law: Law, truth: Mapping[str, float], columns: Columns, noise: float, random: np.random.Generator, kind: str = "gaussian"
+) -> pd.DataFrame:
     """One simulated study.
 
     Args:
@@ -57,15 +84,18 @@ def study(law: Law, truth: Mapping[str, float], columns: Columns, noise: float, 
         columns: the runs; for a law of optima, the groups.
         noise: standard deviation; of the loss for a law of optima, else see `Law.noise`.
         random: where the noise comes from.
+        kind: of `NOISES`; points of "shared" noise have one name for each size.
     """
     value = law.value(np.array([[truth[name] for name in law.names]]), columns)[0]
     if law.optimum_of is None:
-        deviation = noise * random.normal(size=len(value))
+        deviation = noise * NOISES[kind](columns, len(value), random)
         target = value * np.exp(deviation) if Objective.of(law, None).log else value + deviation
         frame = pd.DataFrame({**columns, law.target: target})
     else:
         frame = _around(law, columns, value, noise, random)
     frame["name"] = [f"run {number}" for number in range(1, len(frame) + 1)]
+    if kind == "shared" and "parameters" in frame.columns:
+        frame["name"] = frame["parameters"].map("size {:.4g}".format)
     return frame
 
 
@@ -93,6 +123,7 @@ def simulate(
     columns: Columns | None = None,
     beyond: Columns | None = None,
     noise: float | None = None,
+    kind: str = "gaussian",
     sets: int = 200,
     bootstrap: int = 400,
     seed: int = 0,
@@ -107,6 +138,7 @@ def simulate(
         columns: runs of a study in place of the law's own.
         beyond: columns of one run to forecast in place of the law's own.
         noise: in place of the law's own.
+        kind: of the noise, of `NOISES`.
         sets: studies.
         bootstrap: draws of each fit.
         seed: of everything.
@@ -128,24 +160,27 @@ def simulate(
             f"{law.name} has no constants or design of its own: type --truth NAME=VALUE for {', '.join(law.names)} "
             "and --design DATA"
         )
-    far = {
-        name: np.atleast_1d(np.asarray(column, dtype=float))[-1:] for name, column in (beyond or law.beyond or columns).items()
-    }
+    far = _last_of(beyond or law.beyond or columns)
     noise = law.noise if noise is None else noise
     counts = _Counts(law, values, far)
     for number in range(sets):
         random = np.random.default_rng([seed, number])
-        frame = study(law, values, columns, noise, random)
+        frame = study(law, values, columns, noise, random, kind)
         try:
             fitted = fit(law, frame, bootstrap=bootstrap, seed=seed, objective=objective)
         except (UserError, WorkFailed):
             counts.failed += 1
         else:
-            counts.add(fitted, noise, random)
+            counts.add(fitted, noise, random, kind)
         progress(number + 1)
     if not counts.fits:
         raise WorkFailed(f"none of {sets} simulated studies of {law.name} could be fitted")
     return counts.report(noise, sets, time.monotonic() - started)
+
+
+def _last_of(runs: Columns) -> dict[str, Array]:
+    """The last run, as columns of one."""
+    return {name: np.atleast_1d(np.asarray(column, dtype=float))[-1:] for name, column in runs.items()}
 
 
 class _Counts:
@@ -155,19 +190,19 @@ class _Counts:
         self.law, self.far = law, far
         self.true_theta = np.array([[truth[name] for name in law.names]])
         self.aim = float(law.value(self.true_theta, far)[0, 0])
-        self.truth = dict(truth) | {name: float(how(truth)) for name, how in law.derived.items()}
+        self.truth = dict(truth) | {name: float(how({**truth, **law.measured({})})) for name, how in law.derived.items()}
         self.failed = 0
         self.fits: list[Fit] = []
         self.inside: dict[str, list[bool | None]] = {name: [] for name in self.truth}
         self.law_inside: list[bool | None] = []
         self.run_inside: list[bool | None] = []
 
-    def add(self, fitted: Fit, noise: float, random: np.random.Generator) -> None:
+    def add(self, fitted: Fit, noise: float, random: np.random.Generator, kind: str) -> None:
         table = parameter_table(fitted)
         self.fits.append(fitted)
         for name, value in self.truth.items():
             self.inside[name].append(_holds(table[name]["low"], value, table[name]["high"]))
-        deviation = noise * random.normal()
+        deviation = noise * float(NOISES[kind](self.far, 1, random)[0]) / (3.0 if kind == "growing" else 1.0)
         new_run = self.aim * np.exp(deviation) if fitted.objective.log else self.aim + deviation
         forecast = fitted.predict(self.far)
         self.law_inside.append(_holds(forecast.law_low[0], self.aim, forecast.law_high[0]))

@@ -37,12 +37,14 @@ class Objective:
     name: ObjectiveName
     log: bool
     """residuals are differences of logarithms"""
+    delta: float = HUBER_DELTA
+    """of Huber's loss: where its parabola ends"""
 
     @staticmethod
-    def of(law: Law, name: ObjectiveName | None) -> "Objective":
+    def of(law: Law, name: ObjectiveName | None, delta: float | None = None) -> "Objective":
         """The law's own where `name` is None."""
         chosen = name or law.objective
-        return Objective(chosen, chosen == "huber-log" or law.log_residuals)
+        return Objective(chosen, chosen == "huber-log" or law.log_residuals, delta or HUBER_DELTA)
 
     def residuals(self, predicted: Array, target: Array) -> Array:
         """r."""
@@ -54,7 +56,7 @@ class Objective:
             total: Array = np.sum(weights * residuals**2, axis=-1)
         else:
             size = np.abs(residuals)
-            inside = np.minimum(size, HUBER_DELTA)
+            inside = np.minimum(size, self.delta)
             total = np.sum(weights * inside * (size - 0.5 * inside), axis=-1)
         return np.where(np.isnan(total), np.inf, total)
 
@@ -64,9 +66,9 @@ class Objective:
             one = np.ones_like(residuals)
             return 2.0 * residuals, 2.0 * one, 2.0 * one
         size = np.abs(residuals)
-        inside = size <= HUBER_DELTA
-        reweighted: Array = HUBER_DELTA / np.maximum(size, HUBER_DELTA)
-        return np.clip(residuals, -HUBER_DELTA, HUBER_DELTA), inside.astype(np.float64), reweighted
+        inside = size <= self.delta
+        reweighted: Array = self.delta / np.maximum(size, self.delta)
+        return np.clip(residuals, -self.delta, self.delta), inside.astype(np.float64), reweighted
 
 
 @dataclass(frozen=True)

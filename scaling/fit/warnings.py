@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from scaling.fit.intervals import BOOTSTRAP, NONE, STUDENT, leverage, visible
+from scaling.fit.intervals import BOOTSTRAP, NONE, STUDENT, group_degrees, leverage, visible
 from scaling.fit.result import Fit
 from scaling.fit.solver import solve
 from scaling.laws.base.dual import Array
@@ -34,6 +35,7 @@ def warnings_of(fit: Fit, optimum: Array) -> list[str]:
         *_outliers(fit),
         *_influence(fit, optimum),
         *_intervals(fit),
+        *_impossible_holdout(fit),
         *extrapolation(fit, fit.holdout),
     ]
 
@@ -91,16 +93,21 @@ def _correlations(fit: Fit) -> list[str]:
     covariance = np.linalg.pinv((jacobian / scale).T @ (jacobian / scale))
     deviation = np.sqrt(np.diag(covariance))
     correlation = np.abs(covariance / np.outer(deviation, deviation))
+    # A coefficient always goes with the exponent of its term: that says nothing about a study.
+    exponents = [index for index, name in enumerate(names) if not fit.law.parameters[name].log]
     pairs = [
-        (correlation[i, j], names[i], names[j]) for i in range(len(names)) for j in range(i) if correlation[i, j] > CORRELATION
+        (correlation[i, j], names[i], names[j])
+        for place, i in enumerate(exponents)
+        for j in exponents[:place]
+        if correlation[i, j] > CORRELATION
     ]
     if not pairs:
         return []
     shown = ", ".join(f"{a} with {b} ({value:.4f})" for value, a, b in sorted(pairs, reverse=True)[:3])
     more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
     return [
-        f"correlated above {CORRELATION}: {shown}{more}. "
-        "Read them together, not one by one; forecasts inside the data are safer"
+        f"these runs hardly tell parameters apart: {shown}{more} (correlations). Other values of both fit as well; "
+        "forecasts near the runs do not mind, far ones do"
     ]
 
 
@@ -124,18 +131,19 @@ def _outliers(fit: Fit) -> list[str]:
 
 
 def leave_one_out(fit: Fit, optimum: Array) -> Array:
-    """Optima (runs, parameters; solver units) of fits that leave one run out."""
-    runs = len(fit.runs)
+    """Optima (runs, parameters; solver units) of fits that leave one run out, with all its points."""
+    labels = fit.labels
+    runs = int(labels.max()) + 1
     start = visible(fit.law, optimum, fit.jacobian(), frozenset(fit.fixed), float(np.sqrt(np.mean(fit.residuals**2))))
     starts = np.repeat(start[None], runs, axis=0)
-    weights = (1.0 - np.eye(runs)) * fit.weights
+    weights = (1.0 - np.eye(runs))[:, labels] * fit.weights
     return solve(fit.law, fit.objective, fit.columns, fit.target, starts, weights=weights, fixed=frozenset(fit.fixed)).solver
 
 
 def _influence(fit: Fit, optimum: Array) -> list[str]:
     """Runs without which the law would be different, or could not be fitted."""
-    runs = len(fit.runs)
-    if not runs > fit.rank > 0 or runs > 2000 or not len(fit.draws.theta):
+    names = fit.run_names
+    if not len(names) > fit.rank > 0 or len(names) > 2000 or not len(fit.draws.theta):
         return []
     alone = np.flatnonzero(leverage(fit.jacobian()) > 0.99)
     if len(alone):
@@ -154,7 +162,7 @@ def _influence(fit: Fit, optimum: Array) -> list[str]:
             which = int(np.argmax(distance[index]))
             without = fit.law.from_solver((optimum + moved[index])[None])[0, which]
             remarks.append(
-                f"without {fit.runs['name'].iloc[index]}, {fit.law.names[which]} would be {without:.4g} instead of "
+                f"without {names[index]}, {fit.law.names[which]} would be {without:.4g} instead of "
                 f"{fit.theta[which]:.4g} ({worst[index]:.1f} standard errors)"
             )
     return remarks
@@ -162,20 +170,26 @@ def _influence(fit: Fit, optimum: Array) -> list[str]:
 
 def _intervals(fit: Fit) -> list[str]:
     draws, remarks = fit.draws, []
-    degrees = len(fit.runs) - fit.rank
+    degrees = group_degrees(fit.jacobian(), fit.labels, fit.rank)
     if draws.method == STUDENT and degrees < 5:
+        count = max(degrees, 1)
         remarks.append(
-            f"{degrees} residual degree{'s' * (degrees > 1)} of freedom: intervals are Student-t from noise of the "
+            f"{count} residual degree{'s' * (count > 1)} of freedom: intervals are Student-t from noise of the "
             "residuals' own size, and as wide as so few runs make them"
         )
     if draws.lost:
-        kind = "resamples" if draws.method == BOOTSTRAP else "draws"
-        remarks.append(f"{draws.lost} of {draws.wanted} {kind} did not identify the law and were left out of the intervals")
+        why = (
+            "the runs that they drew cannot tell the parameters apart" if draws.method == BOOTSTRAP else "they found no optimum"
+        )
+        remarks.append(
+            f"{draws.lost} of the {draws.wanted} refits behind the intervals have no answer ({why}): the intervals rest on the "
+            f"other {len(draws.theta)}"
+        )
     if 0 < draws.wanted < FEW_DRAWS:
         remarks.append(
             f"{draws.wanted} draws are few for a 95 % interval: its ends are themselves uncertain (--bootstrap 1000)"
         )
-    if draws.method == NONE and degrees > 0:
+    if draws.method == NONE and len(fit.runs) > fit.rank:
         remarks.append("no intervals were asked for (--bootstrap 0)")
     return remarks
 
@@ -196,6 +210,23 @@ def _distances(fit: Fit, runs: pd.DataFrame) -> Iterator[tuple[str, Array, Array
 def far_columns(fit: Fit, run: pd.DataFrame) -> tuple[str, ...]:
     """The columns in which one run lies far outside the fitted ones."""
     return tuple(column for column, _, times, _, _ in _distances(fit, run) if times[0] > REACH[column])
+
+
+def _impossible_holdout(fit: Fit) -> list[str]:
+    held = fit.holdout
+    return impossible(fit, held["predicted"].to_numpy(), held["impossible"].to_numpy()) if len(held) else []
+
+
+def impossible(fit: Fit, values: Array, outside: npt.NDArray[np.bool_]) -> list[str]:
+    """Where the law leaves what its target can be."""
+    if not outside.any():
+        return []
+    count = f"{outside.sum()} of {len(values)} forecasts" if len(values) > 1 else "the forecast"
+    end = "0" if values[outside].min() <= 0 else "1"
+    return [
+        f"the law does not hold here: for {count} it says {'less' if end == '0' else 'more'} than {end}, which no "
+        f"{fit.law.target} is. {end} is shown, without an interval: do not read it as a result"
+    ]
 
 
 def extrapolation(fit: Fit, runs: pd.DataFrame) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 from scaling.laws.base.budget import Budget
 from scaling.laws.base.columns import Columns, from_size_and_tokens, one_size_or_ratio
 from scaling.laws.base.law import Law, Parameter
-from scaling.laws.base.picture import Contours, Fitted, Line, Panel, Picture, Points, groups
+from scaling.laws.base.picture import SAME, Contours, Fitted, Line, Panel, Picture, Points, groups
 
 
 def chinchilla(parameters: Any, tokens: Any, *, E: Any, A: Any, B: Any, alpha: Any, beta: Any) -> Any:  # noqa: D103
@@ -20,14 +20,40 @@ def _study() -> Columns:
     return from_size_and_tokens(size.ravel(), (size * ratio).ravel())
 
 
+_RUNS_OF_A_BUDGET = 3
+
+
 def _picture(fit: Fitted) -> Picture:
+    flops = np.sort(6.0 * fit.columns["parameters"] * fit.columns["tokens"])
+    budgets = 1 + np.sum(np.diff(np.log(flops)) > SAME)
+    if len(flops) >= _RUNS_OF_A_BUDGET * budgets:
+        left, text = _iso_flop_curves(fit), "loss against size at equal compute; runs moved to the compute of their curve"
+    else:
+        left, text = _curves_of_sizes(fit), "loss against tokens, a line for every size; runs moved to the size of their curve"
     return Picture(
-        caption=(
-            "Left: loss against size at equal compute; runs moved along the law to the compute of their group's curve. "
-            "Right: lines of equal loss, and the best way through them."
-        ),
-        panels=(_iso_flop_curves(fit), _equal_losses(fit)),
+        caption=f"Left: {text} along the law. Right: lines of equal loss, and the best way through them.",
+        panels=(left, _equal_losses(fit)),
         width=12,
+    )
+
+
+def _curves_of_sizes(fit: Fitted) -> Panel:
+    size, tokens, loss = fit.columns["parameters"], fit.columns["tokens"], fit.target
+    marks: list[Line | Points] = []
+    for index, (one, part) in enumerate(groups(size)):
+        spread = np.geomspace(tokens[part].min() / 1.5, tokens[part].max() * 1.5, 80)
+        at_the_curve = fit.curve(from_size_and_tokens(np.full(len(part), one), tokens[part]))
+        marks.append(Line(x=spread, y=fit.curve(from_size_and_tokens(np.full_like(spread, one), spread)), dashes=index))
+        marks.append(
+            Points(x=tokens[part], y=at_the_curve + loss[part] - fit.fitted[part], group=index, label=f"{one:.2e}", size=4)
+        )
+    return Panel(
+        marks=tuple(marks),
+        xlabel="tokens",
+        ylabel="loss (nats per token)",
+        title="loss against tokens",
+        legend="parameters (mean of group)",
+        log="x",
     )
 
 
@@ -84,8 +110,8 @@ CHINCHILLA = Law(
         "E": Parameter(starts=(0.5, 1.0, 2.0)),
         "A": Parameter(starts=(1e1, 1e2, 1e3, 1e4), log=True),
         "B": Parameter(starts=(1e1, 1e2, 1e3, 1e4), log=True),
-        "alpha": Parameter(starts=(0.2, 0.5, 0.8), high=3.0),
-        "beta": Parameter(starts=(0.2, 0.5, 0.8), high=3.0),
+        "alpha": Parameter(starts=(0.2, 0.5, 0.8), high=10.0),
+        "beta": Parameter(starts=(0.2, 0.5, 0.8), high=10.0),
     },
     remarks=one_size_or_ratio,
     picture=_picture,

@@ -40,7 +40,7 @@ DOWNSTREAM = Law(
     source="Gadre et al., arXiv 2403.08540, equation 5",
     needs="at least four runs, some of whose errors are clear of chance",
     parameters={
-        "epsilon": Parameter(starts=(0.5, 0.7, 0.9), high=1.5),
+        "epsilon": Parameter(starts=(0.5, 0.7, 0.9), high=1.0),
         "k": Parameter(starts=(0.1, 1.0, 10.0, 100.0), log=True),
         "gamma": Parameter(starts=(0.25, 0.5, 1.0, 2.0), log=True),
     },

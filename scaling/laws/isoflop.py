@@ -1,4 +1,4 @@
-"""The size that a budget asks for, from the optima of several budgets. flops are 6 parameters tokens."""
+"""The size that a budget asks for, from the optima of several budgets. flops count as the table counts them."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from scaling.laws.base.budget import BestRuns, Budget
 from scaling.laws.base.columns import Columns
 from scaling.laws.base.dual import Array
 from scaling.laws.base.law import SIZE, Law, Parameter
-from scaling.laws.base.picture import Fitted, Panel, Picture, Points, band
+from scaling.laws.base.picture import Fitted, Panel, Picture, Points, band, sweeps
 
 
 def isoflop(flops: Any, *, size_exponent: Any, size_coefficient: Any) -> Any:  # noqa: D103
@@ -21,12 +21,26 @@ def _best_runs(theta: Array, budget: Budget, **_: Any) -> BestRuns:
     return BestRuns(parameters=size, tokens=budget.flops / (6.0 * size))
 
 
+def _compute(columns: Columns) -> dict[str, float]:
+    """How the table counts compute: flops = per_token flops^drift parameters tokens, drift and per_token fitted to the optima.
+
+    6 and 0 where flops are 6 parameters tokens, or where the optima's tokens are not known.
+    """
+    if not {"flops", "parameters", "tokens"} <= set(columns):
+        return {"per_token": 6.0, "drift": 0.0}
+    flops, each = np.log(columns["flops"]), np.log(columns["flops"] / (columns["parameters"] * columns["tokens"]))
+    spread = flops - flops.mean()
+    drift = float(spread @ each / (spread @ spread)) if np.ptp(flops) > 0 else 0.0
+    return {"per_token": float(np.exp(each.mean() - drift * flops.mean())), "drift": drift}
+
+
 def _picture(fit: Fitted) -> Picture:
     flops = fit.columns["flops"]
     reach = np.geomspace(flops.min() / 2, flops.max() * 30, 60)
     return Picture(
-        caption="The size of lowest loss for each budget, with the law and its 95 % interval.",
+        caption="Left: the parabolas whose minima are fitted. Right: these sizes, with the law and its 95 % interval.",
         panels=(
+            *sweeps(fit, "parameters", "budgets and their parabolas"),
             Panel(
                 marks=(
                     band(fit, reach, {"flops": reach}, f"slope {fit.values()['size_exponent']:.3f}"),
@@ -38,6 +52,7 @@ def _picture(fit: Fitted) -> Picture:
                 log="xy",
             ),
         ),
+        width=12 if len(fit.sweeps) else 8,
     )
 
 
@@ -56,9 +71,10 @@ ISOFLOP = Law(
         "size_coefficient": Parameter(starts=(1e-3, 1e-1, 1e1), log=True),
     },
     derived={
-        "tokens_exponent": lambda values: 1.0 - values["size_exponent"],
-        "tokens_coefficient": lambda values: 1.0 / (6.0 * values["size_coefficient"]),
+        "tokens_exponent": lambda values: 1.0 - values["drift"] - values["size_exponent"],
+        "tokens_coefficient": lambda values: 1.0 / (values["per_token"] * values["size_coefficient"]),
     },
+    measured=_compute,
     target="parameters",
     objective="least-squares",
     log_residuals=True,

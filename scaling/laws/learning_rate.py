@@ -6,7 +6,7 @@ import numpy as np
 
 from scaling.laws.base.columns import Columns
 from scaling.laws.base.law import RATE, Law, Parameter
-from scaling.laws.base.picture import Fitted, Panel, Picture, Points, band, groups
+from scaling.laws.base.picture import Fitted, Panel, Picture, Points, band, groups, sweeps
 
 SEQUENCE_UNIT = 4096
 """Tokens of one sequence in the paper: batches are counted in units of it."""
@@ -46,6 +46,7 @@ def _picture(fit: Fitted) -> Picture:
     return Picture(
         caption="The best learning rate for each length and batch, over the batch.",
         panels=(
+            *sweeps(fit, "peak_learning_rate", "sweeps and their parabolas"),
             Panel(
                 marks=(band(fit, reach, law, f"a = {values['a']:.3g}, b = {values['b']:.3f}"), *points),
                 xlabel="tokens",
@@ -54,6 +55,7 @@ def _picture(fit: Fitted) -> Picture:
                 log="xy",
             ),
         ),
+        width=12 if len(fit.sweeps) else 8,
     )
 
 
@@ -71,7 +73,7 @@ LEARNING_RATE = Law(
     objective="least-squares",
     log_residuals=True,
     optimum_of="peak_learning_rate",
-    group_by=("tokens", "batch_tokens"),
+    group_by=("tokens", "batch_tokens", "parameters"),
     window=5,
     remarks=_one_length,
     answers=RATE,

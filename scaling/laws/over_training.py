@@ -61,7 +61,7 @@ OVER_TRAINING = Law(
         "E": Parameter(starts=(0.0, 1.0, 2.0)),
         "a": Parameter(starts=(1e1, 1e2, 1e3, 1e4), log=True),
         "b": Parameter(starts=(1e1, 1e2, 1e3, 1e4), log=True),
-        "eta": Parameter(starts=(0.05, 0.15, 0.3), high=1.5),
+        "eta": Parameter(starts=(0.05, 0.15, 0.3), high=10.0),
     },
     objective="least-squares",
     remarks=one_size_or_ratio,

@@ -37,14 +37,20 @@ def qat_loss(  # noqa: D103
 ) -> Any:
     lambda_, mu, nu, xi, rho = (interaction[name] for name in ("lambda", "mu", "nu", "xi", "rho"))
     log_size = np.log(parameters)
-    log_qat = np.log(tokens_per_byte(qat_tokens, parameters, bits))
-    log_fp = np.log(tokens_per_byte(fp_tokens, parameters, bits))
+    log_qat, log_fp = (_log_per_byte(part, parameters, bits) for part in (qat_tokens, fp_tokens))
     halved = math.log(2.0) * bits
     base = alpha + beta * (qat_tokens + fp_tokens) ** -gamma + zeta * parameters**-eta
     irreducible = theta * np.exp(-kappa * halved)
     too_little = phi * np.exp(-chi * halved - psi * log_size - omega * log_qat)
     switch = lambda_ * np.exp(-mu * halved - nu * log_size - xi * log_fp - rho * log_qat)
-    return base + irreducible + too_little + switch
+    quantized = qat_tokens > 0  # a run in full precision has the base alone
+    return base + irreducible * quantized + too_little * quantized + switch * quantized
+
+
+def _log_per_byte(tokens: Any, parameters: Any, bits: Any) -> Any:
+    """ln S; 0 where there are no tokens: quantization from the first step is as if it began after one token per byte."""
+    present = tokens > 0
+    return np.log(tokens_per_byte(np.where(present, tokens, 1.0), parameters, bits)) * present
 
 
 def _too_few_widths(columns: Columns) -> list[str]:
@@ -83,6 +89,7 @@ def best_fractions(theta: Array, tokens: Array, parameters: Array, bits: Array) 
 
 def _best_of_study(theta: Array, columns: Columns) -> Array:
     """`best_fractions` for every length, size and width of a study."""
+    columns = _quantized(columns)
     total = columns["qat_tokens"] + columns["fp_tokens"]
     settings = dict.fromkeys(zip(np.round(total, -3), columns["parameters"], columns["bits"], strict=True))
     return best_fractions(theta, *np.array(list(settings)).T)
@@ -122,8 +129,13 @@ def _picture(fit: Fitted) -> Picture:
     )
 
 
+def _quantized(columns: Columns) -> Columns:
+    """The runs that are not all in full precision."""
+    return {name: column[columns["qat_tokens"] > 0] for name, column in columns.items()}
+
+
 def _loss_against_fraction(fit: Fitted) -> Panel:
-    columns = fit.columns
+    columns, target = _quantized(fit.columns), fit.target[fit.columns["qat_tokens"] > 0]
     total = columns["qat_tokens"] + columns["fp_tokens"]
     size = float(columns["parameters"].min())
     smallest = np.flatnonzero(columns["parameters"] == size)
@@ -140,9 +152,7 @@ def _loss_against_fraction(fit: Fitted) -> Panel:
             "bits": np.full(99, widest),
         }
         marks.append(Line(x=share, y=fit.curve(along), dashes=index))
-        marks.append(
-            Points(x=columns["qat_tokens"][rows] / total[rows], y=fit.target[rows], group=index, label=f"{tokens:.2g}")
-        )
+        marks.append(Points(x=columns["qat_tokens"][rows] / total[rows], y=target[rows], group=index, label=f"{tokens:.2g}"))
     return Panel(
         marks=tuple(marks),
         xlabel="QAT fraction",
@@ -153,7 +163,7 @@ def _loss_against_fraction(fit: Fitted) -> Panel:
 
 
 def _best_fraction_against_saturation(fit: Fitted) -> Panel:
-    columns = fit.columns
+    columns = _quantized(fit.columns)
     total = columns["qat_tokens"] + columns["fp_tokens"]
     marks: list[Line | Points] = []
     for index, bits in enumerate(np.unique(columns["bits"])):

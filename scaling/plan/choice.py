@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scaling.laws.base.budget import Budget
+from scaling.laws.base.columns import FULL_BITS
 
 GIB = 2.0**30
-FULL_BITS = 16.0
-"""Bits of a weight that is not quantized."""
 
 
 def most_parameters(memory_gib: float | None, bits: float | None) -> float | None:
@@ -59,6 +58,8 @@ class Plan:
     optimum: Choice
     parameters_range: tuple[float, float] | None
     """95 % interval of the best size"""
+    near: Choice | None = None
+    """the best run at tokens per parameter near those of the fitted runs, where the optimum's lie far from them"""
     alternatives: tuple[Choice, ...] = ()
     widths: tuple[Choice, ...] = ()
     ladder: tuple[Choice, ...] = ()

@@ -10,13 +10,14 @@ import pandas as pd
 from common.bits import BITS
 from common.errors import UserError
 from scaling.fit.result import Fit
-from scaling.fit.warnings import extrapolation, far_columns
+from scaling.fit.warnings import REACH, extrapolation, far_columns
 from scaling.laws.base.budget import Budget
-from scaling.laws.base.columns import from_size_and_tokens
+from scaling.laws.base.columns import FULL_BITS, from_size_and_tokens
 from scaling.laws.base.law import ERROR, QUANTIZATION, RATE, SIZE
-from scaling.plan.choice import FULL_BITS, GIB, Choice, Plan, most_parameters
+from scaling.plan.choice import GIB, Choice, Plan, most_parameters
 from scaling.plan.ladder import WORTH, ladder
 from scaling.plan.roles import by_role, loss_laws
+from scaling.plan.sanity import remarks
 from scaling.plan.train_command import NO_FRACTION
 
 RATIOS = (2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0)
@@ -54,6 +55,7 @@ def plan(
     optimum, source = _optimum(roles, widths, request)
     of_sizes = source is roles.get(SIZE) and source.law.target == "loss"
     alternatives = _alternatives(source, request.budget, optimum, request.cap(optimum.bits)) if of_sizes else ()
+    near = _within_reach(source, optimum, request) if of_sizes else None
     steps, before, after, none = _ladder(source, optimum, ladder_share * flops, of_sizes)
 
     def complete(choice: Choice) -> Choice:
@@ -63,6 +65,7 @@ def plan(
     return Plan(
         budget=request.budget,
         optimum=optimum,
+        near=None if near is None else complete(near),
         parameters_range=_size_range(source, optimum, request),
         alternatives=tuple(map(complete, alternatives)),
         widths=tuple(map(complete, widths)),
@@ -70,11 +73,16 @@ def plan(
         ladder_before=before,
         ladder_after=after,
         no_ladder=none,
-        warnings=tuple(_warnings(roles, source, optimum, widths, request)),
-        context=next((fit.context for fit in fits if fit.context), {}),
+        warnings=(*_warnings(roles, source, optimum, widths, request), *remarks(optimum, context_of(fits))),
+        context=context_of(fits),
         memory_gib=memory_gib,
         batch_tokens=batch_tokens,
     )
+
+
+def context_of(fits: Sequence[Fit]) -> Mapping[str, Any]:
+    """What the configurations of the fitted runs have in common, from the first fit that knows."""
+    return next((fit.context for fit in fits if fit.context), {})
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def _request(
         )
     batches = [fit.context["config"].get("train.batch_tokens") for fit in fits if "config" in fit.context]
     batch = batch_tokens or (float(batches[0]) if batches and batches[0] else None)
-    if RATE in roles and batch is None:
+    if RATE in roles and batch is None and "batch_tokens" in roles[RATE].law.columns:
         raise UserError("the best learning rate depends on the batch, which the fitted runs do not say: type --batch-tokens B")
     return _Request(budget, memory_gib, bits, batch)
 
@@ -127,6 +135,22 @@ def _optimum(roles: Mapping[str, Fit], widths: Sequence[Choice], request: _Reque
     source = quantized or sizing
     assert source is not None
     return replace(min(widths, key=lambda choice: choice.loss or np.inf), name="optimum"), source
+
+
+def _within_reach(fit: Fit, optimum: Choice, request: _Request) -> Choice | None:
+    """The best run whose tokens per parameter are no further from the fitted ones than a law is believed (`REACH`).
+
+    None where that is the optimum, or a larger model than the memory holds.
+    """
+    if "tokens_per_parameter" not in fit.runs.columns:
+        return None
+    known, reach = fit.runs["tokens_per_parameter"], REACH["tokens_per_parameter"]
+    ratio = optimum.tokens / optimum.parameters
+    nearest = float(np.clip(ratio, known.min() / reach, known.max() * reach))
+    size, cap = float(request.budget.size(nearest)), request.cap(optimum.bits)
+    if nearest == ratio or (cap is not None and size > cap):
+        return None
+    return _choice(fit, "near the fitted runs", size, nearest * size, optimum.loss, bits=optimum.bits)
 
 
 def _best(fit: Fit, request: _Request, bits: float | None) -> Choice:
@@ -156,7 +180,8 @@ def _choice(fit: Fit, name: str, parameters: float, tokens: float, best: float |
     columns = {key: np.array([value]) for key, value in from_size_and_tokens(parameters, tokens).items()}
     if "bits" in fit.law.columns:
         share = more["qat_fraction"]
-        columns |= {"bits": np.array([more["bits"]]), "qat_tokens": share * columns["tokens"]}
+        columns |= {"bits": np.array([more["bits"]]), "activation_bits": np.array([FULL_BITS])}
+        columns["qat_tokens"] = share * columns["tokens"]
         columns["fp_tokens"] = columns["tokens"] - columns["qat_tokens"]
     forecast = fit.predict(columns)
     loss, low, high = (float(values[0]) for values in (forecast.value, forecast.low, forecast.high))
@@ -240,7 +265,7 @@ def _with_more(choice: Choice, roles: Mapping[str, Fit], source: Fit, batch: flo
     elif error is not None and choice.loss is not None:
         more["error"] = float(error.predict({"loss": np.array([choice.loss])}).value[0])
     if rate is not None:
-        forecast = rate.predict(columns | {"batch_tokens": np.array([batch])})
+        forecast = rate.predict(columns | ({} if batch is None else {"batch_tokens": np.array([batch])}))
         more["learning_rate"] = float(forecast.value[0])
         low, high = float(forecast.law_low[0]), float(forecast.law_high[0])
         more |= {"learning_rate_low": low, "learning_rate_high": high} if np.isfinite(low) else {}

@@ -8,12 +8,18 @@ from common.errors import UserError
 
 DEFAULT_VOCABULARY = 32_768
 _DEFAULT_ASPECT, _DEFAULT_FFN_RATIO = 64.0, 8.0 / 3.0
+_SMALL = 1e7
+"""parameters up to which any shape is common"""
+_ASPECTS = (64.0, 192.0)
+"""width over layers of what people build above that: GPT-3 and Llama 3 lie at 64 to 128"""
 
 
 def shape_for(parameters: float, context: Mapping[str, Any], most: float | None = None) -> dict[str, int]:
-    """The decoder whose parameters, embeddings included, come nearest, shaped like the fitted runs (or d = 64 layers).
+    """The decoder whose parameters, embeddings included, come nearest, shaped like the fitted runs (or d = 64 layers), within
+    what people build.
 
-    Heads are as wide as the fitted runs' (or 64, 128 from a width of 2,048 on) where a multiple of 8 divides the width so, and
+    Heads are as wide as the fitted runs' (or 64, 128 from a width of 2,048 on, as where the runs' are narrower than 64)
+    where a multiple of 8 divides the width so, and
     their number is one that splits over devices. It has no more than `most` parameters.
 
     Raises:
@@ -28,7 +34,9 @@ def shape_for(parameters: float, context: Mapping[str, Any], most: float | None 
         "ffn": config.get("model.ffn", "swiglu"),
         "qk_norm": config.get("model.qk_norm", True),
     }
-    step = 8 if parameters < 1e7 else 64
+    if parameters > _SMALL:  # the family of tiny runs ends here: two layers of width 32 are no advice for a hundred layers
+        aspect = min(max(aspect, _ASPECTS[0]), _ASPECTS[1])
+    step = 8 if parameters < _SMALL else 64
     best: tuple[float, dict[str, int]] | None = None
     for width in range(step, 65_536 + 1, step):
         heads = _heads(width, context.get("head_dim"))
@@ -73,7 +81,9 @@ def decoder_parameters(
 
 
 def _wanted_head(width: int, fitted: int | None) -> int:
-    return fitted or (128 if width >= 2048 else 64 if width >= 256 else 16)
+    if fitted and (width < 512 or 64 <= fitted <= 256):
+        return fitted
+    return 128 if width >= 2048 else 64 if width >= 256 else 16
 
 
 def _heads(width: int, fitted: int | None) -> int:

@@ -4,6 +4,7 @@ What all fitted runs had in common (their data, tokenizer, batch, schedule, ...)
 differs from the defaults in `configs/` is spelled out.
 """
 
+import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +26,11 @@ NO_FRACTION = 1e-3
 
 
 def common_context(folders: Iterable[str]) -> dict[str, Any]:
-    """What the configurations of runs have in common, {"config": flat keys, "aspect":, "ffn_ratio":, "head_dim":}; or {}."""
+    """What the configurations of runs have in common, {"config": flat keys, "aspect":, "ffn_ratio":, "head_dim":}; or {}.
+
+    "corpus_tokens" is there where all have trained on as many tokens of text.
+    """
+    folders = list(folders)
     configs = [
         flatten(yaml.safe_load(path.read_text()) or {})
         for path in (Path(folder, "config.yaml") for folder in folders)
@@ -37,14 +42,26 @@ def common_context(folders: Iterable[str]) -> dict[str, Any]:
     shared = {key: value for key, value in first.items() if all(key in config and config[key] == value for config in configs)}
     widths = [config["model.hidden_size"] for config in configs if "model.hidden_size" in config]
     if len(widths) != len(configs):
-        return {"config": shared}
+        return {"config": shared, **_corpus(folders)}
     middle = sorted(configs, key=lambda config: config["model.hidden_size"])[len(configs) // 2]
     return {
         "config": shared,
         "aspect": middle["model.hidden_size"] / middle["model.num_layers"],
         "ffn_ratio": middle["model.ffn_size"] / middle["model.hidden_size"],
         "head_dim": middle["model.head_dim"],
+        **_corpus(folders),
     }
+
+
+def _corpus(folders: Iterable[str]) -> dict[str, int]:
+    """{"corpus_tokens": training tokens of the text} if all runs say the same number, else {}."""
+    found = set()
+    for folder in folders:
+        try:
+            found.add(int(json.loads(Path(folder, "data.json").read_bytes())["splits"]["train"]["tokens"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+    return {"corpus_tokens": found.pop()} if len(found) == 1 else {}
 
 
 def words_for(

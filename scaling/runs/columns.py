@@ -11,9 +11,12 @@ import pandas as pd
 
 from common.errors import UserError
 from common.words import nearest
+from scaling.laws.base.columns import FULL_BITS
 
 SOURCE = "source"
 """Column that says which file or directory a row comes from."""
+UNREADABLE = "unreadable"
+"""Column that says why the record of a run could not be read. Such a run is left out."""
 
 # Column -> (what it follows from, how). A column that exists is not replaced.
 DERIVED: tuple[tuple[str, tuple[str, ...], Callable[..., Any]], ...] = (
@@ -67,6 +70,7 @@ OTHER_NAMES = {
     ),
     "error": ("err", "error_rate", "downstream_error", "top1_error", "mean_error"),
     "bits": ("bit_width", "wbits", "w_bits", "weight_bits", "precision_bits", "b"),
+    "activation_bits": ("a_bits", "abits", "activation_bit_width"),
     "qat_fraction": ("f", "fraction", "f_qat", "qat_frac", "qat_ratio"),
     "peak_learning_rate": ("lr", "learning_rate", "peak_lr", "max_lr", "eta"),
     "batch_tokens": ("batch_size", "tokens_per_batch", "global_batch_tokens", "batch"),
@@ -79,8 +83,12 @@ RECORDED = "config_hash"
 
 
 def make_numeric(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns of numbers, or mostly of numbers, become numeric; `frame.attrs["not_numbers"]` holds what was none."""
+    """Columns of numbers, or mostly of numbers, become numeric.
+
+    `frame.attrs["not_numbers"]` holds what was none, `frame.attrs["texts"]` all of such a column as it was written.
+    """
     odd: dict[str, dict[Any, str]] = dict(frame.attrs.get("not_numbers", {}))
+    texts: dict[str, dict[Any, str]] = dict(frame.attrs.get("texts", {}))
     for column in frame.columns:
         values = frame[column]
         if column in ("name", SOURCE) or pd.api.types.is_numeric_dtype(values):
@@ -89,8 +97,10 @@ def make_numeric(frame: pd.DataFrame) -> pd.DataFrame:
         wrong = numbers.isna() & values.notna() & (values.astype(str).str.strip() != "")
         if column in _NUMBERS or numbers.notna().sum() >= max(1, wrong.sum()):
             odd[str(column)] = {index: str(values[index]) for index in frame.index[wrong]}
+            if wrong.any():
+                texts[str(column)] = {index: str(values[index]) for index in frame.index[values.notna()]}
             frame[column] = numbers
-    frame.attrs["not_numbers"] = odd
+    frame.attrs["not_numbers"], frame.attrs["texts"] = odd, texts
     return frame
 
 
@@ -110,6 +120,18 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
         elif pd.api.types.is_numeric_dtype(frame[column]):
             known = frame.attrs.get("not_numbers", {}).get(column, {})
             frame[column] = frame[column].where(frame[column].notna() | frame.index.isin(list(known)), values)
+    return _full_widths(frame)
+
+
+def _full_widths(frame: pd.DataFrame) -> pd.DataFrame:
+    """Among quantized runs those that are not have the bits of full precision."""
+    known = [column for column in ("bits", "activation_bits") if column in frame.columns]
+    for column in known:
+        if pd.api.types.is_numeric_dtype(frame[column]) and frame[column].notna().any():
+            full = frame[column].isna() & ~frame.index.isin(list(frame.attrs.get("not_numbers", {}).get(column, {})))
+            if column == "bits":
+                full &= frame["qat_tokens"] == 0 if "qat_tokens" in frame.columns else False
+            frame.loc[full, column] = FULL_BITS
     return frame
 
 

@@ -117,6 +117,7 @@ class _Evaluator:
         left, total = self.value(node.left), None
         for sign, comparator in zip(node.ops, node.comparators, strict=True):
             right = self.value(comparator)
+            left = self._as_written(left, right)
             if isinstance(sign, ast.In | ast.NotIn) or isinstance(right, list):
                 inside = left.isin(right)
                 part = ~inside if isinstance(sign, ast.NotIn | ast.NotEq) else inside
@@ -136,12 +137,22 @@ class _Evaluator:
         if isinstance(function, ast.Attribute):
             owner = function.value
             if isinstance(owner, ast.Attribute) and owner.attr == "str" and function.attr in _TEXT_METHODS:
-                text = self._column(owner.value).str
+                text = self._as_written(self._column(owner.value), "").str
                 options = {"na": False, **options} if function.attr in _TEXT_METHODS[:3] else options
                 return getattr(text, function.attr)(*arguments, **options)
             if function.attr in _METHODS:
-                return getattr(self._column(owner), function.attr)(*arguments, **options)
+                column = self._as_written(self._column(owner), arguments[0] if arguments else None)
+                return getattr(column, function.attr)(*arguments, **options)
         return self._refuse(node)
+
+    def _as_written(self, column: Any, other: Any) -> Any:
+        """A column of numbers with some text in it, where it meets text: as text, all of it."""
+        word = other[0] if isinstance(other, list) and other else other
+        texts = self.frame.attrs.get("texts", {})
+        if not isinstance(word, str) or not isinstance(column, pd.Series) or column.name not in texts:
+            return column
+        known = texts[column.name]
+        return pd.Series([known.get(index) for index in column.index], index=column.index, name=column.name, dtype=object)
 
     def _column(self, node: ast.expr) -> pd.Series:
         value = self.value(node)

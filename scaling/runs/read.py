@@ -5,7 +5,8 @@ its losses and errors. Columns that follow from others are added where they are 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 from common.errors import UserError
 from common.plain import flatten
 from scaling.record import read_record
-from scaling.runs.columns import SOURCE, derive, listed, make_numeric
+from scaling.runs.columns import SOURCE, UNREADABLE, derive, listed, make_numeric
 from scaling.runs.expression import ExpressionError, evaluate
 from scaling.runs.offline_wandb import wandb_row
 
@@ -43,10 +44,15 @@ def read_runs(
     for role, column in (roles or {}).items():
         if column is not None:
             _assign(frame, role, column, f"--{role} {column}")
-    if "name" not in frame.columns:
-        frame["name"] = [f"row {number}" for number in range(1, len(frame) + 1)]
-    frame["name"] = frame["name"].astype(str)
+    frame["name"] = _names(frame)
     return derive(make_numeric(frame))
+
+
+def _names(frame: pd.DataFrame) -> pd.Series:
+    """What rows are called: their `name`, another column that names runs, or their number."""
+    numbers = pd.Series([f"row {number}" for number in range(1, len(frame) + 1)], index=frame.index)
+    column = next((word for word in ("name", "run", "run_name", "run_id") if word in frame.columns), None)
+    return numbers if column is None else frame[column].astype(str).where(frame[column].notna(), numbers)
 
 
 def select(frame: pd.DataFrame, expression: str | None, option: str) -> pd.Series:
@@ -82,8 +88,9 @@ def _assign(frame: pd.DataFrame, new: str, old: str, option: str) -> None:
     """Make a column from another, or from an expression."""
     if old in frame.columns:
         frame[new] = frame[old]
-        odd = frame.attrs.get("not_numbers", {})
-        frame.attrs["not_numbers"] = odd | ({new: odd[old]} if old in odd else {})
+        for kind in ("not_numbers", "texts"):
+            known = frame.attrs.get(kind, {})
+            frame.attrs[kind] = known | ({new: known[old]} if old in known else {})
         return
     try:
         frame[new] = evaluate(old, make_numeric(frame))
@@ -120,9 +127,11 @@ def _read_file(path: Path) -> pd.DataFrame:
 
 
 def _read_directory(folder: Path) -> pd.DataFrame:
-    rows = [_record_row(path.parent) for path in _within(folder, "run.json")]
+    rows = [_readable(partial(_record_row, path.parent), path.parent) for path in _within(folder, "run.json")]
     wandb = sorted({path.resolve() for path in _within(folder, "*.wandb")})  # wandb links to its latest run
-    rows += [wandb_row(path) for path in wandb]
+    rows += [_readable(partial(wandb_row, path), path.parent) for path in wandb]
+    if rows and all(UNREADABLE in row for row in rows):
+        raise UserError(str(rows[0][UNREADABLE]))
     if not rows:
         raise UserError(
             f"{folder}: neither a run directory (run.json) nor an offline wandb directory (*.wandb), nor a folder of them"
@@ -133,6 +142,16 @@ def _read_directory(folder: Path) -> pd.DataFrame:
 def _within(folder: Path, pattern: str) -> list[Path]:
     """Files in a folder, its folders and theirs: runs/, runs/ladder/a/, not what a checkpoint holds."""
     return sorted({path for depth in ("", "*/", "*/*/") for path in folder.glob(depth + pattern) if path.is_file()})
+
+
+def _readable(read: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """The row of a run; one that says what is wrong if its record is damaged, which concerns no other run."""
+    try:
+        return read()
+    except (ValueError, OSError, AttributeError, TypeError) as error:
+        problem = str(error).splitlines()[0]
+        named = problem if str(folder) in problem else f"{folder}: {problem}"
+        return {"name": folder.name, UNREADABLE: named, SOURCE: str(folder)}
 
 
 def _record_row(folder: Path) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Which rows a law can use, why others are left out, and what looks wrong about the numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from scaling.laws.base.columns import SHARES
+from common.errors import UserError
+from scaling.laws.base.columns import PHASES, SHARES
 from scaling.record import STATUSES
-from scaling.runs.columns import FOLLOWS_FROM, SOURCE
+from scaling.runs.columns import FOLLOWS_FROM, SOURCE, UNREADABLE, listed
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ def usable_rows(frame: pd.DataFrame, needed: Iterable[str]) -> tuple[pd.DataFram
         fresh = rows & (reasons == "")
         reasons[fresh] = reason[fresh] if isinstance(reason, pd.Series) else reason
 
+    def mark_numbers(values: pd.Series, rows: pd.Series, reason: str) -> None:
+        if rows.any():  # a text for each of a million rows takes seconds
+            mark(rows, values[rows].map(reason.format).reindex(frame.index))
+
+    if UNREADABLE in frame.columns:
+        mark(frame[UNREADABLE].notna(), frame[UNREADABLE])
     if "status" in frame.columns:
         mark(_unfinished(frame), "the run is " + frame["status"].astype(str) + ", not finished")
     needed = list(needed)
@@ -43,13 +50,14 @@ def usable_rows(frame: pd.DataFrame, needed: Iterable[str]) -> tuple[pd.DataFram
             mark(frame[column].isna(), f"{column} is missing")
             continue
         values = frame[column].astype(float)
-        shown = values.map("{:g}".format)
         mark(values.isna(), f"{column} is missing")
         mark(pd.Series(np.isinf(values), index=frame.index), f"{column} is infinite")
         if column in SHARES:
-            mark((values < 0) | (values > 1), f"{column} is " + shown + "; it must be a share between 0 and 1")
+            mark_numbers(values, (values < 0) | (values > 1), f"{column} is {{:g}}; it must be a share between 0 and 1")
+        elif column in PHASES:
+            mark_numbers(values, values < 0, f"{column} is {{:g}}; it must not be below 0")
         else:
-            mark(values <= 0, f"{column} is " + shown + "; it must be above 0")
+            mark_numbers(values, values <= 0, f"{column} is {{:g}}; it must be above 0")
     plain = [column for column in frame.columns if column != SOURCE]
     mark(_duplicated(frame[plain]), "it is a copy of another row (every column is equal)")
     left_out = [LeftOut(str(frame.at[index, "name"]), str(reason)) for index, reason in reasons[reasons != ""].items()]
@@ -64,7 +72,23 @@ def _unfinished(frame: pd.DataFrame) -> pd.Series:
 
 
 def _duplicated(frame: pd.DataFrame) -> pd.Series:
-    return frame.astype(str).duplicated()
+    try:
+        return frame.duplicated()
+    except TypeError:  # a cell that is a list
+        return frame.astype(str).duplicated()
+
+
+def best_rows(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Of rows that are equal in some columns, the one of lowest loss: the best of a sweep over anything else.
+
+    Raises:
+        UserError: there is no such column, or no loss to be lowest.
+    """
+    for column in (*columns, "loss"):
+        if column not in frame.columns:
+            why = "no such column" if column != "loss" else "there is no column loss, by which the best is known"
+            raise UserError(f"--best-per {','.join(columns)}: {why} ({column}); columns: {listed(frame.columns)}")
+    return frame.loc[frame.groupby(list(columns), dropna=False)["loss"].idxmin().sort_values()]
 
 
 def remarks_on_numbers(frame: pd.DataFrame, needed: Iterable[str]) -> list[str]:
@@ -97,7 +121,7 @@ def remarks_on_numbers(frame: pd.DataFrame, needed: Iterable[str]) -> list[str]:
                 f"{twice['name'].iloc[0]}{more} again with another {target}: all are fitted; "
                 "if one replaces the other, drop the old one"
             )
-    return remarks + _compute(frame) + _embeddings(frame)
+    return remarks + _compute(frame) + _embeddings(frame) + _mixed(frame)
 
 
 def _compute(frame: pd.DataFrame) -> list[str]:
@@ -124,5 +148,17 @@ def _embeddings(frame: pd.DataFrame) -> list[str]:
             return [
                 f"parameters counts embeddings: they are up to {100 * share.max():.0f} % of a model here. Exponents depend on "
                 f"this; forecasts must count the same way (--rename parameters={column} fits without)"
+            ]
+    return []
+
+
+def _mixed(frame: pd.DataFrame) -> list[str]:
+    """Losses on other text or other tokens are no points of one law."""
+    for column, what in (("tokenizer", "tokenizers"), ("corpus", "corpora")):
+        if column in frame.columns and (counts := frame[column].dropna().value_counts()).size > 1:
+            first = str(counts.index[0])
+            return [
+                f"the runs are on {counts.size} {what}, whose losses are not comparable: fit one at a time, such as "
+                f"--where \"{column} == '{first}'\" ({counts.iloc[0]} runs)"
             ]
     return []

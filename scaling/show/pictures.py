@@ -11,6 +11,8 @@ from scaling.show.numbers import number
 
 _MARKERS = "osD^v<>pPX*h"
 _DASHES = ("-", "--", "-.", ":")
+_NAMED = 25
+"""Held-out runs that are drawn by name; of more the names cannot be read."""
 
 
 def pictures(fit: Fit) -> list[tuple[str, str, Any]]:
@@ -68,7 +70,7 @@ def _panel(axes: Any, panel: Panel) -> None:
 def _band(axes: Any, band: Band) -> None:
     """A law and its interval, whose borders are drawn because it may be narrower than its line."""
     axes.plot(band.x, band.y, color="black", linewidth=1.2, label=band.label)
-    if np.isfinite(band.low).all():
+    if np.isfinite(band.low).any():
         axes.fill_between(band.x, band.low, band.high, color="0.85", linewidth=0, zorder=0, label="95 % interval")
         for border in (band.low, band.high):
             axes.plot(band.x, border, color="0.45", linewidth=0.7, zorder=1)
@@ -143,24 +145,19 @@ def _intervals(fit: Fit) -> Any:
 
 
 def _holdout(fit: Fit) -> Any:
+    return _holdout_by_name(fit) if len(fit.holdout) <= _NAMED else _holdout_along(fit)
+
+
+def _holdout_by_name(fit: Fit) -> Any:
     held = fit.holdout
-    figure, axes = _axes()
+    figure, axes = _axes(height=max(5.0, 1.0 + 0.35 * len(held)))
     places = np.arange(len(held))[::-1]
     for place, row in zip(places, held.to_dict("records"), strict=True):
         if np.isfinite(row["low"]):
             axes.plot([row["low"], row["high"]], [place, place], color="black", linewidth=2)
-        axes.plot(
-            [row["predicted"]], [place], "o", color="black", markerfacecolor="white", label="predicted" if place == 0 else None
-        )
-        axes.plot(
-            [row["actual"]],
-            [place],
-            "x",
-            color="black",
-            markersize=9,
-            markeredgewidth=2,
-            label="actual" if place == 0 else None,
-        )
+        labels = ("predicted", "actual") if place == 0 else (None, None)
+        axes.plot([row["predicted"]], [place], "o", color="black", markerfacecolor="white", label=labels[0])
+        axes.plot([row["actual"]], [place], "x", color="black", markersize=9, markeredgewidth=2, label=labels[1])
     axes.set_yticks(
         places,
         [f"{name}\n{100 * error:+.1f} %" for name, error in zip(held["name"], held["relative_error"], strict=True)],
@@ -168,6 +165,27 @@ def _holdout(fit: Fit) -> Any:
     )
     axes.set_ylim(-0.7, len(held) - 0.3)
     _finish(axes, fit.law.target, "", "held out: predicted and actual")
+    return figure
+
+
+def _holdout_along(fit: Fit) -> Any:
+    """Many runs: how far each lies off its forecast, along compute, with the intervals."""
+    held = fit.holdout
+    against = next((name for name in ("flops", *fit.law.columns) if name in held.columns), None)
+    held = held if against is None else held.sort_values(against)
+    x = np.arange(len(held)) if against is None else held[against].to_numpy(dtype=float)
+    predicted = held["predicted"].to_numpy()
+    off, low, high = (100.0 * (held[name].to_numpy() / predicted - 1.0) for name in ("actual", "low", "high"))
+    inside = (off >= low) & (off <= high)
+    figure, axes = _axes(9)
+    axes.vlines(x, low, high, color="0.8", linewidth=1.5, zorder=1, label="95 % interval of a run")
+    axes.axhline(0, color="black", linewidth=1, zorder=2)
+    axes.plot(x[inside], off[inside], "o", color="black", markerfacecolor="white", markersize=4, label="inside", zorder=3)
+    axes.plot(x[~inside], off[~inside], "x", color="black", markersize=6, label="outside", zorder=3)
+    if x.min() > 0 and x.max() > 20 * x.min():
+        axes.set_xscale("log")
+    title = f"{len(held)} held-out runs: {100 * inside.mean():.0f} % inside their intervals"
+    _finish(axes, against or "run", "actual over predicted, per cent above", title)
     return figure
 
 

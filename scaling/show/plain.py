@@ -15,6 +15,7 @@ def plan_plain(plan: Plan) -> dict[str, Any]:
         "flops": plan.budget.flops,
         "inference_tokens": plan.budget.served,
         "optimum": _choice_plain(plan.optimum, plan, "planned") | {"parameters_low": low, "parameters_high": high},
+        "near": None if plan.near is None else _choice_plain(plan.near, plan, "planned-near"),
         "alternatives": [_choice_plain(choice, plan, _name(choice)) for choice in plan.alternatives],
         "bits": [_choice_plain(choice, plan, f"planned-{choice.bits:g}-bit") for choice in plan.widths],
         "ladder": {
@@ -60,3 +61,13 @@ def simulation_plain(simulation: Simulation) -> dict[str, Any]:
         },
         **plain,
     }
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: a quote stands before a text with =, +, - or @ that is no number."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        try:
+            float(value)
+        except ValueError:
+            return f"'{value}"
+    return value

@@ -13,18 +13,23 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from common.errors import UserError
+from scaling.fit.compare import Row
+from scaling.fit.doubts import excess, furthest
 from scaling.fit.file import to_json
 from scaling.fit.result import Fit
 from scaling.fit.simulate import Simulation
-from scaling.plan.choice import FULL_BITS, Choice, Plan
+from scaling.laws.base.columns import FULL_BITS
+from scaling.plan.choice import Choice, Plan
 from scaling.plan.train_command import command
 from scaling.runs.rows import LeftOut, usable_rows
 from scaling.show.destination import writing
 from scaling.show.numbers import number
-from scaling.show.plain import plan_plain
+from scaling.show.plain import plan_plain, spreadsheet_cell
 
 _USUAL = (
     "name", "status", "parameters", "tokens", "tokens_per_parameter", "flops", "loss", "bits_per_byte", "error", "bits",
@@ -33,6 +38,8 @@ _USUAL = (
 _UNITS = {"loss": " nats per token", "parameters": " parameters"}
 _PIPED_WIDTH = 150
 _LISTED = 8
+_MOST_ROWS = 1000  # rich takes minutes for a million
+_HELD_OUT = 12
 
 
 def _console(*, errors: bool = False) -> Console:
@@ -43,11 +50,11 @@ def _console(*, errors: bool = False) -> Console:
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
-    made = Table(title=title, title_style="bold", title_justify="left")
+    made = Table(title=Text(title), title_style="bold", title_justify="left")
     for index, heading in enumerate(headings):
-        made.add_column(heading, justify="left" if index < left else "right", overflow="fold")
+        made.add_column(Text(heading), justify="left" if index < left else "right", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))  # names are foreign words: rich must not read markup in them
     return made
 
 
@@ -64,8 +71,11 @@ def runs_table(frame: pd.DataFrame, columns: str | None, sort: str, format: str,
             raise UserError(f"no column {column!r}; columns: {', '.join(map(str, frame.columns))}")
     chosen = written[shown]
     if format == "terminal" and out is None:
-        rows = [[number(None if pd.isna(value) else value) for value in row] for row in chosen.itertuples(index=False)]
-        title = f"{len(chosen)} run{'s' * (len(chosen) != 1)}"
+        first = chosen.iloc[:_MOST_ROWS]
+        rows = [[number(None if pd.isna(value) else value) for value in row] for row in first.itertuples(index=False)]
+        title = f"{len(chosen):,} run{'s' * (len(chosen) != 1)}"
+        if len(first) < len(chosen):
+            title += f", the first {len(first):,} by {sort} (all of them: --out runs.csv)"
         _console().print(_table(title, [name.replace("_", " ") for name in shown], rows))
     else:
         _write(_as_text(chosen, format), out)
@@ -87,13 +97,18 @@ def _as_text(frame: pd.DataFrame, format: str) -> str:
     if format == "json":
         return to_json({"runs": frame.astype(object).where(frame.notna(), None).to_dict("records")}) + "\n"
     if format in ("csv", "terminal"):
-        return frame.to_csv(index=False)
+        safe = frame.astype(object).map(spreadsheet_cell) if _has_texts(frame) else frame
+        return safe.rename(columns=spreadsheet_cell).to_csv(index=False)
     lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
     lines += [
         "| " + " | ".join(number(None if pd.isna(value) else value) for value in row) + " |"
         for row in frame.itertuples(index=False)
     ]
     return "\n".join(lines) + "\n"
+
+
+def _has_texts(frame: pd.DataFrame) -> bool:
+    return any(not pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes)
 
 
 def _write(text: str, out: Path | None) -> None:
@@ -118,13 +133,17 @@ def left_out(rows: Sequence[LeftOut], what: str = "left out:") -> None:
 
 
 def fit_table(fit: Fit, plain: Mapping[str, Any]) -> None:
-    """A fit: parameters with intervals, how well it fits, held-out runs, warnings."""
+    """A fit: whether to doubt it, parameters with intervals, how well it fits, held-out runs, roll-outs, warnings."""
     console = _console()
     what = "optima" if fit.law.optimum_of else "runs"
-    console.print(f"[bold]{fit.law.name}[/bold], {plain['n']} {what}", highlight=False)
-    lead = [fit.law.text, f"({fit.law.source})" if fit.law.source else ""]
-    if any(lead):
-        console.print("   ".join(word for word in lead if word), markup=False)
+    for number_of, text in enumerate(fit.doubts):
+        lead = f"Doubt this {fit.law.name} fit" if number_of == 0 else "And"
+        console.print(f"{lead}: {text}.", markup=False, soft_wrap=True, style="bold")
+    points = plain["n"] if fit.labels.max() + 1 == plain["n"] else f"{plain['n']} points of {fit.labels.max() + 1}"
+    console.print(f"[bold]{escape(fit.law.name)}[/bold], {points} {what}", highlight=False)
+    lead_lines = [fit.law.text, f"({fit.law.source})" if fit.law.source else ""]
+    if any(lead_lines):
+        console.print("   ".join(word for word in lead_lines if word), markup=False)
     rows = [
         [name, number(entry["value"]), number(entry["low"]), number(entry["high"]) + (" fixed" if name in fit.fixed else "")]
         for name, entry in plain["parameters"].items()
@@ -140,25 +159,57 @@ def fit_table(fit: Fit, plain: Mapping[str, Any]) -> None:
         f"intervals: {intervals['method']}, {intervals['draws']} draws",
         markup=False,
     )
+    if fit.roll_outs:
+        console.print(_roll_outs(fit))
     if plain["holdout"]:
-        rows = [
-            [
-                row["name"], number(row["actual"]), number(row["predicted"]), number(row["low"]), number(row["high"]),
-                f"{100 * row['relative_error']:+.2f} %", {True: "yes", False: "NO", None: "-"}[row["covered"]],
-            ]
-            for row in plain["holdout"]
-        ]  # fmt: skip
-        headings = ["held out", "actual", "predicted", "95 % low", "high", "error", "inside"]
-        console.print(_table(f"{fit.law.target} of runs that were not fitted", headings, rows))
-        if "loss" in fit.law.columns:
-            source = (
-                "the loss that the loss fit predicts"
-                if fit.chain
-                else "the measured loss (--loss-fit FIT.json chains a loss law)"
-            )
-            console.print(f"predicted from {source}", markup=False)
+        _held_out(console, fit, plain)
     left_out(fit.left_out)
     warnings(fit.warnings)
+
+
+def _roll_outs(fit: Fit) -> Table:
+    """In every direction the roll-out that leaves out the fewest runs."""
+    rows = [
+        [
+            one.column.replace("_", " "), number(one.limit), str(one.runs), f"{math.exp(one.beyond):.3g} times",
+            f"{100 * one.miss:+.2f} %", f"{excess(one):.1f} times",
+        ]
+        for one in furthest(fit)
+    ]  # fmt: skip
+    headings = ["fitted up to", "", "runs beyond", "how far", "they lie off", "of what noise explains"]
+    return _table("roll-outs: the largest fitted runs, forecast by the others", headings, rows)
+
+
+def _held_out(console: Console, fit: Fit, plain: Mapping[str, Any]) -> None:
+    """Held-out runs, of many those furthest off; and how they lie about their intervals."""
+    furthest = sorted(plain["holdout"], key=lambda row: -abs(row["relative_error"] or 0.0))[:_HELD_OUT]
+    shown = [row for row in plain["holdout"] if row in furthest]
+    rows = [
+        [
+            row["name"], number(row["actual"]), number(row["predicted"]), number(row["low"]), number(row["high"]),
+            f"{100 * row['relative_error']:+.2f} %", {True: "yes", False: "NO", None: "-"}[row["covered"]],
+        ]
+        for row in shown
+    ]  # fmt: skip
+    headings = ["held out", "actual", "predicted", "95 % low", "high", "error", "inside"]
+    count = len(plain["holdout"])
+    title = f"{fit.law.target} of runs that were not fitted"
+    title += f": the {len(shown)} furthest off of {count} (all of them in --json)" if len(shown) < count else ""
+    console.print(_table(title, headings, rows))
+    summary = plain["holdout_summary"]
+    text = f"{count} held out: "
+    if summary["intervals"]:
+        inside, below, above = (100 * summary[key] for key in ("inside", "below", "above"))
+        text += f"intervals hold {inside:.0f} % of {summary['intervals']}, {below:.0f} % lie below, {above:.0f} % above; "
+    text += f"median error {100 * summary['median_error']:.2f} %"
+    if not math.isnan(summary["median_naive_error"]):
+        text += f" (a plane through the nearest runs: {100 * summary['median_naive_error']:.2f} %)"
+    console.print(text, markup=False)
+    if "loss" in fit.law.columns:
+        source = (
+            "the loss that the loss fit predicts" if fit.chain else "the measured loss (--loss-fit FIT.json chains a loss law)"
+        )
+        console.print(f"predicted from {source}", markup=False)
 
 
 def warnings(texts: Sequence[str]) -> None:
@@ -181,6 +232,25 @@ def prediction(answer: Mapping[str, Any]) -> None:
     warnings(answer["warnings"])
 
 
+def comparison(rows: Sequence[Row], verdict: str) -> None:
+    """What `scaling compare` says."""
+    console = _console()
+    console.print(f"{verdict}.", markup=False, soft_wrap=True, style="bold")
+    directions = list(dict.fromkeys(name for row in rows for name in row.roll_outs))
+    cells = [
+        [
+            row.law, str(row.numbers), f"{100 * row.error:.2f} %", f"+{row.aic:.1f}",
+            *(f"{100 * row.roll_outs[name]:.2f} %" if name in row.roll_outs else "-" for name in directions),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    headings = ["law", "numbers", "error", "AIC", *(f"by {name.replace('_', ' ')}" for name in directions)]
+    console.print(_table("error of the fitted runs; of the largest runs, forecast by the others", headings, cells))
+    for row in rows:
+        if row.doubt:
+            console.print(f"doubt {row.law}: {row.doubt}", markup=False, soft_wrap=True)
+
+
 def plan_table(plan: Plan) -> None:
     """A plan, as tables and as commands to type."""
     console, best, plain = _console(), plan.optimum, plan_plain(plan)
@@ -189,6 +259,17 @@ def plan_table(plan: Plan) -> None:
         size += f" ({number(plan.parameters_range[0])} to {number(plan.parameters_range[1])})"
     width = "" if best.bits is None else f" of {best.bits:g} bits"
     serving = f" for training and serving {plan.budget.served:.4g} tokens" if plan.budget.served else ""
+    if plan.near is not None:
+        near, ratio = plan.near, plan.near.tokens / plan.near.parameters
+        text = (
+            f"Near the fitted runs: {number(near.parameters)} parameters on {number(near.tokens)} tokens, {ratio:.3g} for each"
+        )
+        loss = "" if near.loss is None else f"; loss {number(near.loss)} ({number(near.low)} to {number(near.high)}, 95 %)"
+        console.print(text + loss, markup=False, soft_wrap=True, style="bold")
+    if best.far:
+        where = ", ".join(name.replace("_", " ") for name in best.far)
+        text = f"An extrapolation: the law's own optimum lies far outside the fitted runs in {where}. Train cheaper runs first."
+        console.print(text, markup=False, soft_wrap=True, style="bold")
     console.print(
         f"[bold]{plan.budget.flops:.4g} FLOPs[/bold]{serving}: best {size} parameters{width} on {number(best.tokens)} tokens",
         highlight=False,
@@ -216,7 +297,8 @@ def plan_table(plan: Plan) -> None:
         console.print(plan.no_ladder, markup=False)
     console.print("\nto type:", markup=False)
     widths = [run for run in plain["bits"] if run.get("bits") != best.bits]
-    for run in (plain["optimum"], *widths, *plain["ladder"]["runs"]):
+    leads = [plain["near"]] if plain["near"] is not None else []
+    for run in (*leads, plain["optimum"], *widths, *plain["ladder"]["runs"]):
         print(command(run["overrides"]))
     if not plan.context.get("config"):
         batch = "" if plan.batch_tokens else ", batch"

@@ -42,7 +42,7 @@ def test_an_unknown_command_names_the_nearest(foretrain):
 def test_the_layout_decides_how_many_processes_are_started(foretrain, monkeypatch):
     started = []
     monkeypatch.setattr(local, "_start_workers", lambda size, *rest: started.append((size, *rest)) or 5)
-    words = ["parallel.shard=2", "parallel.replicate=3", "train.batch_tokens=12288", "train.sequence=256", "train.microbatch=8"]
+    words = ["parallel.shard=2", "parallel.replicate=3", "train.batch_tokens=12288", "parallel.oversubscribe=true"]
     assert foretrain("train", *words)[0] == 5
     assert started == [(6, "train", words)]
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel.names import stage_count
-from parallel.pipeline import cut, rank_of_stage
 from parallel.shape import ModelShape
+from parallel.stages import cut, rank_of_stage
 
 
 def shape(num_layers: int, vocab_size: int = 1000) -> ModelShape:

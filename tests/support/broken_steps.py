@@ -41,17 +41,19 @@ def run_with_bad_samples(
     """A run in which any step with one of the samples `bad` has a gradient that is not finite."""
     from parallel.engine.native import NativeEngine
 
-    seen: list[bool] = []
+    broken: list[Batch] = []
     original_batch, original_step = TrainLoader.batch, NativeEngine.train_step
 
     def batch(loader: TrainLoader, numbers: Sequence[int]) -> Batch:
-        seen.append(bool(set(numbers) & set(bad)))
-        return original_batch(loader, numbers)
+        made = original_batch(loader, numbers)
+        if set(numbers) & set(bad):
+            broken.append(made)
+        return made
 
     def train_step(engine: NativeEngine, batches: Sequence[Batch], *, learning_rate: float, tokens: int):
-        mine = torch.tensor(any(seen), dtype=torch.int64, device=world.device)
+        has_one = any(batch is other for batch in batches for other in broken)
+        mine = torch.tensor(has_one, dtype=torch.int64, device=world.device)
         torch.distributed.all_reduce(mine)
-        seen.clear()
         return original_step(engine, batches, learning_rate=learning_rate, tokens=0 if mine else tokens)
 
     with mock.patch.object(TrainLoader, "batch", batch), mock.patch.object(NativeEngine, "train_step", train_step):

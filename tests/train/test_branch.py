@@ -64,6 +64,9 @@ def test_a_branch_of_another_trunk_is_not_taken_for_this_one(trunk, tmp_path):
     copies = [shutil.copytree(trunk, tmp_path / name, ignore=shutil.ignore_patterns(".lock")) for name in ("one", "two")]
     assert console.warm("branch", str(copies[0]), *words).code == 0
     console.warm("branch", str(copies[1]), *words).assert_refused("holds another run", "run.trunk")
+    answer = console.warm("branch", str(copies[0]), *words[:2], "--decay-tokens", "256", *words[4:])
+    answer.assert_refused("holds another run", "its length: was 1,024 tokens, is 768")
+    assert "train.steps" not in answer.err
 
 
 def test_a_branch_in_other_batches_says_its_own_steps(trunk):
@@ -72,6 +75,7 @@ def test_a_branch_in_other_batches_says_its_own_steps(trunk):
     assert answer.code == 0, answer.err
     assert "2,048 tokens in 12 steps of 256" in answer.err.replace("\n", " ")
     assert "unlike its trunk: train.batch_tokens: was 128, is 256\n" in answer.err
+    assert "train.steps" not in answer.err  # nobody asked for steps, and the tokens are the same
 
 
 def test_what_cannot_be_branched_is_refused(trunk, tmp_path):
@@ -84,7 +88,7 @@ def test_what_cannot_be_branched_is_refused(trunk, tmp_path):
     refused(run, "--at", "-5", *length, says="--at -5: a number of tokens is a whole number from 1 to 1e+15")
     refused(run, "--at", "512", "--decay-tokens", "half", says="--decay-tokens half")
     refused(run, "--at", "512", *length, "schedule=cosine", says="a branch decays off its trunk's own schedule")
-    refused(run, "--at", "512", *length, "schedule.warmup_tokens=1000", says="lower schedule.warmup_tokens or --decay-tokens")
+    refused(run, "--at", "512", *length, "schedule.warmup_tokens=1000", says="or less, or a smaller --decay-tokens")
     refused(run, "--at", "512", *length, "model.hidden_size=32", "run.name=wide", says="is of a run that differs in")
     refused(run, "--at", "512", *length, "schedule.decay_shap=cosine", says="did you mean 'schedule.decay_shape'?")
     refused(run, "--at", "512", *length, "train.tokens=9999", says="train.tokens follows from --at and --decay-tokens")

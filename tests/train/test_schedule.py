@@ -7,7 +7,7 @@ from matplotlib import image
 
 from tests.support import console
 from train.config import load_config
-from train.schedule import phases
+from train.schedule import main, phases
 
 LENGTH = ["train.tokens=1e6", "train.batch_tokens=4000", "train.sequence=250", "schedule.warmup_tokens=100000"]
 
@@ -77,3 +77,20 @@ def test_what_it_says_it_wrote_is_there_and_a_batch_that_never_gets_there_is_nam
     assert "batch: 1,000 tokens, 1,000 at the end, not 4,000: train.batch_warmup_tokens is longer than the run" in answer.out
     assert answer.out.splitlines()[-1] == f"picture: {tmp_path / 'drawn.png'}"
     assert (tmp_path / "drawn.png").exists()
+
+
+def test_the_name_of_a_narrow_phase_stands_beside_the_axis(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    places, text = {}, Axes.text
+
+    def write(self, x, y, words, **options):
+        places[words] = x
+        return text(self, x, y, words, **options)
+
+    monkeypatch.setattr(Axes, "text", write)
+    words = ["train.tokens=1000000000", "schedule.warmup_tokens=4096", "schedule.decay_fraction=0.001"]
+    assert main([*words, "--out", str(tmp_path / "a.png")]) == 0
+    total = load_config(words).total_tokens
+    assert places["warmup"] >= 0.02 * total
+    assert places["decay"] <= 0.98 * total

@@ -15,12 +15,14 @@ from rich.table import Table
 
 from common.words import ranges
 from parallel.names import stage_count
-from parallel.pipeline import cut, rank_of_stage
+from parallel.plan.memory import rank_memory
+from parallel.stages import cut, rank_of_stage
 from parallel.tensor import SPLIT_DIMS
 from train.build.model import PARAMETER_DTYPES, build_model
 from train.build.quantization import method_of
 from train.config import Config
 from train.config.resolve.context import context_method
+from train.config.resolve.microbatch import job_of, local_hardware
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def _share_table(config: Config) -> Table:
     weight_bytes = PARAMETER_DTYPES[config.train.precision].itemsize
     per_coordinate = layout.world_size // layout.pipeline
     title = f"{layout}: {layout.world_size} processes, {config.accumulation} micro-batches a step"
-    table = Table("ranks", "layers", "parameters", "weights", "gradients", "AdamW state", "together", title=title)
+    columns = ("ranks", "layers", "parameters", "weights", "gradients", "AdamW state", "together", "peak, predicted")
+    table = Table(*columns, title=title)
+    job = job_of(config, local_hardware(layout.world_size))
     for share in shares(config):
         first = share.pipeline_rank * per_coordinate
         weights = share.parameters * weight_bytes
@@ -97,6 +101,7 @@ def _share_table(config: Config) -> Table:
             ranges(share.layers),
             f"{share.parameters:,}",
             *(_gib(count * weights) for count in (1, 1, 2, 4)),
+            _gib(int(rank_memory(job, share.pipeline_rank)["total"])),
         )
     return table
 

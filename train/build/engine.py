@@ -4,13 +4,14 @@ from functools import partial
 
 import torch
 
+from parallel.attention import kernels
 from parallel.compose import Composition, Fill
 from parallel.context.protocol import ContextParallel
 from parallel.engine import build
 from parallel.engine.blueprint import Blueprint
 from parallel.engine.protocol import Engine
 from parallel.mesh import Meshes
-from parallel.pipeline import Stage
+from parallel.stages import Stage
 from train.build.initial_weights import initial_values
 from train.build.model import COMPUTE_DTYPES, PARAMETER_DTYPES, build_model
 from train.build.optimizer import build_optimizer
@@ -18,14 +19,17 @@ from train.build.quantization import method_of
 from train.config import Config
 from train.config.resolve.context import context_method
 from train.model.decoder import Decoder
-from train.model.loss import loss_sums
 
 
 def build_engine(config: Config, meshes: Meshes, device: torch.device, fill: Fill | None = None) -> Engine:
     """The engine of this rank, with model and optimizer, ready to step. `fill` writes the initial values; None: the run's.
 
+    Raises:
+        UserError: the device does not have the attention kernel that was asked for.
+
     Weights are in full precision or not according to `train.build.quantization.Quantization`.
     """
+    kernels.use(config.train.attention, device.type, COMPUTE_DTYPES[config.train.precision])
     return build(config.parallel.engine, blueprint_of(config, meshes, fill or initial_values(config)), meshes, device)
 
 
@@ -33,10 +37,9 @@ def blueprint_of(config: Config, meshes: Meshes, fill: Fill) -> Blueprint:
     """The blueprint of a configuration's engine."""
     parallel, train, method = config.parallel, config.train, method_of(config.quant)
     dtype = PARAMETER_DTYPES[train.precision]
-    vocabulary = meshes.parameters.get_group("tensor")
 
     def build_stage(stage: Stage) -> Decoder:
-        return build_model(config.model, dtype, torch.device("meta"), stage)
+        return build_model(config.model, dtype, torch.device("meta"), stage, z_loss=train.z_loss)
 
     return Blueprint(
         shape=config.model.shape,
@@ -54,7 +57,6 @@ def blueprint_of(config: Config, meshes: Meshes, fill: Fill) -> Blueprint:
         convert=(lambda model: ()) if method is None else method.convert,
         fill=fill,
         context=_context(config, meshes),
-        loss_sums=partial(loss_sums, z_loss=train.z_loss, vocabulary_group=vocabulary if vocabulary.size() > 1 else None),
         build_optimizer=partial(build_optimizer, config),
         clip_norm=config.optimizer.clip_norm,
         tied=("embedding.weight", *(method.tied("embedding") if method is not None else ()))

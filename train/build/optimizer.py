@@ -1,5 +1,6 @@
 """The optimizer and its parameter groups."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -47,8 +48,18 @@ def build_optimizer(config: Config, named_parameters: Iterable[tuple[str, nn.Par
     return MuonWithAdamW(_muon(optimizer, inner), _adamw(optimizer, rest))
 
 
+def _left_alone(kind: type[torch.optim.Optimizer]) -> Any:
+    """A torch optimizer without the wrappers that import torch's compiler, a second of a start, to ask it to leave them alone.
+
+    Nothing here compiles an optimizer.
+    """
+    methods = {name: method for name, method in vars(torch.optim.Optimizer).items() if inspect.isfunction(method)}
+    plain = {name: inspect.unwrap(method) for name, method in methods.items() if hasattr(method, "__wrapped__")}
+    return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
 def _adamw(config: AdamConfig, groups: list[Group]) -> torch.optim.AdamW:
-    optimizer = torch.optim.AdamW(
+    optimizer: torch.optim.AdamW = _left_alone(torch.optim.AdamW)(
         [group for group in groups if group["params"]],
         lr=0.0,
         betas=(config.beta1, config.beta2),
@@ -81,7 +92,7 @@ def _keep_in_bounds(optimizer: torch.optim.Optimizer, *step_arguments: Any) -> N
 def _muon(config: MuonConfig, matrices: list[nn.Parameter]) -> torch.optim.Muon:
     """torch's Muon, its updates scaled to the usual size of AdamW's, so that both use the same learning rate and weight decay:
     0.2 sqrt(max(rows, columns)) times the orthogonalised momentum (Liu et al., arXiv 2502.16982, eq. 4)."""
-    return torch.optim.Muon(
+    muon: torch.optim.Muon = _left_alone(torch.optim.Muon)(
         [{"params": matrices, "lr_scale": 1.0}],
         lr=0.0,
         weight_decay=config.weight_decay,
@@ -90,6 +101,7 @@ def _muon(config: MuonConfig, matrices: list[nn.Parameter]) -> torch.optim.Muon:
         ns_steps=config.iterations,
         adjust_lr_fn="match_rms_adamw",
     )
+    return muon
 
 
 class MuonWithAdamW:

@@ -42,7 +42,7 @@ def process_of(context: typer.Context, config: Config) -> ProcessEnvironment:
     needed = config.parallel.layout.world_size
     require_layout(config, world_size=needed)
     if needed > 1 and not environment.launched and context.obj is not None:
-        raise typer.Exit(context.obj(needed))
+        raise typer.Exit(context.obj(config))
     if needed != environment.world_size:
         name = (context.info_name or "").removeprefix("foretrain ")
         raise UserError(

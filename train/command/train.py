@@ -3,7 +3,7 @@
 import sys
 
 from common.errors import UserError, WorkFailed
-from parallel.environment import ProcessEnvironment, die_with_launcher
+from parallel.environment import ProcessEnvironment, die_with_launcher, spin_briefly
 from train.config import load_config, require
 from train.config.help import answer_without_running
 from train.loop.stop import StopRequest
@@ -14,7 +14,8 @@ def main(arguments: list[str]) -> int:
     environment = ProcessEnvironment.read()
     if environment.launched:
         die_with_launcher()
-    with StopRequest().listening(verbose=environment.rank == 0) as stop:
+    spin_briefly()
+    with StopRequest().listening(verbose=environment.rank == 0 and not environment.by_foretrain) as stop:
         return _answer_or_run(arguments, environment, stop)
 
 

@@ -3,6 +3,7 @@
 Imports no torch.
 """
 
+import dataclasses
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,13 +38,23 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     plain = OmegaConf.to_container(_compose(overrides), resolve=True)
     assert isinstance(plain, dict)
     problem = _derive(plain["model"], plain["optimizer"]) if isinstance(plain["model"], dict) else None
+    automatic = isinstance(plain["train"], dict) and plain["train"]["microbatch"] == "auto"
+    if automatic:
+        plain["train"]["microbatch"] = 1
     try:
         config = parse_config({str(key): value for key, value in plain.items()})
     except UserError as error:
         _report([problem, str(error)] if problem else [str(error)])
         raise
     _report([problem] if problem else [])
-    return config
+    return _with_fastest_microbatch(config) if automatic else config
+
+
+def _with_fastest_microbatch(config: Config) -> Config:
+    from train.config.resolve.microbatch import fastest_microbatch  # the planner is only needed here
+
+    microbatch, _ = fastest_microbatch(config)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, microbatch=microbatch))
 
 
 def _derive(model: dict[Any, Any], optimizer: Any) -> str | None:

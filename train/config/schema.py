@@ -66,6 +66,11 @@ class Config:
         return self.checkpoint.every_tokens or max(-(-self.total_tokens // 20), 20 * self.train.batch_tokens)
 
     @property
+    def evaluate_every_tokens(self) -> int:
+        """Tokens between evaluations."""
+        return self.eval.every_tokens or max(-(-self.total_tokens // 10), 20 * self.train.batch_tokens)
+
+    @property
     def mup_width(self) -> float | None:
         """hidden_size over the base width under muP, else None."""
         optimizer = self.optimizer

@@ -1,4 +1,4 @@
-"""`python -m train.data prepare|inspect [overrides]`: tokenise a corpus, and show its tokens."""
+"""`python -m train.data prepare|inspect|verify [overrides]`: tokenise a corpus, show and check its tokens."""
 
 import sys
 import time
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
     from train.data.shards import Shards
 
-_USAGE = """usage: foretrain data prepare|inspect [overrides]
+_USAGE = """usage: foretrain data prepare|inspect|verify [overrides]
 
 prepare   tokenise the corpus into data.cache_dir, once
 inspect   do the same, and show three training sequences with their document borders
+verify    compare every byte of the tokens with the hashes taken when they were written
 
 for example: foretrain data prepare data=files data.files=['text/*.jsonl'] tokenizer=bytes"""
 
@@ -29,8 +30,8 @@ def main(argv: list[str]) -> int:
         return 0 if argv else 2
     command, *overrides = argv
     try:
-        if command not in {"prepare", "inspect"}:
-            raise UserError(f"no command {command!r}; type foretrain data prepare or inspect")
+        if command not in {"prepare", "inspect", "verify"}:
+            raise UserError(f"no command {command!r}; type foretrain data prepare, inspect or verify")
         _run(command, overrides)
     except (UserError, WorkFailed) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -47,6 +48,7 @@ def _run(command: str, overrides: list[str]) -> None:
 
     from train.data.prepare import build_or_reuse
     from train.data.shards import open_shards
+    from train.data.verify import verify_tokens
 
     started = time.monotonic()
     folder, built = build_or_reuse(config.data, config.tokenizer, progress=True)
@@ -54,6 +56,8 @@ def _run(command: str, overrides: list[str]) -> None:
     shards = open_shards(folder)
     console = Console(highlight=False)
     _print_table(console, shards, folder, f"{'built' if built else 'reused'} in {seconds:.1f} s")
+    if command == "verify":
+        console.print(f"{verify_tokens(folder)}")
     if command == "inspect":
         _print_sequences(console, shards, config.train.sequence, config.run.seed)
 

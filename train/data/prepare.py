@@ -122,6 +122,7 @@ def _build(
     finally:
         for writer in writers.values():
             writer.abandon()
+    train, validation = (writers[name].stream(encoder.vocab_size) for name in SPLITS)
     index = {
         "schema": SCHEMA,
         "content_hash": content_hash,
@@ -130,7 +131,7 @@ def _build(
         "end_of_text": encoder.end_of_text,
         "dtype": dtype,
         "split": split_by,
-        "bigram_loss": bigram_loss(writers["train"].stream(), writers["validation"].stream(), encoder.vocab_size),
+        "bigram_loss": bigram_loss(train, validation, encoder.vocab_size),
         "splits": splits,
     }
     write_file(folder / "index.json", (json.dumps(index, indent=2) + "\n").encode())

@@ -4,6 +4,7 @@
     tokenizer.json
     train_00000.bin ...  validation_00000.bin ...     little-endian uint16 or uint32 tokens without gaps
     train_ends.npy       validation_ends.npy          int64 token offset of the end of each document
+    verified_<host>.json                              which files this machine has compared with their hashes
     index.json                                        sizes, hashes, totals; a folder without it is ignored
 """
 
@@ -16,7 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from tokenizers import Tokenizer
 from common.errors import UserError
 from common.files import sync
 from train.data.tokenizers.base import read_tokenizer
+from train.data.verify import damaged
 
 SCHEMA = 1
 SHARD_TOKENS = 1 << 28
@@ -40,16 +42,24 @@ class TokenStream:
         bytes: UTF-8 bytes of the documents' text.
     """
 
-    def __init__(self, files: Sequence[Path], dtype: str, ends: Path, text_bytes: int) -> None:
+    def __init__(self, files: Sequence[Path], dtype: str, ends: Path, text_bytes: int, vocab_size: int) -> None:
+        self._files, self._vocab_size = files, vocab_size
         self._parts = [np.memmap(path, dtype=np.dtype(dtype), mode="r") for path in files]
         self._starts = np.cumsum([0] + [len(part) for part in self._parts])
-        self._ends: npt.NDArray[np.int64] = np.load(ends, mmap_mode="r")
+        try:
+            self._ends: npt.NDArray[np.int64] = np.load(ends, mmap_mode="r")
+        except (ValueError, EOFError) as error:
+            raise damaged(ends, f"cannot be read: {str(error).splitlines()[0]}") from None
         self.tokens = int(self._starts[-1])
         self.documents = len(self._ends)
         self.bytes = text_bytes
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Tokens start to stop (int64), across files."""
+        """Tokens start to stop (int64), across files.
+
+        Raises:
+            DamagedTokens: one is outside the vocabulary. It never reaches an embedding, where it would be another row's memory.
+        """
         assert 0 <= start <= stop <= self.tokens
         tokens = np.empty(stop - start, dtype=np.int64)
         position = start
@@ -59,7 +69,16 @@ class TokenStream:
             offset = int(self._starts[part])
             tokens[position - start : end - start] = self._parts[part][position - offset : end - offset]
             position = end
+        if len(tokens) and (tokens.max() >= self._vocab_size or tokens.min() < 0):
+            self._report(start, tokens)
         return tokens
+
+    def _report(self, start: int, tokens: npt.NDArray[np.int64]) -> NoReturn:
+        where = start + int(np.argmax((tokens >= self._vocab_size) | (tokens < 0)))
+        file = self._files[int(np.searchsorted(self._starts, where, side="right")) - 1]
+        raise damaged(
+            file, f"has the token {int(tokens[where - start])} at {where:,}, outside the vocabulary of {self._vocab_size:,}"
+        )
 
     def document_ids(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """For each of the tokens start to stop, its document's number in this split, from 0 (int64)."""
@@ -112,6 +131,8 @@ class SplitWriter:
         self._ends = array.array("q")
         self._file: BufferedWriter | None = None
         self._open = ExitStack()
+        self._hash = hashlib.sha256()
+        self._hashes: dict[str, str] = {}
         self.files: list[str] = []
         self.tokens = 0
         self.bytes = 0
@@ -125,7 +146,9 @@ class SplitWriter:
                 room = self._shard_tokens
             assert self._file is not None
             part, tokens = tokens[:room], tokens[room:]
-            self._file.write(part.astype(self._dtype).tobytes())
+            content = part.astype(self._dtype).tobytes()
+            self._file.write(content)
+            self._hash.update(content)
             self.tokens += len(part)
 
     def end_document(self) -> None:
@@ -143,18 +166,20 @@ class SplitWriter:
             np.lib.format.write_array_header_1_0(file, header)
             file.write(self._ends.tobytes())
             sync(file)
+        self._hashes[ends] = hashlib.sha256((self._folder / ends).read_bytes()).hexdigest()
         sizes = {name: (self._folder / name).stat().st_size for name in [*self.files, ends]}
-        return {"tokens": self.tokens, "documents": len(self._ends), "bytes": self.bytes, "files": sizes}
+        totals = {"tokens": self.tokens, "documents": len(self._ends), "bytes": self.bytes}
+        return {**totals, "files": sizes, "sha256": self._hashes}
 
     def abandon(self) -> None:
         """Close the open file after an error; does nothing after `close`."""
         with suppress(OSError):  # closing flushes, and fails again on a full disk
             self._open.close()
 
-    def stream(self) -> TokenStream:
+    def stream(self, vocab_size: int) -> TokenStream:
         """The tokens written. Call it after `close`."""
         paths = [self._folder / name for name in self.files]
-        return TokenStream(paths, self._dtype.str, self._folder / f"{self._name}_ends.npy", self.bytes)
+        return TokenStream(paths, self._dtype.str, self._folder / f"{self._name}_ends.npy", self.bytes, vocab_size)
 
     def _next_file(self) -> None:
         self._finish_file()
@@ -166,6 +191,8 @@ class SplitWriter:
         if self._file is not None:
             sync(self._file)
             self._file = None
+            self._hashes[self.files[-1]] = self._hash.hexdigest()
+            self._hash = hashlib.sha256()
         self._open.close()
 
 
@@ -241,4 +268,4 @@ def _problem(folder: Path, index: dict[str, Any]) -> str | None:
 def _open_stream(folder: Path, name: str, index: dict[str, Any]) -> TokenStream:
     split = index["splits"][name]
     files = sorted(folder / file for file in split["files"] if file.endswith(".bin"))
-    return TokenStream(files, index["dtype"], folder / f"{name}_ends.npy", split["bytes"])
+    return TokenStream(files, index["dtype"], folder / f"{name}_ends.npy", split["bytes"], index["vocab_size"])

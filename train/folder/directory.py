@@ -4,6 +4,7 @@ Only rank 0 writes. It holds an exclusive lock until it exits.
 """
 
 import logging
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from train.config import Config
 from train.folder.identity import changes_from_trunk, differences, require_same_precision, require_same_run
 from train.folder.metrics_file import MetricsFile
 from train.folder.reading import load_run_config, named_checkpoint, path_of
+from train.folder.rebuilt import rebuilt_record
 
 log = logging.getLogger("foretrain")
 
@@ -37,12 +39,15 @@ class RunDirectory:
         """
         self.config = config
         self.path = path_of(config)
-        self.checkpoint = (
-            named_checkpoint("run.resume", config.run.resume) if config.run.resume not in ("auto", "never") else None
-        )
+        named = config.run.resume not in ("auto", "never", "restart")
+        self.checkpoint = named_checkpoint("run.resume", config.run.resume) if named else None
+        self.restarts = config.run.resume == "restart"
+        """whether an unfinished run begins at step 0, its checkpoints set aside"""
         self.trunk = Path(config.run.trunk).expanduser() if config.run.trunk is not None else None
         self.changes: list[str] = []
         """differences from the last start of this run, or from its trunk, one line per key"""
+        self.damage: str | None = None
+        """what is wrong with the record of the run, which was rebuilt"""
         self._metrics: MetricsFile | None = None
         try:
             # Processes of a killed run may still be exiting.
@@ -78,7 +83,8 @@ class RunDirectory:
         """The checkpoints that this run may start from, the best first."""
         if self.checkpoint is not None:
             return [self.checkpoint]
-        return [*newest_first(self.checkpoints), *([self.trunk] if self.trunk is not None else [])]
+        own = [] if self.restarts else newest_first(self.checkpoints)
+        return [*own, *([self.trunk] if self.trunk is not None else [])]
 
     def before(self, step: int) -> list[Path]:
         """The checkpoints of steps before `step`, the newest first."""
@@ -95,9 +101,14 @@ class RunDirectory:
         renamed, because their metrics no longer exist.
         """
         self._set_aside(step)
+        if self.restarts and self.existing is not None and (self.path / "metrics.jsonl").exists():
+            shutil.copyfile(self.path / "metrics.jsonl", self.path / "aside_metrics.jsonl")
+        if self.damage is not None and (self.path / "run.json").exists():
+            os.replace(self.path / "run.json", self.path / "aside_run.json")
         shutil.copyfile(shards / "tokenizer.json", self.path / "tokenizer.json")
         shutil.copyfile(shards / "index.json", self.path / "data.json")
-        self._metrics = MetricsFile(self.path / "metrics.jsonl", step)
+        whole = self.trunk is None and self.config.run.resume in ("auto", "restart")
+        self._metrics = MetricsFile(self.path / "metrics.jsonl", step, whole=whole)
         write_record(self.path, record)
         # Written last: the configuration makes the folder a run.
         write_atomically(self.path / "config.yaml", yaml.safe_dump(self.config.as_dict(), sort_keys=False))
@@ -152,9 +163,9 @@ class RunDirectory:
             raise UserError(f"{self.path} exists and run.resume=never: choose another run.name, or delete it")
         try:
             before = load_run_config(self.path)
-            record = read_record(self.path)
         except (ValueError, OSError) as error:
-            raise UserError(f"{error}; choose another run.name, or delete {self.path}") from None
+            raise UserError(f"{error}; put its config.yaml back from a copy, or choose another run.name") from None
+        record = self._record_of(before)
         changes = differences(before.as_dict(), config.as_dict())
         self.changes = [f"changed since the last start: {line}" for line in changes]
         self._forced = require_same_run(config, before, self.path, self.checkpoint)
@@ -165,6 +176,14 @@ class RunDirectory:
                 )
             self.checkpoint = None  # the run started from it before, and now has checkpoints of its own
         return record
+
+    def _record_of(self, before: Config) -> RunRecord:
+        """The run's record; rebuilt where the file is damaged, which must not keep its checkpoints from being used."""
+        try:
+            return read_record(self.path)
+        except (ValueError, OSError) as error:
+            self.damage = str(error)
+            return rebuilt_record(before, self.path)
 
     def _check_named_checkpoint(self, checkpoint: Path) -> None:
         run = checkpoint.parent.parent

@@ -26,7 +26,7 @@ def require_same_run(config: Config, before: Config, run: Path, checkpoint: Path
     Raises:
         UserError: the identities differ; the message has the first few keys.
     """
-    lines = differences(before.identity(), config.identity())
+    lines = _changes(before, config)
     if lines and not config.run.resume_force:
         if checkpoint is None:
             advice = "choose another run.name, or delete it (run.resume_force=true resumes it anyway)"
@@ -57,8 +57,19 @@ def changes_from_trunk(config: Config, trunk: Path) -> list[str]:
         raise UserError(
             f"run.trunk={folder} has {tokens} tokens, this run is to have {config.total_tokens}: raise train.tokens"
         )
-    lines = differences(before.identity(), config.identity(), common=True)
+    lines = _changes(before, config, common=True)
     return [f"unlike its trunk: {line}" for line in lines if not line.startswith("run.trunk")]
+
+
+def _changes(before: Config, config: Config, *, common: bool = False) -> list[str]:
+    """A line for every key of the identity that differs. The length is said in tokens unless steps were asked for."""
+    lines = differences(before.identity(), config.identity(), common=common)
+    if config.train.steps is not None:
+        return lines
+    length = f"its length: was {before.total_tokens:,} tokens, is {config.total_tokens:,}"
+    same = before.total_tokens == config.total_tokens
+    others = [line for line in lines if not line.startswith("train.steps:")]
+    return others if len(others) == len(lines) or same else [*others, length]
 
 
 def require_same_precision(key: str, folder: Path, before: Config, config: Config) -> int:

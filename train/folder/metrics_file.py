@@ -3,12 +3,14 @@
 import errno
 import logging
 import os
+import shutil
 import threading
 from contextlib import suppress
 from pathlib import Path
 
 from common.errors import WorkFailed
 from common.files import write_atomically
+from common.words import ranges
 from scaling.record import EvaluationLine, StepLine, line_text, read_metrics
 
 log = logging.getLogger("foretrain")
@@ -19,12 +21,16 @@ class MetricsFile:
 
     MOST_UNWRITTEN = 10_000
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Drop the lines of steps after `step` and open the file."""
+    def __init__(self, path: Path, step: int, *, whole: bool = False) -> None:
+        """Drop the lines of steps after `step`, and those that cannot be read, and open the file.
+
+        What cannot be read and which steps are missing is logged, and the file is kept as `aside_metrics.jsonl` if a line was
+        damaged. `whole`: the steps begin with 1.
+        """
         self.path = path
         self._lock = threading.Lock()  # the checkpoint thread syncs the file too
         self._unwritten: list[str] = []
-        lines = _lines_until(path, step)
+        lines = _lines_until(path, step, whole)
         write_atomically(path, "".join(lines))
         self._stream = open(path, "ab", buffering=0)
         self._size = path.stat().st_size
@@ -86,8 +92,27 @@ class MetricsFile:
             self._stream.close()
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
-    """The lines of steps up to `step`; none if there is no file."""
-    if step == 0 or not path.exists():
+def _lines_until(path: Path, step: int, whole: bool) -> list[str]:
+    """The readable lines of steps up to `step`, each step once; none if there is no file. Logs what is missing."""
+    if step == 0:
         return []
-    return [line_text(line) for line in read_metrics(path.parent) if line.step <= step]
+    unreadable: list[str] = []
+    kept: list[str] = []
+    steps: list[int] = []
+    for line in read_metrics(path.parent, unreadable) if path.exists() else ():
+        if isinstance(line, StepLine):
+            if line.step > step or line.step <= (steps[-1] if steps else 0):
+                continue
+            steps.append(line.step)
+        elif line.step > step:
+            continue
+        kept.append(line_text(line))
+    for problem in unreadable[:3]:
+        log.warning("%s; the line is left out", problem)
+    if unreadable:
+        shutil.copyfile(path, path.with_name(f"aside_{path.name}"))
+        log.warning("%d lines of %s were damaged; it is kept as aside_%s", len(unreadable), path, path.name)
+    first = 1 if whole else min(steps, default=step + 1)
+    if missing := sorted(set(range(first, step + 1)) - set(steps)):
+        log.warning("%s lacks the steps %s, which the checkpoint has", path, ranges(missing))
+    return kept

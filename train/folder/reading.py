@@ -28,7 +28,8 @@ def named_checkpoint(key: str, value: str) -> Path:
         hint = (
             f"there is {', '.join(checkpoints)}"
             if checkpoints
-            else f"type {'auto, never or ' * (key == 'run.resume')}a checkpoint's folder, runs/NAME/checkpoints/step_..."
+            else f"type {'auto, never, restart or ' * (key == 'run.resume')}a checkpoint's folder, such as "
+            "runs/NAME/checkpoints/step_00000100"
         )
         raise UserError(f"{key}={value} is no checkpoint: {hint}")
     return folder

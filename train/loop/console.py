@@ -1,8 +1,10 @@
 """The console output of a run: log lines, a progress bar, the table at the end."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +22,8 @@ from train.loop.loss_curve import bigram_loss_of
 
 log = logging.getLogger("foretrain")
 
+LINE_SECONDS = 30.0
+"""between two log lines about steps, where there is no bar"""
 
 _console = Console(stderr=True)  # shared by log and progress bar, so that log lines do not break the bar
 
@@ -87,9 +91,12 @@ Advance = Callable[[StepLine], None]
 
 @contextmanager
 def progress(steps: int, first: int, *, shown: bool) -> Iterator[Advance]:
-    """Call the result after every step. It draws a bar from step `first` if `shown` and standard error is a terminal."""
-    if not (shown and _console.is_terminal):
+    """Call the result after every step. If `shown`, it draws a bar from step `first` on a terminal, else logs lines."""
+    if not shown:
         yield lambda line: None
+        return
+    if not _console.is_terminal:
+        yield _Lines(steps, first)
         return
     columns = (
         TextColumn("step"),
@@ -106,6 +113,27 @@ def progress(steps: int, first: int, *, shown: bool) -> Iterator[Advance]:
             bar.update(task, completed=line.step, state=f"loss {line.loss:.3f}  {line.tokens_per_second:,.0f} tokens/s")
 
         yield advance
+
+
+class _Lines:
+    """A log line every `LINE_SECONDS`, for runs that nobody watches on a terminal."""
+
+    def __init__(self, steps: int, first: int) -> None:
+        self._steps, self._step = steps, first
+        self._time = time.monotonic()
+
+    def __call__(self, line: StepLine) -> None:
+        now = time.monotonic()
+        if (seconds := now - self._time) < LINE_SECONDS or line.step <= self._step:
+            return
+        left = (self._steps - line.step) * seconds / (line.step - self._step)
+        self._time, self._step = now, line.step
+        memory = f", {line.memory_bytes / 2**20:,.0f} MiB" if line.memory_bytes is not None else ""
+        log.info(
+            "step %s of %s: loss %.4f, learning rate %.3g, %s tokens/s, %s left%s",
+            *(f"{line.step:,}", f"{self._steps:,}", line.loss, line.learning_rate, f"{line.tokens_per_second:,.0f}"),
+            *(timedelta(seconds=round(left)), memory),
+        )
 
 
 def show_table(run: Path, record: RunRecord) -> None:

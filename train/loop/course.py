@@ -25,7 +25,7 @@ class Course:
     def __init__(self, config: Config) -> None:
         self.schedule, self.batches, self.total_tokens = schedule_of(config), config.batches, config.total_tokens
         self._sequence = config.train.sequence
-        self._save_every, self._evaluate_every = config.checkpoint_every_tokens, config.eval.every_tokens
+        self._save_every, self._evaluate_every = config.checkpoint_every_tokens, config.evaluate_every_tokens
         self._keep_every = config.checkpoint.keep_every
         phase = low_precision_phase(config)
         self._borders = [*self.schedule.borders(), *([phase.start] if phase is not None and phase.start > 0 else [])]
@@ -67,7 +67,7 @@ class Course:
         every = self._keep_every and self._keep_every * self._save_every
         return self.is_border(tokens) or (every is not None and tokens // every > older // every)
 
-    def _crosses(self, progress: Progress, every: int | None) -> bool:
+    def _crosses(self, progress: Progress, every: int) -> bool:
         """Whether the last step passed a multiple of `every` tokens."""
         before = progress.tokens - self.batches.batch_before(progress.tokens)
-        return every is not None and progress.tokens // every > before // every
+        return progress.tokens // every > before // every

@@ -1,6 +1,7 @@
 """This rank's micro-batches for training and validation."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from parallel.batch import Batch
 from train.config import Config
@@ -10,16 +11,28 @@ from train.loop.course import PlannedStep
 
 
 class Feed:
-    """Reads the micro-batches of one data-parallel rank: its share of the global sample numbers."""
+    """Reads the micro-batches of one data-parallel rank: its share of the global sample numbers.
+
+    A thread reads the next step's while the current one computes.
+    """
 
     def __init__(self, config: Config, shards: Shards, data_rank: int) -> None:
         self._train = TrainLoader(shards.train, config.train.sequence, config.run.seed)
         self._validation = ValidationLoader(shards.validation, config.train.sequence, config.eval.tokens)
         self._rows, self._pass_tokens = config.train.microbatch, config.pass_tokens
         self._ranks, self._rank = config.parallel.layout.data_parallel, data_rank
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: dict[PlannedStep, Future[list[Batch]]] = {}
 
-    def step(self, step: PlannedStep) -> list[Batch]:
-        """The micro-batches of a step."""
+    def step(self, step: PlannedStep, following: PlannedStep | None) -> list[Batch]:
+        """The micro-batches of a step. Those of the `following` one are read meanwhile."""
+        ahead = self._ahead.pop(step, None)
+        batches = self._read(step) if ahead is None else ahead.result()
+        # After a rewind the step read ahead is not the one that follows.
+        self._ahead = {} if following is None else {following: self._thread.submit(self._read, following)}
+        return batches
+
+    def _read(self, step: PlannedStep) -> list[Batch]:
         passes = step.batch_tokens // self._pass_tokens
         starts = [step.first_sample + (index * self._ranks + self._rank) * self._rows for index in range(passes)]
         return [self._train.batch(range(start, start + self._rows)) for start in starts]

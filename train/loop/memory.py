@@ -29,6 +29,11 @@ class LiveBytes(TorchDispatchMode):
         for tensor in existing:
             self._add(tensor)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch's compiler must be told to leave this mode alone, for which torch would import it: it never sees it."""
+        return False
+
     def __enter__(self) -> "LiveBytes":
         original = torch.UntypedStorage.resize_
         self._resize = original

@@ -15,7 +15,7 @@ from train.checkpoint.verify import Verified
 from train.config import Config
 from train.data.shards import Shards
 from train.folder.directory import RunDirectory
-from train.loop import console
+from train.loop import console, prediction
 from train.loop.bit_widths import draw_bit_widths, histograms
 from train.loop.loss_curve import draw_loss
 from train.loop.new_record import new_record
@@ -83,6 +83,7 @@ class RunRecorder(Recorder):
         self.config, self.world, self.shards, self.directory = config, world, shards, directory
         self.quantization, self.throughput = quantization, throughput
         self.record = new_record(config, world)
+        self.record.corpus, self.record.tokenizer = shards.folder.name, shards.tokenizer_sha256
         self._started = time.perf_counter()
         self._earlier_seconds = 0.0  # wall time of the run's earlier processes
 
@@ -90,6 +91,8 @@ class RunRecorder(Recorder):
         """Load the record of earlier processes, write the new one, log what will run."""
         for change in self.directory.changes:
             log.info("%s", change)
+        if (damage := self.directory.damage) is not None:
+            log.warning("%s; rebuilt from checkpoint and metrics, what was there is kept as aside_run.json", damage)
         earlier = self.directory.existing
         if resumed is not None:
             self.record.resumed_from = str(resumed.folder)
@@ -97,8 +100,23 @@ class RunRecorder(Recorder):
                 self.record.started, self._earlier_seconds = earlier.started, earlier.wall_seconds
                 self.record.skipped_steps = earlier.skipped_steps
         self._count(progress)
+        self._measure()
         self.directory.begin(self.record, self.shards.folder, progress.step)
+        self._restore_measurements()
         console.announce(self.config, self.shards, last_step)
+        self.record.predicted = prediction.announce(
+            self.config, self.record.device, self.throughput.peak_flops_per_rank(self.world.size)
+        )
+
+    def _restore_measurements(self) -> None:
+        """What killed processes measured and did not come to write: time, speed and memory, from the metrics."""
+        lines = [line for line in read_metrics(self.directory.path) if isinstance(line, StepLine)]
+        self._earlier_seconds = max(self._earlier_seconds, sum(line.step_seconds or 0.0 for line in lines))
+        speeds = sorted(line.tokens_per_second for line in lines if line.tokens_per_second is not None)
+        self.record.tokens_per_second = speeds[(len(speeds) - 1) // 2] if speeds else None
+        self.record.peak_memory_bytes = max(
+            (line.memory_bytes for line in lines if line.memory_bytes is not None), default=None
+        )
 
     def history(self) -> tuple[list[float], EvaluationLine | None]:
         """From the metrics on disk. Losses in another precision are left out: quantization raises the loss."""
@@ -151,11 +169,12 @@ class RunRecorder(Recorder):
         self, progress: Progress, saver: Saver, peak_memory_bytes: int | None, bit_widths: dict[str, list[float]]
     ) -> None:
         """Draw the pictures, close the record, show the table."""
-        self.record.peak_memory_bytes = peak_memory_bytes
+        self.record.peak_memory_bytes = peak_memory_bytes or self.record.peak_memory_bytes
         self.record.bit_widths = histograms(bit_widths)
         draw_bit_widths(self.directory.path, self.record.bit_widths)
+        prediction.compare(self.record.predicted, peak_memory_bytes, self.throughput.tokens_per_second)
         self.directory.metrics.flush()
-        draw_loss(self.directory.path)
+        draw_loss(self.directory.path, self.config)
         self.close("finished", progress, saver)
         console.show_table(self.directory.path, self.record)
 
@@ -165,8 +184,8 @@ class RunRecorder(Recorder):
         record.checkpoints = saver.cost()
         self._count(progress)
         if self.directory.begun:
+            self._measure()
             record.status, record.ended = ending, timestamp()
-            record.wall_seconds = self._wall_seconds()
             self.directory.write(record)
 
     def manifest(self, progress: Progress, files: dict[str, tuple[int, str]]) -> Manifest:

@@ -2,19 +2,25 @@
 
 import json
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from common.errors import UserError, WorkFailed
+from parallel.environment import LOST, ProcessEnvironment
 from parallel.mesh import World
 from train.config import Config
 from train.data.prepare import prepare
 from train.data.shards import Shards, open_shards
+from train.data.verify import DamagedTokens
 from train.folder.directory import RunDirectory
 from train.loop import console
 from train.loop.stop import Stopped, StopRequest, exit_code
 from train.loop.trainer import Trainer
+
+_VERDICT_SECONDS, _VERDICT_TRIES = 3.0, 30
 
 
 def run(config: Config, world: World, stop: StopRequest | None = None, *, asynchronous: bool | None = None) -> int:
@@ -33,13 +39,30 @@ def _follow(config: Config, world: World, stop: StopRequest, asynchronous: bool 
         return int(outcome["exit_code"])
     try:
         return Trainer(config, world, open_shards(Path(outcome["shards"])), None, stop, asynchronous=asynchronous).train()
+    except DamagedTokens as error:  # this rank's alone, or every rank's
+        return _verdict(world, error)
     except (UserError, WorkFailed) as error:  # every rank raises the same error; rank 0 prints it
         return error.exit_code
-    except RuntimeError:  # a collective fails when rank 0 exits; rank 0 has printed why
-        outcome = json.loads(world.await_value("start"))
-        if "exit_code" not in outcome:
-            raise
-        return int(outcome["exit_code"])
+    except RuntimeError as error:
+        if _is_lost_connection(error):
+            return _verdict(world, None)
+        if _is_out_of_memory(error):
+            return _verdict(world, _out_of_memory(config, world))
+        raise
+
+
+def _verdict(world: World, own: WorkFailed | None) -> int:
+    """The exit code that rank 0 publishes when it fails. If it publishes none soon, this rank's `own` error is printed here."""
+    with suppress(RuntimeError):  # the store may be gone
+        for _ in range(_VERDICT_TRIES):
+            outcome = json.loads(world.await_value("start"))
+            if "exit_code" in outcome:
+                return int(outcome["exit_code"])
+            time.sleep(_VERDICT_SECONDS / _VERDICT_TRIES)
+    if own is not None:
+        print(f"error: {own}", file=sys.stderr)
+        return own.exit_code
+    return LOST if ProcessEnvironment.read().by_foretrain else WorkFailed.exit_code
 
 
 def _lead(config: Config, world: World, stop: StopRequest, asynchronous: bool | None) -> int:
@@ -59,16 +82,17 @@ def _lead(config: Config, world: World, stop: StopRequest, asynchronous: bool | 
                 return Trainer(config, world, shards, directory, stop, asynchronous=asynchronous).train()
             except RuntimeError as error:
                 if not isinstance(error, WorkFailed) and _is_lost_connection(error):
+                    if ProcessEnvironment.read().by_foretrain:  # which says who died first
+                        world.publish("start", json.dumps({"exit_code": LOST}))
+                        return LOST
                     raise WorkFailed(
-                        f"run {config.run.name} lost another of its processes: {str(error).splitlines()[0]}\n"
-                        f"The same command goes on from the newest checkpoint (torchrun --max-restarts does so by itself)"
+                        f"run {config.run.name} lost another of its processes, whose last lines say why.\n"
+                        f"The same command goes on from the newest checkpoint (torchrun --max-restarts does so by itself).\n"
+                        f"({str(error).splitlines()[0]})"
                     ) from error
                 if isinstance(error, WorkFailed) or not _is_out_of_memory(error):
                     raise
-                raise WorkFailed(
-                    f"{world.device} does not have enough memory for this model and batch ({config.model.shape.parameters:,} "
-                    f"parameters): lower train.microbatch, raise parallel.shard, or choose a smaller model"
-                ) from error
+                raise _out_of_memory(config, world) from error
         finally:
             directory.close()
     except (UserError, WorkFailed) as error:
@@ -82,12 +106,19 @@ def _lead(config: Config, world: World, stop: StopRequest, asynchronous: bool | 
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    return "gloo/transport" in str(error) or "NCCL" in str(error) or isinstance(error, torch.distributed.DistBackendError)
+    return "gloo/transport" in str(error) or "NCCL" in str(error) or isinstance(error, torch.distributed.DistError)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     # The CPU allocator raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _out_of_memory(config: Config, world: World) -> WorkFailed:
+    return WorkFailed(
+        f"{world.device} does not have enough memory for this model and batch ({config.model.shape.parameters:,} "
+        f"parameters): lower train.microbatch, raise parallel.shard, or choose a smaller model"
+    )
 
 
 def _prepare_data(config: Config) -> Shards:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from common.errors import UserError
+from common.errors import UserError, WorkFailed
 from parallel.engine.protocol import Engine
 from train.build.quantization import Quantization
+from train.checkpoint.manifest import NAME as MANIFEST
 from train.checkpoint.manifest import BrokenCheckpointError, Progress
 from train.checkpoint.storage import read_state
 from train.checkpoint.verify import Verified, newest_verified
@@ -30,6 +31,7 @@ class Resumption:
 
         Raises:
             UserError: the checkpoint that the user named is damaged, or does not fit this run.
+            WorkFailed: the run has checkpoints, and none of them verifies: it does not begin again by itself.
         """
         directory = self._directory
         refused: list[tuple[Path, str]] = []
@@ -37,6 +39,8 @@ class Resumption:
         if verified is None and directory is not None and (directory.checkpoint or directory.trunk):
             key = "run.resume" if directory.checkpoint else "run.trunk"
             raise UserError(f"{key}={refused[-1][0]} is not what was saved: {refused[-1][1]}")
+        if directory is not None and (verified is None or verified.folder.parent != directory.checkpoints):
+            _require_none_lost(directory, refused)
         for folder, problem in refused:
             log.warning("%s is passed over: %s", folder, problem)
         if verified is not None:
@@ -49,7 +53,8 @@ class Resumption:
                 verified.bytes_per_second / 1e9,
             )
         elif directory is not None and directory.existing is not None:
-            log.info("%s was left unfinished without a checkpoint: starting over", directory.path)
+            why = "run.resume=restart" if directory.restarts else f"{directory.path} was left unfinished without a checkpoint"
+            log.info("%s: starting over", why)
         return verified
 
     def before(self, step: int) -> Verified | None:
@@ -66,6 +71,31 @@ class Resumption:
             self._engine.load(lambda state: read_state(verified.folder, state, dist.group.WORLD))
         except BrokenCheckpointError as error:
             raise UserError(f"{verified.folder} does not fit this run: {error}") from None
+
+
+def _require_none_lost(directory: RunDirectory, refused: Sequence[tuple[Path, str]]) -> None:
+    """Refuse to begin where checkpoints of this run are there and none verifies: the storage may be at fault.
+
+    Only the first save of a run, killed on its way, leaves a single folder that never had a manifest.
+
+    Raises:
+        WorkFailed: checkpoints were refused that had been complete.
+    """
+    lost = [(folder, problem) for folder, problem in refused if folder.parent == directory.checkpoints]
+    if not lost or (len(lost) == 1 and not (lost[0][0] / MANIFEST).exists()):
+        return
+    shown = [f"  {folder.name}: {problem}" for folder, problem in lost[:2]]
+    more = f" (and {len(lost) - 2} more)" if len(lost) > 2 else ""
+    raise WorkFailed(
+        "\n".join(
+            [
+                f"none of the {len(lost)} checkpoints of {directory.path} verifies{more}, so it cannot go on:",
+                *shown,
+                "If the storage is at fault, mend it and type the same command again.",
+                "To begin at step 0 instead, type run.resume=restart once; these checkpoints are set aside then.",
+            ]
+        )
+    )
 
 
 def skip_samples(progress: Progress, bad: Progress) -> Progress:

@@ -16,6 +16,10 @@ ONE_REQUEST_SECONDS = 2.0
 """Signals this close together are one request: a cluster signals every process, and torchrun forwards its own signal."""
 
 
+START_SECONDS = 3.0
+"""How long after a signal a process may still start, for a rank may be waiting for one that is dead."""
+
+
 class Stopped(BaseException):
     """Raised by a signal while the run has nothing to save."""
 
@@ -26,8 +30,11 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal = 0
         """number of the first signal; 0: none yet"""
+        self.acts = False
+        """whether the loop is there to act on a signal: before that, nothing is lost by ending"""
         self._first_time: float | None = None
         self._raises = False
+        self._listening = False
 
     @contextmanager
     def listening(self, *, verbose: bool) -> Iterator["StopRequest"]:
@@ -41,9 +48,11 @@ class StopRequest:
         previous_fd = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         thread = threading.Thread(target=self._listen, args=(read_end, verbose), name="signals", daemon=True)
         thread.start()
+        self._listening = True
         try:
             yield self
         finally:
+            self._listening = False
             signal.set_wakeup_fd(previous_fd)
             for number, handler in zip(SIGNALS, handlers, strict=True):
                 signal.signal(number, handler)
@@ -81,8 +90,15 @@ class StopRequest:
                 self.signal, self._first_time = self.signal or number, now
                 if verbose:
                     os.write(2, f"{name_of(number)}: stopping; once more to stop at once\n".encode())
+                timer = threading.Timer(START_SECONDS, self._end_unless_acting, (number,))
+                timer.daemon = True
+                timer.start()
             elif now - self._first_time >= ONE_REQUEST_SECONDS:
                 os._exit(128 + number)
+
+    def _end_unless_acting(self, number: int) -> None:
+        if not self.acts and self._listening:
+            os._exit(128 + number)
 
 
 def name_of(number: int) -> str:

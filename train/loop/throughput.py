@@ -43,6 +43,10 @@ class Throughput:
         speed = self.tokens_per_second
         return None if speed is None or self._peak_flops is None else speed * flops_per_token / self._peak_flops
 
+    def peak_flops_per_rank(self, ranks: int) -> float | None:
+        """Dense peak FLOP/s of a rank's device; None if it is not known."""
+        return None if self._peak_flops is None else self._peak_flops / ranks
+
     def measure_peak(self) -> None:
         """Determine the dense peak FLOP/s of all ranks' devices together. A collective.
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch.profiler import record_function
 
 from common.errors import WorkFailed
 from parallel.batch import Batch
 from parallel.delayed_max import DelayedMax
 from parallel.engine.protocol import StepResult
+from parallel.environment import ProcessEnvironment
 from parallel.mesh import World, build_meshes
+from parallel.region import region
 from scaling.record import StepLine
 from train.build.engine import build_engine
 from train.build.model import COMPUTE_DTYPES
@@ -24,6 +25,7 @@ from train.checkpoint.manifest import Progress
 from train.checkpoint.saver import Saver
 from train.config import Config
 from train.data.shards import Shards
+from train.data.verify import Verification
 from train.folder.directory import RunDirectory
 from train.folder.reading import path_of
 from train.loop import console
@@ -67,6 +69,7 @@ class Trainer:
         self.config, self.world, self.stop = config, world, stop
         self.asynchronous = world.device.type != "cpu" if asynchronous is None else asynchronous
         meshes = build_meshes(config.parallel.layout, world.device)
+        self.verification = Verification(shards.folder, wanted=ProcessEnvironment.read().local_rank == 0)
         self.course, self.feed = Course(config), Feed(config, shards, meshes.data_rank)
         self.engine = build_engine(config, meshes, world.device)
         self.quantization = Quantization(config, self.engine, COMPUTE_DTYPES[config.train.precision])
@@ -110,6 +113,7 @@ class Trainer:
                 raise WorkFailed(f"run {self.config.run.name} failed: {error}") from error
             raise
         finally:
+            self.verification.close()
             self.saver.close()
 
     def _start(self) -> int:
@@ -135,6 +139,7 @@ class Trainer:
 
     def _loop(self) -> int:
         """Do steps until the end, or until any rank gets a signal. Returns that signal, or 0."""
+        self.stop.acts = True
         pending: _Pending | None = None
         trace = path_of(self.config) / "trace" if self.config.train.profile else None
         first, last = self.progress.step, self.course.last_step(self.progress)
@@ -144,6 +149,7 @@ class Trainer:
         ):
             self._last_read = time.perf_counter()
             while not self.course.at_end(self.progress):
+                self.verification.check()
                 self.watchdog.phase(f"step {self.progress.step + 1}", self._patience())
                 if stopped_by := self.stop_vote.exchange(self.stop.signal):
                     if pending is not None:
@@ -178,8 +184,9 @@ class Trainer:
             log.info("step %d: low precision begins, quant=%s", self.progress.step + 1, self.config.quant.name)
         self.quantization.prepare_step(self.progress.step)
         step = self.course.step_after(self.progress)
-        with record_function("batches"):
-            batches = self.feed.step(step)
+        with region("batches"):
+            last = self.course.at_end(step.after)
+            batches = self.feed.step(step, following=None if last else self.course.step_after(step.after))
         self.progress = step.after
         with self.memory.watching(number) or nullcontext():
             result = self.engine.train_step(batches, learning_rate=step.learning_rate, tokens=step.batch_tokens)
@@ -305,6 +312,8 @@ class Trainer:
 
     def _save(self) -> bool:
         """Begin to save. Returns whether it has begun."""
+        self.watchdog.phase(f"checkpoint at step {self.progress.step}", 10.0)
+        self.verification.wait()
         started = self.saver.save(self.engine.state(), self.progress)
         if started:
             self._saved_step = self.progress.step

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from parallel.attention.pieces import within_documents
 from parallel.attention.plan import encode
@@ -19,6 +20,7 @@ from quant.method import LowPrecisionModule
 from train.model.architecture import Architecture
 from train.model.attention import Attention, rotary_angles
 from train.model.ffn import FEED_FORWARDS
+from train.model.loss import loss_sums
 
 
 def scaled(tensor: Tensor, multiplier: float) -> Tensor:
@@ -45,37 +47,46 @@ class Block(nn.Module):
         return hidden_BSE + scaled(ffn_BSE, self.multiplier)
 
 
-class TiedHead(nn.Module):
-    """Logits from the embedding table, which is an argument: the head has no parameters."""
+class Output(nn.Module):
+    """Hidden states and the head's weight to logits or, with targets, to sums of the loss. It has no parameters of its own."""
 
-    def forward(self, hidden_BSE: Tensor, table_VE: Tensor) -> Tensor:
-        return F.linear(hidden_BSE, table_VE)
+    def __init__(self, z_loss: float) -> None:
+        super().__init__()
+        self.z_loss = z_loss
 
-
-def table_of(embedding: nn.Embedding) -> Tensor:
-    """The table that an embedding uses, quantized if its weight is."""
-    return embedding.used_weight() if isinstance(embedding, LowPrecisionModule) else embedding.weight
+    def forward(self, hidden_BSE: Tensor, weight_VE: Tensor, targets_BS: Tensor | None) -> Tensor:
+        group = None
+        if isinstance(weight_VE, DTensor):  # split by vocabulary
+            group, weight_VE = weight_VE.device_mesh.get_group(), weight_VE.to_local()
+        if targets_BS is None:
+            return F.linear(hidden_BSE, weight_VE)
+        return loss_sums(hidden_BSE, weight_VE, targets_BS, z_loss=self.z_loss, group=group)
 
 
 class Decoder(StageModel):
-    """Token ids (B, S) to logits (B, S, V), or a stage of it: consecutive layers, with hidden states (B, S, E) in or out.
+    """Token ids (B, S) to the sums of `train.model.loss` if it is given targets (B, S), else to logits (B, S, V).
+
+    Or a stage of it: consecutive layers, with hidden states (B, S, E) in or out.
 
     `blocks` is keyed by layer number, so that parameters have the same names in a stage as in the whole model.
     """
 
-    def __init__(self, architecture: Architecture, *, layers: range, first: bool, last: bool) -> None:
-        """The `first` stage takes tokens, the `last` gives logits."""
+    def __init__(self, architecture: Architecture, *, layers: range, first: bool, last: bool, z_loss: float = 0.0) -> None:
+        """The `first` stage takes tokens, the `last` has the loss, with a term of weight `z_loss`."""
         super().__init__()
         shape, norm_eps = architecture.shape, architecture.norm_eps
         self.shape, self.rope_theta, self.first, self.last = shape, architecture.rope_theta, first, last
         self.multipliers = architecture.multipliers
         self.context: ContextParallel | None = None
         has_table = first or (last and shape.tie_embeddings)
-        self.embedding = nn.Embedding(shape.vocab_size, shape.hidden_size) if has_table else None
+        # Without torch's initial values, which nobody uses: to draw them on the meta device imports the compiler, a second.
+        table = torch.empty(shape.vocab_size, shape.hidden_size) if has_table else None
+        self.embedding = None if table is None else nn.Embedding.from_pretrained(table, freeze=False)
         self.blocks = nn.ModuleDict({str(layer): Block(architecture) for layer in layers})
         self.norm = nn.RMSNorm(shape.hidden_size, eps=norm_eps) if last else None
-        untied = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False) if last and not shape.tie_embeddings else None
-        self.head = TiedHead() if last and shape.tie_embeddings else untied
+        has_head = last and not shape.tie_embeddings
+        self.head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False) if has_head else None
+        self.output = Output(z_loss) if last else None
 
     def block_list(self) -> Sequence[nn.Module]:
         """See `StageModel`."""
@@ -97,7 +108,9 @@ class Decoder(StageModel):
         if self.embedding is not None:
             roles["embedding"] = "vocabulary"
         if self.last:
-            roles |= {"norm": "norm", "head": "tied_head" if self.shape.tie_embeddings else "head"}
+            roles |= {"norm": "norm", "output": "output"}
+        if self.head is not None:
+            roles["head"] = "column"
         return roles
 
     def share_sequences(self, context: ContextParallel) -> None:
@@ -107,7 +120,7 @@ class Decoder(StageModel):
             if isinstance(module, Attention):
                 module.context = context
 
-    def forward(self, inputs: Tensor, document_BS: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, document_BS: Tensor, targets_BS: Tensor | None = None) -> Tensor:
         # Under context parallelism `inputs` is this rank's part, but `document_BS` is whole: the partition depends on it.
         # Documents stay on the host: who sees whom is worked out there once per micro-batch, and no layer waits for a device.
         document_BS = document_BS.cpu()
@@ -127,9 +140,16 @@ class Decoder(StageModel):
         cos_SD, sin_SD = angles_SD.cos(), angles_SD.sin()
         for block in self.blocks.values():
             hidden_BSE = block(hidden_BSE, cos_SD, sin_SD, pieces_or_partition)
-        if self.norm is None or self.head is None:
+        if self.norm is None or self.output is None:
             return hidden_BSE
         hidden_BSE = scaled(self.norm(hidden_BSE), self.multipliers.logit)  # cheaper than scaling the logits
-        table = (table_of(self.embedding),) if isinstance(self.head, TiedHead) and self.embedding is not None else ()
-        logits_BSV: Tensor = self.head(hidden_BSE, *table)
-        return logits_BSV
+        if isinstance(self.head, LowPrecisionModule):
+            hidden_BSE = self.head.used_input(hidden_BSE)
+        result: Tensor = self.output(hidden_BSE, self._head_weight(), targets_BS)
+        return result
+
+    def _head_weight(self) -> Tensor:
+        """What hidden states are multiplied with: the head's weight or, if tied, the embedding's table."""
+        owner = self.head if self.head is not None else self.embedding
+        assert owner is not None
+        return owner.used_weight() if isinstance(owner, LowPrecisionModule) else owner.weight

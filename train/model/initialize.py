@@ -2,11 +2,12 @@
 
 Every value is a function of the parameter's name and of the element's index in the whole tensor. So a rank fills its own slice
 without knowing the layout, and every layout starts from the same weights, bit for bit. Besides the slice, no more than a chunk
-is in memory.
+for each thread is in memory.
 """
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -53,11 +54,23 @@ def fill(local: Tensor, offset: Sequence[int], global_shape: Sequence[int], *, n
     key = derive_key(seed, "init", name)
     flat = local.view(-1)
     numpy_dtype = np.float64 if local.dtype == torch.float64 else np.float32
-    for start in range(0, flat.numel(), CHUNK):
+
+    @torch.no_grad()  # of every thread by itself
+    def fill_chunk(start: int) -> None:
         stop = min(start + CHUNK, flat.numel())
         values = normal(key, _global_index(start, stop, local.shape, offset, global_shape))
         values *= std
         flat[start:stop].copy_(torch.from_numpy(values.astype(numpy_dtype, copy=False)))
+
+    starts = range(0, flat.numel(), CHUNK)
+    threads = min(torch.get_num_threads(), len(starts))
+    if threads <= 1:
+        for start in starts:
+            fill_chunk(start)
+        return
+    with ThreadPoolExecutor(threads) as pool:  # numpy computes without Python's lock
+        for _ in pool.map(fill_chunk, starts):
+            pass
 
 
 def _global_index(

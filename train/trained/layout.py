@@ -17,7 +17,10 @@ def config_on_layout(run: Path, layout: list[str]) -> Config:
         UserError: `run` is not a run, or an entry of `layout` is not an axis and its size.
     """
     sizes = {}
+    oversubscribe = "parallel.oversubscribe=true"
     for word in layout:
+        if word == oversubscribe:
+            continue
         key, _, size = word.partition("=")
         axis = key.removeprefix("parallel.")
         if not key.startswith("parallel.") or axis not in {field.name for field in dataclasses.fields(Layout)}:
@@ -29,6 +32,7 @@ def config_on_layout(run: Path, layout: list[str]) -> Config:
         sizes[axis] = int(size)
     config = load_run_config(run)
     axes: dict[str, Any] = {**dataclasses.asdict(Layout()), **sizes, "pipeline_schedule": "gpipe", "recompute": "none"}
+    axes["oversubscribe"] = oversubscribe in layout
     axes |= {"context_method": "auto", "context_partition": "zigzag"}  # the run's method may not suit the number of ranks
     parallel = dataclasses.replace(config.parallel, **axes)
     batch_tokens = config.train.sequence * parallel.layout.data_parallel

@@ -11,7 +11,11 @@ Columns = Mapping[str, Array]
 SIZE_COLUMNS = ("parameters", "tokens", "flops", "tokens_per_parameter")
 """Any two of them say the others: flops = 6 parameters tokens."""
 SHARES = ("qat_fraction", "error")
-"""Columns whose values are shares, from 0 to 1; the numbers of all others are above zero."""
+"""Columns whose values are shares, from 0 to 1; the numbers of all others are above zero, or not below it:"""
+PHASES = ("qat_tokens", "fp_tokens")
+"""Tokens of a phase that a run may lack."""
+FULL_BITS = 16.0
+"""Bits of a number that is not quantized."""
 
 
 def from_size_and_tokens(parameters: Any, tokens: Any) -> dict[str, Any]:

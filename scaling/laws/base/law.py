@@ -63,6 +63,11 @@ def no_remarks(columns: Columns) -> list[str]:
     return []
 
 
+def nothing_measured(columns: Columns) -> dict[str, float]:
+    """A law whose derived numbers follow from its parameters alone."""
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Law:
     """A law. The formula's positional arguments are columns of the runs, its keyword-only ones the law's parameters.
@@ -98,6 +103,8 @@ class Law:
     """what a report draws of a fit, beside the residuals and intervals that it draws of any"""
     derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
     """numbers that follow from the parameters and are reported with them"""
+    measured: Callable[[Columns], Mapping[str, float]] = nothing_measured
+    """numbers that `derived` takes beside the parameters: how the runs count something, not fitted and without noise"""
     optimum_of: str | None = None
     """the target is the value of this column at which the loss of otherwise equal runs is lowest"""
     group_by: tuple[str, ...] = ()

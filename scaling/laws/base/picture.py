@@ -13,6 +13,8 @@ from scaling.laws.base.columns import Columns
 from scaling.laws.base.dual import Array
 
 Rows = npt.NDArray[np.intp]
+SAME = 0.03
+"""Values whose logarithms are no further apart than this are drawn as one."""
 MOST_GROUPS = 6
 """The most curves in one panel: more cannot be distinguished."""
 
@@ -39,6 +41,10 @@ class Fitted(Protocol):
     @property
     def holdout(self) -> Any:
         """Held-out runs: a table with the columns `actual`, `predicted` and those of size and tokens; or an empty one."""
+
+    @property
+    def sweeps(self) -> Any:
+        """Of a law of optima: a table of the runs that these are the best of, `name`, `setting`, `loss` and `curve`."""
 
     def values(self) -> dict[str, float]:
         """The parameters by name."""
@@ -138,9 +144,26 @@ def band(fit: Fitted, x: Array, columns: Columns, label: str | None = None) -> B
     return Band(x=x, y=forecast.value, low=forecast.law_low, high=forecast.law_high, label=label)
 
 
+def sweeps(fit: Fitted, setting: str, title: str) -> tuple[Panel, ...]:
+    """Loss against a setting, with the parabola of every group; of many groups some, from first to last."""
+    if not len(fit.sweeps):
+        return ()
+    names = list(dict.fromkeys(fit.sweeps["name"]))
+    names = [names[index] for index in np.unique(np.linspace(0, len(names) - 1, MOST_GROUPS).round().astype(int))]
+    marks: list[Line | Points] = []
+    for index, name in enumerate(names):
+        own = fit.sweeps[fit.sweeps["name"] == name]
+        x, inside = np.log(own["setting"].to_numpy()), own["curve"].notna().to_numpy()
+        wide = np.linspace(x[inside].min(), x[inside].max(), 60)
+        numbers = np.polyfit(x[inside] - x.mean(), own["curve"].to_numpy()[inside], 2)
+        marks.append(Line(x=np.exp(wide), y=np.polyval(numbers, wide - x.mean()), dashes=index))
+        marks.append(Points(x=np.exp(x), y=own["loss"].to_numpy(), group=index, label=str(name), size=5))
+    return (Panel(marks=tuple(marks), xlabel=setting.replace("_", " "), ylabel="loss (nats per token)", title=title, log="x"),)
+
+
 def groups(values: Array, most: int = MOST_GROUPS) -> list[tuple[float, Rows]]:
     """Rows by value (within 3 %), or by `most` equal shares of the sorted values where there are more values than that."""
     order = np.argsort(values)
-    starts = np.flatnonzero(np.diff(np.log(values[order])) > 0.03) + 1
+    starts = np.flatnonzero(np.diff(np.log(values[order])) > SAME) + 1
     parts = np.split(order, starts) if len(starts) < most else np.array_split(order, most)
     return [(float(np.exp(np.log(values[part]).mean())), part) for part in parts if len(part)]

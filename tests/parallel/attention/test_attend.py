@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from parallel.attention import kernels, plan
 from parallel.attention.attend import attend, backward, forward
 from parallel.attention.pieces import between_stretches, document_spans, within_documents
@@ -60,8 +61,7 @@ SHAPES = {  # rows, heads, key/value heads, sequence, head_dim, median length
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_equals_dense_attention(shape, plain, monkeypatch):
     if plain:
-        monkeypatch.setattr(kernels, "forward", kernels.forward_plain)
-        monkeypatch.setattr(kernels, "backward", kernels.backward_plain)
+        monkeypatch.setattr(kernels, "_chosen", "plain")
         monkeypatch.setattr(kernels, "TILE", 37)
     rows, heads, kv_heads, sequence, head_dim, median = SHAPES[shape]
     documents = packed(rows, sequence, median, 1)
@@ -154,3 +154,13 @@ def test_compiled_code_has_one_graph_whatever_the_documents():
         for computed, wanted in zip([output, *(leaf.grad for leaf in leaves)], expected, strict=True):
             assert (computed - wanted).abs().max() < 1e-12
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+
+
+def test_a_kernel_that_the_device_lacks_is_refused_with_what_there_is():
+    with pytest.raises(
+        UserError, match=r"train\.attention=fused: there is no such kernel for cuda and float32; there is: plain"
+    ):
+        kernels.use("fused", "cuda", torch.float32)
+    for name in ("auto", "fused", "plain"):
+        kernels.use(name, "cpu", torch.float64)
+    kernels.use("auto", "cuda", torch.float32)

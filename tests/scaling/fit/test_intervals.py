@@ -33,7 +33,7 @@ def test_student_intervals_of_a_line_are_the_textbooks():
 def test_a_new_run_lies_wider_than_the_law():
     """Prediction interval of a line: t s sqrt(1 + 1/n + (x - mean)^2 / Sxx)."""
     frame = straight(12)
-    fitted = fit(LINE, frame, bootstrap=20_000)
+    fitted = fit(LINE, frame, bootstrap=20_000, roll_out=False)
     forecast = fitted.predict({"tokens": np.array([5.0])})
     x = frame["tokens"].to_numpy()
     scale = np.sqrt(np.sum(fitted.residuals**2) / 10)
@@ -115,6 +115,20 @@ def test_runs_of_one_ratio_cover_what_they_determine():
     assert fitted.draws.lost == 0
     fewest = fit(LAWS["over-training"], study_of({name: column[:4] for name, column in columns.items()}), bootstrap=50)
     assert len(fewest.draws.theta) == 50  # one degree of freedom is left, whatever the number of parameters
+
+
+@pytest.mark.parametrize("name", ["chinchilla", "over-training"])
+def test_skewed_noise_keeps_its_long_tail_on_its_side(name):
+    """Noise exp(Exponential(0.01)) lies above the law, and so must the intervals of new runs: each side misses its 2.5 %."""
+    law, random = LAWS[name], np.random.default_rng(5)
+    size, ratio = np.exp(random.uniform(17, 22, 1200)), np.exp(random.uniform(1, 6, 1200))
+    frame = study(law, law.truth, from_size_and_tokens(size, size * ratio), 0.0, random)
+    frame["loss"] *= np.exp(random.exponential(0.01, 1200))
+    held = pd.Series(np.arange(1200) >= 200)
+    table = fit(few_starts(name), frame, held_out=held, bootstrap=400).holdout
+    below, above = np.mean(table["actual"] < table["low"]), np.mean(table["actual"] > table["high"])
+    assert below < 0.03
+    assert 0.01 < above < 0.05  # the wrong sign gives 0.15
 
 
 def study_of(columns, **truth):

@@ -10,6 +10,7 @@ from scaling.laws.base.law import VANISHED
 COLUMNS = from_size_and_tokens(np.geomspace(1e7, 1e9, 7), np.geomspace(1e9, 5e9, 7)) | {
     "loss": np.linspace(2.0, 5.0, 7),
     "bits": np.array([1.0, 2, 4, 6, 8, 3, 2]),
+    "activation_bits": np.array([16.0, 2, 4, 8, 8, 3, 4]),
     "qat_tokens": np.geomspace(3e8, 1e9, 7),
     "fp_tokens": np.geomspace(2e9, 5e9, 7),
     "batch_tokens": np.full(7, 1e5),

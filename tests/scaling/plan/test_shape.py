@@ -41,3 +41,14 @@ def test_parameters_are_counted_as_the_trainer_counts_them(ffn, qk_norm, tie_emb
     shape = {"num_layers": 3, "hidden_size": 96, "num_heads": 6, "num_kv_heads": 2, "head_dim": 24, "ffn_size": 200,
              "vocab_size": 300, "ffn": ffn, "qk_norm": qk_norm, "tie_embeddings": tie_embeddings}  # fmt: skip
     assert decoder_parameters(**shape) == ModelShape(**shape).parameters
+
+
+@pytest.mark.parametrize("parameters", [5e7, 1e9, 4e9, 7e10])
+def test_far_from_tiny_runs_a_shape_is_what_people_build(parameters):
+    """From runs of two layers, width 32 and heads of 16, the plan was 253 layers with 248 heads."""
+    tiny = {"config": {"model.vocab_size": 2048}, "aspect": 16.0, "ffn_ratio": 2.0, "head_dim": 16}
+    shape = shape_for(parameters, tiny)
+    assert 48 <= shape["hidden_size"] / shape["num_layers"] <= 256
+    assert shape["hidden_size"] // shape["num_heads"] in (64, 128)
+    assert shape["num_layers"] <= 120
+    assert shape_for(1e5, tiny)["hidden_size"] // shape_for(1e5, tiny)["num_heads"] == 16

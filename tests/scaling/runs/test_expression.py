@@ -61,3 +61,20 @@ def test_expressions_run_no_code(tmp_path):
             assert answer.code == 2, (expression, answer.out)
             assert len(answer.err.splitlines()) <= 5
     assert not mark.exists()
+
+
+def test_text_among_numbers_is_still_text(tmp_path):
+    """A column of "4" and "4WO" becomes numbers, and is compared with text as it was written."""
+    written = "precision,loss\n4,3.0\n4,3.1\n4WO,3.2\n2,3.3\n,3.4\n"
+    (tmp_path / "runs.csv").write_text(written)
+    frame = read_runs([tmp_path / "runs.csv"], ["width=precision"])
+    for expression, rows in (
+        ("precision == '4WO'", [2]),
+        ("precision == '4'", [0, 1]),
+        ("precision == 4", [0, 1]),
+        ("width in ['4', '4WO']", [0, 1, 2]),
+        ("precision.isin(['2', '4WO'])", [2, 3]),
+        ("precision.str.endswith('WO')", [2]),
+        ("precision != '4WO' and loss < 3.15", [0, 1]),
+    ):
+        assert list(frame.index[select(frame, expression, "--where")]) == rows, expression

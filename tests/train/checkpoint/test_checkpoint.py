@@ -112,15 +112,80 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_as_ever(run, place
     assert verify_alone(newest(run)).progress == Progress(12, 12 * 256, 12 * 8)
 
 
-def test_all_damaged_it_starts_over(run, place):
+@pytest.mark.parametrize("damage", [flip, os.remove])
+def test_all_damaged_it_stops_and_starts_over_only_when_told(run, place, damage):
+    """A hiccup of the storage must not begin a long run again."""
     whole = losses(run)
     for folder in newest_first(run / "checkpoints"):
-        flip(folder / "__0_0.distcp")
+        damage(folder / ("__0_0.distcp" if damage is flip else "manifest.json"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.suffix in (".json", ".jsonl")}
+    answer = console.warm("train", *words(place))
+    answer.assert_refused("none of the 3 checkpoints", "step_00000012: ", "run.resume=restart", code=1)
+    assert {path: path.read_bytes() for path in before} == before
+    answer = console.warm("train", *words(place, "run.resume=restart"))
+    assert answer.code == 0, answer.err
+    assert "run.resume=restart: starting over" in answer.err
+    assert losses(run) == pytest.approx(whole, rel=1e-10)
+    assert (run / "aside_metrics.jsonl").exists()
+    assert (run / "checkpoints" / "aside_step_00000008").exists() == (damage is flip)
+    # A finished run stays one, whatever the word.
+    assert "is finished" in console.warm("train", *words(place, "run.resume=restart")).out
+
+
+def test_a_first_save_that_was_killed_is_no_lost_checkpoint(run, place):
+    whole = losses(run)
+    first, *others = reversed(newest_first(run / "checkpoints"))
+    (first / "manifest.json").unlink()
+    for folder in others:
+        shutil.rmtree(folder)
     answer = console.warm("train", *words(place))
     assert answer.code == 0, answer.err
-    assert answer.err.count("is passed over") == 3
     assert "starting over" in answer.err
     assert losses(run) == pytest.approx(whole, rel=1e-10)
+
+
+def test_a_damaged_record_is_rebuilt_and_the_run_goes_on(run, place):
+    whole = losses(run)
+    shutil.rmtree(newest(run))  # four of twelve steps are to be done
+    (run / "run.json").write_bytes(b"\xff{")
+    answer = console.warm("train", *words(place))
+    assert answer.code == 0, answer.err
+    assert "run.json is not JSON" in answer.err
+    assert "rebuilt" in answer.err
+    assert f"going on from {folder_of(run / 'checkpoints', 8)} " in answer.err
+    assert losses(run) == pytest.approx(whole, rel=1e-10)
+    assert (run / "aside_run.json").read_bytes() == b"\xff{"
+
+
+def test_a_trained_run_whose_record_is_damaged_ends_once_more(run, place):
+    good = read_record(run)
+    (run / "run.json").unlink()
+    answer = console.warm("train", *words(place))
+    assert answer.code == 0, answer.err
+    record = read_record(run)
+    assert (record.status, record.tokens, record.loss) == ("finished", good.tokens, good.loss)
+    assert record.flops == good.flops > 0
+    assert record.tokens_per_second
+    assert record.wall_seconds >= sum(line.step_seconds for line in read_metrics(run) if isinstance(line, StepLine))
+
+
+@pytest.mark.parametrize(
+    "bad", [b"\xff\xfe\n", b"{\n", b'{"step": "x"}\n', b'{"learning_rate": 1}\n', b"[]\n", b"null\n", b"\x00" * 64 + b"\n"]
+)
+def test_a_bad_line_of_the_metrics_is_left_out_and_a_hole_is_named(run, place, bad):
+    whole = losses(run)
+    shutil.rmtree(newest(run))
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join([*lines[:4], bad, *lines[6:]]))
+    answer = console.warm("train", *words(place))
+    assert answer.code == 0, answer.err
+    assert "Traceback" not in answer.err
+    assert "metrics.jsonl:5 is not a metrics line" in answer.err
+    assert "lacks the steps 5-6, which the checkpoint has" in answer.err
+    assert bad in (run / "aside_metrics.jsonl").read_bytes()
+    found = {line.step: line.loss for line in read_metrics(run) if isinstance(line, StepLine)}
+    assert list(found) == [step for step in range(1, 13) if step not in (5, 6)]
+    assert list(found.values()) == pytest.approx([whole[step - 1] for step in found], rel=1e-10)
 
 
 def test_weights_for_others_are_verified_too(run):

@@ -93,6 +93,6 @@ def make_stream(tmp_path: Path) -> StreamMaker:
             writer.write(np.array(document, dtype=np.int64))
             writer.end_document()
         writer.close()
-        return writer.stream()
+        return writer.stream(1 << 31)
 
     return make

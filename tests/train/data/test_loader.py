@@ -81,7 +81,7 @@ def test_rows_against_plain_python(tmp_path_factory, lengths, sequence, shard_to
         writer.end_document()
         ids += [number] * length
     assert writer.close()["tokens"] == len(ids)
-    stream = writer.stream()
+    stream = writer.stream(1 << 31)
     assert len(writer.files) == -(-len(ids) // shard_tokens)
     assert stream.document_ids(0, len(ids)).tolist() == ids
     start, stop = len(ids) // 3, len(ids) - len(ids) // 4
@@ -109,7 +109,7 @@ def test_validation_covers_every_target_once(tmp_path_factory, tokens, sequence,
     writer.write(np.arange(tokens))
     writer.end_document()
     writer.close()
-    loader = ValidationLoader(writer.stream(), sequence, limit)
+    loader = ValidationLoader(writer.stream(1 << 31), sequence, limit)
     expected = min(tokens - 1, limit or tokens)
     batch = loader.batch(range(loader.num_samples + 3))
     counted = batch.targets_BS[batch.targets_BS != IGNORE].tolist()

@@ -156,25 +156,35 @@ def test_never_refuses_an_existing_name(configure, shards, path):
     RunDirectory(configure("run.resume=never", "run.name=b")).close()
 
 
-@pytest.mark.parametrize("file", ["config.yaml", "run.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"- 1\n- 2\n", b"\xff\xfe", b"3", b"a: [", b"schema: 1"])
-def test_a_corrupt_run_is_refused_and_stays(configure, shards, path, file, content):
+CORRUPT = [b"", b"{", b"- 1\n- 2\n", b"\xff\xfe", b"3", b"a: [", b"schema: 1"]
+
+
+@pytest.mark.parametrize("content", CORRUPT)
+def test_a_run_of_unknown_configuration_is_refused_and_stays(configure, shards, path, content):
     carry_out(configure(), shards)
-    (path / file).write_bytes(content)
+    (path / "config.yaml").write_bytes(content)
     before = contents(path)
     with pytest.raises(UserError) as caught:
         RunDirectory(configure())
-    assert file in str(caught.value)
+    assert "config.yaml" in str(caught.value)
+    assert "delete" not in str(caught.value)
     assert "run.name" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 5
     assert contents(path) == before
 
 
-def test_a_run_without_a_record_is_refused(configure, shards, path):
-    carry_out(configure(), shards)
-    (path / "run.json").unlink()
-    with pytest.raises(UserError, match=r"run\.json"):
-        RunDirectory(configure())
+@pytest.mark.parametrize("content", [*CORRUPT, None])
+def test_a_corrupt_record_is_rebuilt_from_what_else_there_is(configure, shards, path, content):
+    record = carry_out(configure(), shards)
+    (path / "run.json").unlink() if content is None else (path / "run.json").write_bytes(content)
+    directory = RunDirectory(configure())
+    assert directory.damage is not None
+    assert "run.json" in directory.damage
+    found = directory.existing
+    assert found is not None
+    assert (found.status, found.seed, found.schedule, found.started > "2026") == ("running", record.seed, "wsd", True)
+    assert found.wall_seconds == STEP.step_seconds
+    directory.close()
 
 
 def test_an_unknown_key_in_a_stored_configuration_is_named(configure, shards, path):

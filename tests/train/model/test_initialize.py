@@ -85,5 +85,5 @@ def test_memory_never_exceeds_the_shard_and_one_chunk(parts, side):
     )
     used, shard = (int(word) for word in result.stdout.split())
     assert shard == side * side * 4 // parts
-    # A chunk's temporaries: at most eight arrays of 8 bytes an element.
-    assert used < shard + 8 * 8 * initialize.CHUNK + (1 << 20)
+    # The temporaries of a chunk for each of two threads: at most eight arrays of 8 bytes an element.
+    assert used < shard + 2 * 8 * 8 * initialize.CHUNK + (1 << 20)

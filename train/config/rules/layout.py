@@ -100,7 +100,9 @@ def _model(config: Config) -> Iterator[str]:
     undivided = [f"{key}={size}" for key, size in sizes.items() if size % layout.tensor]
     if undivided:
         are = "is" if len(undivided) == 1 else "are"
-        yield f"{', '.join(undivided)} {are} not divisible by parallel.tensor={layout.tensor}"
+        rows = -(-model.vocab_size // layout.tensor) * layout.tensor
+        hint = f": type model.vocab_size={rows}, whose last rows stay unused" if rows != model.vocab_size else ""
+        yield f"{', '.join(undivided)} {are} not divisible by parallel.tensor={layout.tensor}{hint}"
     if config.tokenizer.vocab_size > model.vocab_size:
         yield (
             f"the tokenizer has {config.tokenizer.vocab_size} entries, the model model.vocab_size={model.vocab_size} rows: "

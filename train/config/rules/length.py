@@ -23,7 +23,7 @@ def length_rules(config: Config) -> Iterator[str]:
             has_rows = tokens % (train.sequence * layout.data_parallel) == 0
             yield (
                 f"train.{key}={tokens} is not a multiple of sequence x microbatch x data-parallel ranks = "
-                f"{train.sequence} x {train.microbatch} x {layout.data_parallel} = {per_pass}: the nearest is {nearest}"
+                f"{train.sequence} x {train.microbatch} x {layout.data_parallel} = {per_pass}: type train.{key}={nearest}"
                 + (f", or train.microbatch={rows}" if has_rows else "")
             )
     yield from _batch_warmup(config)

@@ -46,7 +46,8 @@ def schedule_rules(config: Config) -> Iterator[str]:
         shorter = "schedule.decay_fraction" if config.run.trunk is None else "--decay-tokens"
         yield (
             f"schedule.warmup_tokens={schedule.warmup_tokens} and the decay of {first[1] - first[0]} tokens do not fit into "
-            f"the {where} {first[1]} tokens: lower schedule.warmup_tokens{f' or {shorter}' if fraction else ''}"
+            f"the {where} {first[1]} tokens: type schedule.warmup_tokens={min(first[1] // 20, int(first[0]))} or less"
+            f"{f', or a smaller {shorter}' if fraction else ''}"
         )
     if isinstance(schedule, ConstantScheduleConfig):
         return

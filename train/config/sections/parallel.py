@@ -42,6 +42,9 @@ class ParallelConfig:
     recompute: Recompute
     """what a block's backward pass recomputes: none, selective (all but matrix products and attention), or full"""
 
+    oversubscribe: bool
+    """foretrain starts more processes than this machine has cores or devices, or more than its memory holds"""
+
     @property
     def layout(self) -> Layout:
         """The five axes."""

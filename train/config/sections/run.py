@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from parallel.names import KernelName
 from train.config.sections.types import FREE, STRICT, NonNegativeFloat, PositiveInt
 
 
@@ -20,7 +21,8 @@ class RunConfig:
     """seed of initial weights and data order"""
     resume: Annotated[str, FREE]
     """auto: show the table of a finished run of this name, resume an unfinished one from its newest checkpoint that verifies;
-    never: refuse an existing name; a checkpoint's folder: resume from that checkpoint"""
+    never: refuse an existing name; restart: begin an unfinished run at step 0, and set its checkpoints aside; a checkpoint's
+    folder: resume from that checkpoint"""
     resume_force: Annotated[bool, FREE]
     """resume even if the configuration has changed what the run computes"""
     trunk: str | None
@@ -45,9 +47,12 @@ class TrainConfig:
     sequence: PositiveInt
     """tokens per sequence"""
     microbatch: Annotated[PositiveInt, FREE]
-    """sequences per rank and forward pass"""
+    """sequences per rank and forward pass; auto: as many as the planner finds fastest among those that fit"""
     precision: Literal["fp32", "bf16", "fp64"]
     """bf16: bf16 compute, fp32 parameters and gradient reduction; fp64 is for proving that layouts compute the same"""
+    attention: Annotated[KernelName, FREE]
+    """fused: torch's kernel for the device, which holds no scores; plain: the formula, on any device and in any precision;
+    auto: fused where the device has it"""
     compile: Annotated[bool, FREE]
     """torch.compile, block by block"""
     z_loss: NonNegativeFloat
@@ -63,7 +68,8 @@ class EvalConfig:
     """Validation during the run, and always at its end."""
 
     every_tokens: Annotated[PositiveInt | None, FREE]
-    """also evaluate each time this many tokens have been trained on; null: only at the end"""
+    """also evaluate each time this many tokens have been trained on; null: ten times over the run, at most every twenty
+    steps"""
     tokens: PositiveInt | None
     """evaluate on at most this many validation tokens; null: all"""
 

@@ -1,5 +1,6 @@
 """Rules across fields: all violations at once, with their numbers, and the line to type instead."""
 
+import re
 import shlex
 
 import pytest
@@ -147,7 +148,7 @@ def test_both_lengths_and_neither_are_refused():
 
 def test_a_batch_smaller_than_one_pass_is_told_the_smallest():
     (said,) = problems("train.batch_tokens=1000")
-    assert said.endswith("the nearest is 2048")
+    assert said.endswith("type train.batch_tokens=2048")
 
 
 def test_bytes_need_257_rows():
@@ -233,7 +234,7 @@ LENGTH = ["train.tokens=819200", "train.batch_tokens=8192"]
         (["schedule=cosine", "schedule.floor=0.1"], "schedule.floor=0.1 is above schedule.peak=0.003"),
         (
             ["schedule=cosine", "schedule.warmup_tokens=819201"],
-            "do not fit into the run's 819200 tokens: lower schedule.warmup_tokens",
+            "do not fit into the run's 819200 tokens: type schedule.warmup_tokens=40960 or less",
         ),
         (["schedule=wsd_s", "schedule.ends=[409600,81920]"], r"schedule.ends=[409600, 81920]: they must grow"),
         (["schedule=wsd_s", "schedule.ends=[409600,900000]"], "the run ends at 819200 tokens, before 900000"),
@@ -279,3 +280,26 @@ def test_values_that_no_schedule_has(override, said):
     with pytest.raises(UserError) as caught:
         load_config([override])
     assert said in str(caught.value)
+
+
+def test_a_run_shorter_than_the_demos_warmup_is_told_what_to_type():
+    (said,) = problems("train.tokens=50000")
+    words = re.search(r"type (schedule\.warmup_tokens=\d+) or less", said)
+    assert words is not None, said
+    assert not problems("train.tokens=50000", words[1])
+
+
+def test_a_large_preset_is_told_the_batch_to_type():
+    def of_8b(*words: str) -> list[str]:
+        return list(check(load_config(["model=8b", "parallel.shard=8", *words]), world_size=8))
+
+    words = re.search(r"type (train\.batch_tokens=\d+), or (train\.microbatch=\d+)", of_8b()[0])
+    assert words is not None, of_8b()
+    for word in words.groups():
+        assert not of_8b(word)
+
+
+def test_a_vocabulary_that_does_not_divide_is_told_the_next():
+    said = problems("tokenizer=bytes", "model.vocab_size=257", "parallel.tensor=2", world_size=2)[0]
+    assert "type model.vocab_size=258" in said
+    assert not problems("tokenizer=bytes", "model.vocab_size=258", "parallel.tensor=2", world_size=2)

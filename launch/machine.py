@@ -1,0 +1,87 @@
+"""Whether this machine has room for the processes of a layout: cores or devices, and memory."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from common.errors import UserError
+from train.config import Config
+
+WORKER_GIB = 0.25
+"""memory of a process before it holds anything of the model: the interpreter and torch"""
+
+TRAINING = 4  # weights, gradients and AdamW's two moments, as `train.dry_run=true` counts them
+_GIB = 2**30
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def require_room(config: Config, copies: int = TRAINING) -> None:
+    """Refuse a layout that this machine cannot carry, unless `parallel.oversubscribe` is set.
+
+    Every weight is held `copies` times by the ranks of a replica together.
+
+    Raises:
+        UserError: the processes are more than cores or devices, or need more memory than is free.
+    """
+    if config.parallel.oversubscribe or config.train.dry_run:
+        return
+    size = config.parallel.layout.world_size
+    devices = _devices() if size > 1 else 0
+    problems = [*_processes(size, devices), *_memory(config, size, 0 if devices else copies)]
+    if problems:
+        raise UserError(
+            "\n".join(
+                [
+                    f"this machine has no room for the layout {config.parallel.layout}:",
+                    *(f"  {problem}" for problem in problems),
+                    "lower parallel.* or the model, start it on more machines with torchrun, or type "
+                    "parallel.oversubscribe=true to start it all the same",
+                ]
+            )
+        )
+
+
+def _processes(size: int, devices: int) -> Iterator[str]:
+    cores = len(os.sched_getaffinity(0))
+    room, kind = (devices, "GPU") if devices else (cores, "core")
+    if size > max(1, room):
+        yield f"{size:,} processes on {room} {kind}{'s' * (room != 1)}"
+
+
+def _memory(config: Config, size: int, copies: int) -> Iterator[str]:
+    free = free_bytes()
+    itemsize = 8 if config.train.precision == "fp64" else 4
+    replicas = config.parallel.replicate
+    state = config.model.shape.parameters * replicas * itemsize * copies
+    needed = size * WORKER_GIB * _GIB + state
+    if free is not None and needed > free:
+        kinds = "weights, gradients and optimizer state" if copies == TRAINING else "weights"
+        held = f" and {state / _GIB:,.2f} GiB of {kinds}" if state else ""
+        yield (
+            f"{needed / _GIB:,.1f} GiB are needed, {free / _GIB:,.1f} GiB are free: {size:,} x {WORKER_GIB} GiB for the "
+            f"process{'es' * (size > 1)}{held}, before the activations"
+        )
+
+
+def free_bytes() -> int | None:
+    """Memory that this process may still use: of the machine, or of its control group where that has less."""
+    found = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    for folder, limit, used, cached in (
+        (_CGROUP, "memory.max", "memory.current", "inactive_file"),
+        (_CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError, KeyError):  # "max": no limit
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+            usage = int((folder / used).read_text()) - int(statistics[cached])
+            found.append(int((folder / limit).read_text()) - usage)
+    return min(found, default=None)
+
+
+def _devices() -> int:
+    import torch
+
+    return torch.cuda.device_count()
