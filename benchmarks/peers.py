@@ -168,14 +168,12 @@ def of_hugging_face(overrides: list[str]) -> float:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.times.append(time.perf_counter() - self.start)
 
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.ffn_size,
-            num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads, num_key_value_heads=shape.num_kv_heads,
-            max_position_embeddings=config.train.sequence, tie_word_embeddings=shape.tie_embeddings,
-            attn_implementation="sdpa", use_cache=False,
-        )
+    shapes = LlamaConfig(
+        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.ffn_size,
+        num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads, num_key_value_heads=shape.num_kv_heads,
+        max_position_embeddings=config.train.sequence, tie_word_embeddings=shape.tie_embeddings, use_cache=False,
     )  # fmt: skip
+    model = LlamaForCausalLM(shapes)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
