@@ -3,7 +3,6 @@
     python -m benchmarks.planner sweep ROWS.csv       tokens/s, memory and fit / no fit of the H100 sweep, groups left out in
     turn python -m benchmarks.planner sources ROWS.csv     every other source of the table
     python -m benchmarks.planner tables               Narayanan's tables and Megatron-Core's
-    python -m benchmarks.planner choice ROWS.csv      the layout the planner would choose against the best measured one
     python -m benchmarks.planner constants ROWS.csv   fits the constants of the recipes anew and prints them as YAML
 
 ROWS.csv is a table as docs/planner.md describes it.
@@ -43,6 +42,7 @@ TIME: Values = {
     "attention_efficiency": 0.4,
     "traffic": 2.0,
     "network_efficiency": 0.5,
+    "network_decay": 0.1,
     "data_overlap": 0.5,
     "layer_seconds": 1e-3,
 }
@@ -156,7 +156,7 @@ def tables() -> None:
 def main() -> None:
     """Print what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["sweep", "sources", "tables", "choice", "constants"])
+    parser.add_argument("what", choices=["sweep", "sources", "tables", "constants"])
     parser.add_argument("rows", type=Path, nargs="?")
     arguments = parser.parse_args()
     rows = read_rows(arguments.rows)[0] if arguments.rows else []
@@ -179,7 +179,9 @@ def constants(rows: Sequence[Row]) -> None:
     """Fit every recipe on every machine that has rows of it, and print what belongs into its YAML file."""
     own = [*rows, *narayanan(), *megatron_core()]
     for recipe, machine in sorted({(row.job.recipe.name, row.job.hardware.name) for row in own}):
-        chosen = [row for row in own if (row.job.recipe.name, row.job.hardware.name) == (recipe, machine)]
+        chosen = [row for row in own if (row.job.recipe.name, row.job.hardware.name) == (recipe, machine) and stated(row)]
+        if not chosen:
+            continue
         measured = sum(row.ran and row.tokens_per_second is not None for row in chosen)
         values = fit(chosen, STARTS.get(recipe, TIME) if measured >= 6 else FEW, speed, tokens_per_second, rounds=15)
         if sum(row.memory_gib is not None for row in chosen) >= 6:
@@ -190,6 +192,11 @@ def constants(rows: Sequence[Row]) -> None:
         print(line("tokens/s", misses(chosen, values, "speed")))
         print(line("memory", misses(chosen, values, "memory")))
         print(f"\n    {machine}: {as_yaml(values)}", flush=True)
+
+
+def stated(row: Row) -> bool:
+    """Whether a row says its precision: speeds above what bf16 reaches must not be taken for bf16."""
+    return bool(row.values.get("precision")) or row.source in ("narayanan", "megatron-core")
 
 
 def as_yaml(values: Values) -> str:

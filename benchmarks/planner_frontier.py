@@ -6,8 +6,8 @@ Published (Dash et al., arXiv 2312.12705, abstract): 38.38 % of 191.5 TFLOP/s fo
 % for 1T on 3,072; weak scaling 100 %, strong scaling 89 % (175B) and 87 % (1T). Its shapes, batches and layouts are not
 published in what we could read. Assumed: the shapes of Korthikanti et al. (22B) and Narayanan et al. (175B, 1T), sequences of
 2,048, four sequences per device, a weak scaling that keeps those, a strong scaling from a quarter (175B) and a third (1T) of
-the devices with the batch of all; FLOPs as Megatron-DeepSpeed counts them, recomputation included; the layout that the planner finds best
-among those with full recomputation.
+the devices with the batch of all; FLOPs as Megatron-DeepSpeed counts them, recomputation included; the layout that the planner
+finds best among those with full recomputation.
 """
 
 from collections.abc import Mapping

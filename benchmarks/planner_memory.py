@@ -1,103 +1,136 @@
-"""The planner's memory against real runs on this machine.
+"""The planner's memory against what training steps of the engine need on this machine.
 
-    python -m benchmarks.planner_memory FOLDER [--only WORD]
+    python -m benchmarks.planner_memory [--only WORD]
 
-Trains every layout of the list for three steps with `foretrain train`, one after the other, and prints predicted against
-measured peak memory (live tensor bytes of the fullest rank). FOLDER keeps the runs: `foretrain layout check FOLDER/runs` says
-the same again.
+Builds the engine of every layout of the list, trains two steps on packed documents, and prints predicted against measured peak
+memory (live tensor bytes of the fullest rank, as the trainer measures them). Runs of one's own: `foretrain layout check RUNS`.
 """
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
+from collections import defaultdict
+
+import torch
+
+from parallel.batch import Batch
+from parallel.mesh import World, build_meshes
+from parallel.plan.hardware import load_hardware
+from parallel.plan.memory import memory
+from tests.support.group import Group
+from train.build.engine import build_engine
+from train.build.model import COMPUTE_DTYPES
+from train.build.quantization import Quantization
+from train.config import load_config, require
+from train.config.resolve.microbatch import job_of
+from train.loop.memory import PeakMemory
 
 SMALL = (
     "tokenizer=bytes model.num_layers=4 model.hidden_size=128 model.num_heads=4 model.num_kv_heads=4 model.ffn_size=384 "
-    "model.vocab_size=512 model.qk_norm=false train.sequence=256 train.microbatch=4 train.batch_tokens=8192 train.steps=3 "
-    "eval.tokens=512 schedule.warmup_tokens=0"
+    "model.vocab_size=512 model.qk_norm=false train.sequence=256 train.microbatch=4 train.batch_tokens=8192 train.steps=8 "
+    "schedule.warmup_tokens=0"
 )
+QAT = "quant=qat quant.bits=4 quant.start=0.1"
 RUNS = {
     "plain": "",
-    "one_pass": "train.microbatch=32",
+    "one pass": "train.microbatch=32",
     "tied": "model.tie_embeddings=true",
     "gelu": "model.ffn=gelu model.ffn_size=512",
-    "grouped": "model.num_kv_heads=2 model.qk_norm=true",
-    "words": "model.vocab_size=4096",
-    "long": "train.sequence=1024 train.microbatch=1",
+    "grouped heads": "model.num_kv_heads=2 model.qk_norm=true",
+    "4,096 words": "model.vocab_size=4096",
+    "long rows": "train.sequence=1024 train.microbatch=1",
+    "wide": "model.hidden_size=256 model.ffn_size=768 model.num_layers=2",
     "bf16": "train.precision=bf16",
     "fp64": "train.precision=fp64",
     "full": "parallel.recompute=full",
     "selective": "parallel.recompute=selective",
-    "bf16_full": "train.precision=bf16 parallel.recompute=full",
-    "qat": "quant=qat quant.bits=4 quant.start=0.1 train.steps=8",
-    "qat_bf16": "quant=qat quant.bits=4 quant.start=0.1 train.steps=8 train.precision=bf16",
+    "bf16, full": "train.precision=bf16 parallel.recompute=full",
+    "bf16, selective": "train.precision=bf16 parallel.recompute=selective",
+    "qat": QAT,
+    "qat, bf16": f"{QAT} train.precision=bf16",
+    "qat, full": f"{QAT} parallel.recompute=full",
     "replicate": "parallel.replicate=2",
     "shard": "parallel.shard=2",
-    "shard_bf16": "parallel.shard=2 train.precision=bf16",
-    "shard_full": "parallel.shard=2 parallel.recompute=full train.microbatch=16",
+    "shard, bf16": "parallel.shard=2 train.precision=bf16",
+    "shard, full": "parallel.shard=2 parallel.recompute=full train.microbatch=16",
+    "shard, qat": f"parallel.shard=2 {QAT}",
     "tensor": "parallel.tensor=2",
-    "tensor_bf16": "parallel.tensor=2 train.precision=bf16",
-    "tensor_full": "parallel.tensor=2 parallel.recompute=full",
-    "pipeline": "parallel.pipeline=2",
+    "tensor, bf16": "parallel.tensor=2 train.precision=bf16",
+    "tensor, full": "parallel.tensor=2 parallel.recompute=full",
+    "tensor, selective": "parallel.tensor=2 parallel.recompute=selective",
+    "1f1b": "parallel.pipeline=2",
     "gpipe": "parallel.pipeline=2 parallel.pipeline_schedule=gpipe",
     "interleaved": "parallel.pipeline=2 parallel.pipeline_schedule=interleaved",
     "zbv": "parallel.pipeline=2 parallel.pipeline_schedule=zbv",
+    "dualpipev": "parallel.pipeline=2 parallel.pipeline_schedule=dualpipev",
     "ring": "parallel.context=2 parallel.context_method=ring",
-    "token_ring": "parallel.context=2 parallel.context_method=token_ring",
+    "token ring": "parallel.context=2 parallel.context_method=token_ring",
     "ulysses": "parallel.context=2 parallel.context_method=ulysses",
-    "tensor_shard": "parallel.tensor=2 parallel.shard=2",
-    "pipeline_shard": "parallel.pipeline=2 parallel.shard=2",
+    "tensor x shard": "parallel.tensor=2 parallel.shard=2",
+    "pipeline x shard": "parallel.pipeline=2 parallel.shard=2",
 }
 
 
-def run(folder: Path, name: str, words: str) -> str | None:
-    """Train one of the runs. Returns what it said if it failed."""
-    line = f"run.name={name} run.dir={folder}/runs data.cache_dir={folder}/cache {SMALL} {words}"
-    last: dict[str, str] = {}
-    for word in line.split():
-        last[word.partition("=")[0]] = word
-    command = [sys.executable, "-c", "from launch.cli import command; command()", "train", *last.values()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=280)
-    return None if answer.returncode == 0 else answer.stderr[-400:]
+def words_of(name: str) -> list[str]:
+    """The overrides of a run: what it says goes before what all have."""
+    last = {word.partition("=")[0]: word for word in f"{SMALL} {RUNS[name]}".split()}
+    return list(last.values())
+
+
+def peak(world: World, overrides: list[str]) -> int:
+    """Peak of live tensor bytes of this rank over two steps."""
+    config = load_config(overrides)
+    require(config, world_size=world.size)
+    meshes = build_meshes(config.parallel.layout, world.device)
+    engine = build_engine(config, meshes, world.device)
+    quantization = Quantization(config, engine, COMPUTE_DTYPES[config.train.precision])
+    if config.low_precision is not None:
+        quantization.begin()
+    draw = torch.Generator().manual_seed(meshes.data_rank)
+    shape = (config.train.microbatch, config.train.sequence)
+    batches = [
+        Batch(
+            torch.randint(256, shape, generator=draw),
+            torch.randint(256, shape, generator=draw),
+            (torch.rand(shape, generator=draw) < 0.01).cumsum(dim=1),
+        )
+        for _ in range(config.accumulation)
+    ]
+    measured = PeakMemory(world.device, [parameter for _, parameter in engine.named_parameters()], watch=True)
+    for step in range(PeakMemory.WATCHED_STEPS):
+        watching = measured.watching(step)
+        assert watching is not None
+        with watching:
+            engine.train_step(batches, learning_rate=1e-3, tokens=config.train.batch_tokens)
+    return measured.peak_bytes() or 0
+
+
+def peaks(world: World, runs: list[list[str]]) -> list[int]:
+    """`peak` of one run after the other."""
+    torch.set_num_threads(1)
+    return [peak(world, overrides) for overrides in runs]
 
 
 def main() -> None:
-    """Run and print."""
+    """Measure, predict, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="")
-    parser.add_argument("--seconds", type=float, default=1e9, help="start no further run after that many")
-    arguments = parser.parse_args()
-    begin = time.perf_counter()
-    for name, words in RUNS.items():
-        record = arguments.folder / "runs" / name / "run.json"
-        wanted = arguments.only in name and not record.is_file() and time.perf_counter() - begin < arguments.seconds
-        if wanted and (said := run(arguments.folder, name, words)):
-            print(f"{name} failed: {said}")
-    table(arguments.folder)
-
-
-def table(folder: Path) -> None:
-    """Print what the finished runs measured, and the forecast of today's planner."""
-    from parallel.plan.check import check_rows
-
-    checked = check_rows([folder / "runs"], recipe=None, hardware="cpu")
-    print("| run | layout | measured, MiB | predicted | error, % |\n|---|---|---|---|---|")
+    wanted = parser.parse_args().only
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name in RUNS:
+        if wanted in name:
+            groups[load_config(words_of(name)).parallel.layout.world_size].append(name)
+    print("| run | overrides | measured, MiB | predicted | error, % |\n|---|---|---|---|---|")
     errors = []
-    for row, said in zip(checked.rows, checked.forecasts, strict=True):
-        if not row.memory_gib:
-            continue
-        errors.append(said.memory_gib["total"] / row.memory_gib - 1)
-        words = RUNS.get(row.name, "") or "as above the table"
-        predicted = 1024 * said.memory_gib["total"]
-        print(f"| {row.name} | {words} | {1024 * row.memory_gib:.1f} | {predicted:.1f} | {100 * errors[-1]:+.1f} |")
-    sizes = [abs(error) for error in errors]
-    print(f"\n{len(sizes)} runs: median error {100 * statistics.median(sizes):.1f} %, worst {100 * max(sizes):.1f} %")
+    for size, names in sorted(groups.items()):
+        by_rank = Group(size).run(peaks, [words_of(name) for name in names], timeout=900.0)
+        for name, of_ranks in zip(names, zip(*by_rank, strict=True), strict=True):
+            measured = max(of_ranks)
+            predicted = memory(job_of(load_config(words_of(name)), load_hardware("cpu")))["total"]
+            errors.append(predicted / measured - 1)
+            sizes = f"{measured / 2**20:.1f} | {predicted / 2**20:.1f} | {100 * errors[-1]:+.1f}"
+            print(f"| {name} | {RUNS[name]} | {sizes} |", flush=True)
+    misses = [abs(error) for error in errors]
+    print(f"\n{len(misses)} layouts: median error {100 * statistics.median(misses):.1f} %, worst {100 * max(misses):.1f} %")
 
 
 if __name__ == "__main__":

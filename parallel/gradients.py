@@ -79,11 +79,11 @@ def sum_tied_gradients(
     local += theirs
 
 
-def gradient_norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
+def gradient_norm(gradients: Sequence[Tensor], device: torch.device, replicas: int = 1) -> Tensor:
     """l2 norm of the whole gradient, equal on every rank of the default group. A collective.
 
     `gradients` are this rank's slices, in their final placements. The squares of a slice that several ranks hold are divided by
-    their number. Copies on several data ranks are always DTensors, so they can be counted: FSDP makes them such.
+    their number: a DTensor says on how many ranks of its mesh it is, and there are `replicas` of each mesh.
     """
     squares = torch.zeros((), device=device)
     by_copies: dict[int, list[Tensor]] = {}
@@ -91,7 +91,7 @@ def gradient_norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
         by_copies.setdefault(_copies(gradient), []).append(_local(gradient))
     for copies, local in by_copies.items():
         norms = torch.stack(torch._foreach_norm(local))
-        squares = squares + norms.square().sum() / copies
+        squares = squares + norms.square().sum() / (copies * replicas)
     dist.all_reduce(squares)
     return squares.sqrt()
 

@@ -11,6 +11,11 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.distributed.tensor.placement_types import Placement
 
 
+def is_sharded(mesh: DeviceMesh, *, bf16: bool) -> bool:
+    """Whether `shard_model` changes a model. In full precision it leaves whole replicas as they are."""
+    return mesh["parameters"].size() > 1 or bf16
+
+
 def shard_model(
     model: nn.Module,
     blocks: Sequence[nn.Module],
@@ -32,10 +37,11 @@ def shard_model(
     The parameters named in `replicated` are not sharded: every data rank holds them, in their own dtype, as DTensors whose
     gradients are still partial sums. FSDP would cast them to bf16 like all others.
 
-    `mesh` has the axes `replicate`, `parameters` and `tensor`. On a single rank there is nothing to shard, and the model stays
-    as it is unless `bf16` asks for the cast: FSDP's copies would cost a tenth of a small model's step.
+    `mesh` has the axes `replicate`, `parameters` and `tensor`. Where every rank has whole parameters there is nothing to shard,
+    and the model stays as it is (see `parallel.replicas` for its gradients) unless `bf16` asks for the cast: FSDP's copies
+    would cost a tenth of a small model's step.
     """
-    if mesh["replicate", "parameters"].size() == 1 and not bf16:
+    if not is_sharded(mesh, bf16=bf16):
         return
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None,

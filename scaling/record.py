@@ -62,8 +62,6 @@ class RunRecord:
     """the same with the attention term halved"""
     peak_memory_bytes: int | None = None
     """largest rank's peak of live tensor bytes; None where it was not measured"""
-    predicted: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """by the layout planner, before the run: peak_memory_bytes, tokens_per_second, fits"""
     device: str
     world_size: int
     wall_seconds: float = 0.0
@@ -83,14 +81,16 @@ class RunRecord:
     """of the last process: saved, bytes of the last one, stall_seconds of the loop, cpu_seconds in the background"""
     trunk: str | None = None
     """the checkpoint of another run that this one branched off; `tokens` includes that run's up to the branch"""
-    bit_widths: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
-    """of every matrix with learned bit widths, how many of its blocks have which, in quarters of a bit"""
     context_method: str | None = None
     """how the ranks that share a sequence exchange it; null where none do"""
     corpus: str | None = None
     """content hash of text, tokenizer and split (the folder of the tokens): losses on two of them are not comparable"""
     tokenizer: str | None = None
     """SHA-256 of the tokenizer"""
+    predicted: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """by the layout planner, before the run: peak_memory_bytes, tokens_per_second, fits"""
+    bit_widths: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    """of every matrix with learned bit widths, how many of its blocks have which, in quarters of a bit"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -53,8 +53,9 @@ def phases(config: Config) -> list[tuple[str, int, int]]:
         borders |= {start, *rate.borders()}
         if rate.then is not None:
             borders.add(start + rate.then[1].warmup_tokens)
+    state = f", {config.low_precision.state}" if config.low_precision is not None else ""
     return [
-        (_name(rate, first, last) + (", quantized" if first >= start else ""), first, last)
+        (_name(rate, first, last) + (state if first >= start else ""), first, last)
         for first, last in itertools.pairwise(sorted(borders))
     ]
 
@@ -81,8 +82,8 @@ def _show(config: Config) -> None:
         rates = (f"{rate:.6g}" for rate in (_rate_from(rate, first), rate.learning_rate(last)))
         table.add_row(name, f"{first:,}", f"{last:,}", f"{last - first:,}", *rates)
     Console(width=100).print(table)
-    if (phase := low_precision_phase(config)) is not None:
-        print(f"quantized from {phase.start:,} tokens on ({phase.why})")
+    if (phase := low_precision_phase(config)) is not None and config.low_precision is not None:
+        print(f"{config.low_precision.state} from {phase.start:,} tokens on ({phase.why})")
     for warning in warnings_of(config):
         print(f"warning: {warning}")
     if len(batches.stages) > 1:

@@ -16,7 +16,8 @@ from parallel.gradients import align_gradients, clip, gradient_norm, sum_tied_gr
 from parallel.mesh import Meshes
 from parallel.names import stage_count
 from parallel.region import region
-from parallel.shard import local_slice
+from parallel.replicas import ReplicaSums
+from parallel.shard import is_sharded, local_slice
 from parallel.stages import Part
 
 
@@ -33,9 +34,15 @@ def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "Native
         convert=blueprint.convert,
         context=blueprint.context,
     )
-    pipelined = meshes.axes["pipeline"].size() > 1
-    runner = _pipeline_runner(blueprint, parts, meshes, device) if pipelined else WholeModelRunner(parts[0].module, device)
-    return NativeEngine(parts, runner, blueprint, meshes, device)
+    replicas = None
+    if meshes.data["data"].size() > 1 and not is_sharded(meshes.parameters, bf16=blueprint.composition.bf16):
+        parameters = [parameter for part in parts for parameter in part.module.parameters()]
+        replicas = ReplicaSums(parameters, meshes.parameters.get_group("replicate"))
+    if meshes.axes["pipeline"].size() > 1:
+        runner = _pipeline_runner(blueprint, parts, meshes, device)
+    else:
+        runner = WholeModelRunner(parts[0].module, device, replicas)
+    return NativeEngine(parts, runner, replicas, blueprint, meshes, device)
 
 
 def _pipeline_runner(blueprint: Blueprint, parts: list[Part], meshes: Meshes, device: torch.device) -> Runner:
@@ -65,12 +72,18 @@ class NativeEngine:
     """Runs micro-batches, sums gradients over the data ranks, clips, steps."""
 
     def __init__(
-        self, parts: Sequence[Part], runner: Runner, blueprint: Blueprint, meshes: Meshes, device: torch.device
+        self,
+        parts: Sequence[Part],
+        runner: Runner,
+        replicas: ReplicaSums | None,
+        blueprint: Blueprint,
+        meshes: Meshes,
+        device: torch.device,
     ) -> None:
         self.parts = parts
         # Listed once: between forward passes FSDP may put gathered tensors in the place of parameters.
         self._named_parameters = [pair for part in parts for pair in part.module.named_parameters()]
-        self.runner = runner
+        self.runner, self.replicas = runner, replicas
         self.optimizer = blueprint.build_optimizer(self._named_parameters)
         self.device = device
         self.clip_norm = blueprint.clip_norm
@@ -215,6 +228,8 @@ class NativeEngine:
     def _finish_gradients(self) -> Tensor:
         """Complete the gradients and clip them. Returns their norm before clipping, over all stages."""
         parameters = [parameter for _, parameter in self._named_parameters]
+        if self.replicas is not None:
+            self.replicas.finish()
         align_gradients(parameters)
         tied = [copies for name, copies in self.tied.items() if name not in self.excluded]
         for first, last in tied:
@@ -222,7 +237,8 @@ class NativeEngine:
         gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
         # Both copies of a tied weight have the same gradient, which counts once.
         second = {id(last) for _, last in tied}
-        norm = gradient_norm([grad for parameter, grad in gradients.items() if id(parameter) not in second], self.device)
+        counted = [gradient for parameter, gradient in gradients.items() if id(parameter) not in second]
+        norm = gradient_norm(counted, self.device, 1 if self.replicas is None else self.replicas.group.size())
         clip(list(gradients.values()), norm, self.clip_norm)
         return norm
 

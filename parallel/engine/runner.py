@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from parallel.batch import Batch
+from parallel.replicas import ReplicaSums
 
 
 class Runner(Protocol):
@@ -29,8 +30,9 @@ class Runner(Protocol):
 class WholeModelRunner:
     """Runs one micro-batch after the other through a model that is not cut into stages."""
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.model, self.device = model, device
+    def __init__(self, model: nn.Module, device: torch.device, replicas: ReplicaSums | None) -> None:
+        """`replicas`: what sums gradients over data ranks; None if FSDP does, or if there is one."""
+        self.model, self.device, self.replicas = model, device, replicas
 
     def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
         """See `Runner`."""
@@ -40,6 +42,8 @@ class WholeModelRunner:
                 # Gradients are reduced once per step, in the backward pass of the last micro-batch.
                 self.model.set_requires_gradient_sync(index == len(batches) - 1)
             sums = self.forward(batch.to(self.device), loss=True)
+            if self.replicas is not None and index == len(batches) - 1:
+                self.replicas.begin()
             (sums[0] / tokens).backward()
             total += sums[1:].detach()
         return total

@@ -9,6 +9,7 @@ import yaml
 
 from common.files import write_atomically
 from parallel.environment import ProcessEnvironment
+from parallel.plan.hardware import hardware_of
 
 
 def measure_machine() -> dict[str, Any]:
@@ -33,9 +34,20 @@ def measure_machine() -> dict[str, Any]:
             {"level": "network", "bandwidth": bandwidth, "latency": latency},
         ],
         "topology": "switch",
+        "like": _like(device),
         "source": f"measured with {torch.get_num_threads()} threads a process on {device.type}"
         + ("" if environment.launched else "; links are assumed: measure them under torchrun"),
     }
+
+
+def _like(device: Any) -> str:
+    """The known machine whose constants serve: the GPU's own kind, else an H100; a CPU's for a CPU."""
+    import torch
+
+    if device.type != "cuda":
+        return "cpu"
+    known = hardware_of(torch.cuda.get_device_name(device))
+    return known.name if known else "h100"
 
 
 def _timed(call: Any, device: Any, seconds: float = 0.6) -> float:

@@ -107,7 +107,7 @@ def job_of(model: str, hardware: str, recipe: str, sequence: int, batch_sequence
         recipe=framework,
         choice=Choice(sequence_parallel=framework.sequence_parallel),
         precision=precision,
-        constants=framework.constants_for(machine.name),
+        constants=framework.constants_for(machine.kind),
     )
 
 

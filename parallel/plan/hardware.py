@@ -58,6 +58,13 @@ class Hardware:
     watts: float | None = None
     dollars_per_hour: float | None = None
     source: str = ""
+    like: str | None = None
+    """the machine whose constants serve for this one"""
+
+    @property
+    def kind(self) -> str:
+        """The name under which recipes keep constants."""
+        return self.like or self.name
 
     @property
     def node_devices(self) -> int:
@@ -109,7 +116,7 @@ def hardware_from(values: Any, name: str) -> Hardware:
     needed = ("peak", "memory_gib", "memory_bandwidth", "links")
     if missing := [key for key in needed if key not in values]:
         raise UserError(f"{name}: lacks {', '.join(missing)} (see configs/_hardware/h100.yaml for the form)")
-    known = {*needed, "topology", "watts", "dollars_per_hour", "source"}
+    known = {*needed, "topology", "watts", "dollars_per_hour", "source", "like"}
     if unknown := sorted(set(values) - known):
         raise UserError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     if not isinstance(values["peak"], dict) or "fp32" not in values["peak"] or not values["links"]:
@@ -141,6 +148,7 @@ def hardware_from(values: Any, name: str) -> Hardware:
         watts=values.get("watts"),
         dollars_per_hour=values.get("dollars_per_hour"),
         source=str(values.get("source", "")),
+        like=values.get("like"),
     )
 
 

@@ -5,6 +5,7 @@ of
 `size` ranks, `stride` devices apart, spans size x stride devices, and crosses the innermost level that holds that many.
 """
 
+import math
 from typing import Literal
 
 from parallel.plan.hardware import Link
@@ -38,11 +39,11 @@ def bandwidth(job: Job, size: int, stride: int, kind: Kind = "all_gather") -> fl
     inner = next(own for own in reversed(job.hardware.links) if own.devices is not None) if node > 1 else link
     # A measurement is of all nodes; a group that spans fewer has more.
     crossed, everywhere = size * stride / node, max(1.0, job.choice.gpus / node)
-    measured = getattr(job.measured, kind)
+    measured: float | None = getattr(job.measured, kind)
     if measured:
-        port = measured / node * max(1.0, everywhere / crossed) ** constants.network_decay
+        port = measured / node * math.pow(max(1.0, everywhere / crossed), constants.network_decay)
     else:
-        port = link.bandwidth * constants.network_efficiency * max(1.0, crossed / 2) ** -constants.network_decay
+        port = link.bandwidth * constants.network_efficiency / math.pow(max(1.0, crossed / 2), constants.network_decay)
     return min(inner.bandwidth * constants.node_efficiency, port * members)
 
 

@@ -4,6 +4,8 @@ Sources: states as in ZeRO (Rajbhandari et al., arXiv 1910.02054, section 3); ac
 2205.05198, section 4), by the recipe's table.
 """
 
+import math
+
 from parallel.plan.counting import block_bytes, held_parameters, kept_bytes, layer_parameters
 from parallel.plan.job import Job
 from parallel.plan.own_memory import rank_bytes
@@ -52,6 +54,12 @@ def memory(job: Job) -> dict[str, float]:
     ranks = job.choice.pipeline
     candidates = {0, ranks - 1} if ranks > 2 and job.recipe.cut != "threshold" else set(range(min(ranks, 64)))
     return max((rank_memory(job, rank) for rank in sorted(candidates)), key=lambda parts: parts["total"])
+
+
+def fit_chance(job: Job, total_gib: float) -> float:
+    """How likely a layout fits, if predicted memory is off by `memory_spread` (normally distributed)."""
+    spare = capacity_gib(job) / total_gib - 1
+    return 0.5 * (1 + math.erf(spare / (job.constants.memory_spread * math.sqrt(2))))
 
 
 def capacity_gib(job: Job) -> float:

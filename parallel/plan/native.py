@@ -46,7 +46,7 @@ def job_of_run(
         recipe=recipe,
         choice=choice,
         precision=precision,
-        constants=recipe.constants_for(hardware.name),
+        constants=recipe.constants_for(hardware.kind),
         extra={"quant": dict(quant)} if quant else {},
     )
 

@@ -113,7 +113,7 @@ def loss_bytes(job: Job) -> float:
     norm."""
     shape, tensor, element, tokens = job.shape, job.choice.tensor, job.element_bytes, job.tokens
     words = shape.vocab_size / tensor
-    budget = max(tokens * shape.hidden_size * 4, CHUNK_BYTES.get(job.hardware.name, CHUNK_BYTES_OF_OTHERS))
+    budget = max(tokens * shape.hidden_size * 4, CHUNK_BYTES.get(job.hardware.kind, CHUNK_BYTES_OF_OTHERS))
     chunk = min(tokens, max(128, budget // (4 * words) // 128 * 128))
     per_logit = 6 if element == 2 else element
     norm = norm_bytes(element) * shape.hidden_size / tensor
@@ -146,6 +146,11 @@ def _messages(job: Job, content: Content) -> float:
 
 
 def _quantized(job: Job, content: Content) -> float:
-    """Bytes that fake-quantized weights keep from forward to backward: the rounded weight, and what its gradient needs."""
-    per_weight = job.extra.get("quantized_bytes", 0.0)
-    return per_weight * content.layers * layer_parameters(job.shape) / job.choice.tensor
+    """Bytes of rounded weights, which the products of a block save beside the weights themselves.
+
+    Without recomputation all blocks keep theirs until their backward passes, else one block at a time.
+    """
+    if not job.extra.get("quant"):
+        return 0.0
+    layers = content.layers if job.choice.recompute == "none" else min(1, content.layers)
+    return layers * layer_parameters(job.shape) / job.choice.tensor * job.element_bytes

@@ -78,6 +78,7 @@ class Constants:
     gathered: float = 8.0
     slack_gib: float = 1.0
     reserve_gib: float = 3.0
+    memory_spread: float = 0.1
 
 
 BOUNDS: dict[str, tuple[float, float, str]] = {
@@ -99,6 +100,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "gathered": (0.0, 80.0, "bytes per token and hidden element of buffers that hold whole sequences under tensor parallelism"),
     "slack_gib": (0.0, 6.0, "GiB that the allocator holds besides, context and communication buffers of small models included"),
     "reserve_gib": (0.0, 12.0, "GiB that a run cannot use: the driver's context, communication libraries, fragmentation"),
+    "memory_spread": (0.01, 0.3, "relative error of predicted memory: in a search, what just fits counts less"),
 }
 
 
@@ -131,6 +133,8 @@ class Recipe:
     gradient_bytes: float
     """per parameter, in the reduction over data ranks"""
     weight_message_bytes: float
+    gathers_behind_forward: bool
+    """whether new weights (ZeRO 1 and 2) are gathered while the next step's first forward pass runs"""
     accumulation_traffic: float
     """bytes per parameter and micro-batch that adding up gradients reads and writes"""
     optimizer_traffic: float

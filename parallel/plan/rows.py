@@ -131,7 +131,7 @@ def row_of(values: Mapping[str, str], name: str, *, recipe: str | None = None, h
         choice=choice,
         precision=precision,
         measured=measured,
-        constants=framework.constants_for(machine.name, measured.fabric),
+        constants=framework.constants_for(machine.kind, measured.fabric),
     )
     speed = _number(values, "tokens_per_s_per_gpu")
     step = _number(values, "step_time_s")

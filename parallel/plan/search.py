@@ -11,7 +11,7 @@ from common.errors import UserError
 from parallel.names import V_SHAPED, Recompute, ScheduleName, fewest_microbatches, stage_count
 from parallel.plan.forecast import Forecast, forecast, memory_in_gib
 from parallel.plan.job import Choice, Job
-from parallel.plan.memory import capacity_gib
+from parallel.plan.memory import capacity_gib, fit_chance
 from parallel.plan.step_time import step_parts
 
 LEVELS: tuple[Recompute, ...] = ("none", "selective", "full")
@@ -154,6 +154,8 @@ def _schedules(job: Job, pipeline: int, fixed: Mapping[str, Any]) -> Iterator[tu
 def search(job: Job, devices: int, fixed: Mapping[str, Any], top: int) -> list[Forecast]:
     """The `top` fastest layouts that fit, best first; if none fits, those that need least memory.
 
+    One that barely fits may not: its speed counts times the chance that it does.
+
     Recomputation is the least that makes a layout fit, unless fixed: more of it only costs time.
 
     Raises:
@@ -168,7 +170,8 @@ def search(job: Job, devices: int, fixed: Mapping[str, Any], top: int) -> list[F
             candidate = replace(base, choice=replace(base.choice, recompute=level))
             total = memory_in_gib(candidate)["total"]
             if total <= room:
-                heapq.heappush(found, (-step_parts(candidate)["total"], number, candidate))
+                seconds = step_parts(candidate)["total"] / fit_chance(candidate, total)
+                heapq.heappush(found, (-seconds, number, candidate))
                 break
             heapq.heappush(wanting, (-total, number * 4 + LEVELS.index(level), candidate))
         for heap in (found, wanting):

@@ -36,7 +36,7 @@ def assumptions(said: Forecast) -> dict[str, Any]:
         "recipe": job.recipe.name,
         "precision": job.precision,
         "constants": vars(job.constants),
-        "constants_fitted": job.recipe.fitted(job.hardware.name),
+        "constants_fitted": job.recipe.fitted(job.hardware.kind),
         "links": [vars(link) for link in job.hardware.links],
         "flops_per_token": job.shape.flops_per_token(job.sequence),
         "parameters": job.shape.parameters,
@@ -98,7 +98,7 @@ def plan_table(best: Sequence[Forecast], instead: Forecast | None, tokens: float
         words += [f"{spent['energy_mwh']:,.1f} MWh"] if spent["energy_mwh"] is not None else []
         words += [f"${spent['dollars']:,.0f}"] if spent["dollars"] is not None else ["no price stated (--price)"]
         console.print(f"{tokens:.3g} tokens with the first: {', '.join(words)}")
-    if not job.recipe.fitted(job.hardware.name):
+    if not job.recipe.fitted(job.hardware.kind):
         console.print(f"No measured rows of recipe {job.recipe.name} on {job.hardware.name}: its constants are defaults.")
 
 

@@ -81,7 +81,9 @@ def in_flight(job: Job, rank: int) -> float:
     if choice.pipeline_schedule == "gpipe":
         return float(count)
     if choice.pipeline_schedule == "interleaved":
-        return min(count * chunks, 2 * (ranks - rank - 1) + (chunks - 1) * ranks + 1) / chunks
+        # torch's schedule begins the next chunk before it lets go of the last one.
+        ahead = 2 if job.recipe.own else 1
+        return min(count * chunks, 2 * (ranks - rank - 1) + (chunks - 1) * ranks + ahead) / chunks
     if choice.pipeline_schedule == "zbv":
         return float(min(count, ranks))
     if choice.pipeline_schedule == "dualpipev":

@@ -150,6 +150,8 @@ def reduction_seconds(job: Job, content: Content, backward: float) -> float:
     elif choice.zero:
         exposed = collective(job, parameters * recipe.gradient_bytes, data, stride, "reduce_scatter")
         after = collective(job, parameters * recipe.weight_message_bytes, data, stride, "all_gather")
+        if recipe.gathers_behind_forward:
+            after = max(0.0, after - job.constants.data_overlap * backward / 2)
     else:
         exposed = collective(job, parameters * recipe.gradient_bytes, data, stride, "all_reduce")
         after = 0.0

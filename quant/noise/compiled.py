@@ -39,9 +39,9 @@ def library(dtype: torch.dtype) -> Any:
     words += ["-O3", "-ffp-contract=off", "-std=c11", "-shared", "-fPIC"]
     source = Path(__file__).with_name("cpu.c")
     name = hashlib.sha256(source.read_bytes() + " ".join([*words, platform.machine(), platform.libc_ver()[1]]).encode())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foretrain"
-    path = folder / f"noise-{name.hexdigest()[:16]}.so"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foretrain"
+        path = folder / f"noise-{name.hexdigest()[:16]}.so"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as temporary:  # several ranks may compile at once

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from quant.method import LowPrecisionModule, Method, Treatment, like, local_parameter, replace_modules
 from quant.noise.add import add_noise
-from quant.noise.draws import noise_key
+from quant.noise.draws import ROW_BITS, STEP_BITS, WORD_BITS, noise_key
 
 BITS = "bits"
 """The name of a module's parameter of bit widths."""
@@ -59,6 +59,8 @@ class _Noisy(LowPrecisionModule):
         self.noise, self.active = noise, False
         rows, columns = self.weight.shape
         assert rows % noise.block == columns % noise.block == 0, f"{rows} x {columns} in blocks of {noise.block}"
+        assert rows <= 1 << ROW_BITS, f"{rows} rows: draws are not numbered for so many"
+        assert columns <= 4 << WORD_BITS, f"{columns} columns: draws are not numbered for so many"
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         shape = (rows // noise.block, columns // noise.block)
         self.bits = nn.Parameter(torch.empty(shape, dtype=dtype, device=self.weight.device))
@@ -149,6 +151,7 @@ class WeightNoise(Method):
 
     def prepare_step(self, modules: Iterable[tuple[str, LowPrecisionModule]], *, seed: int, step: int) -> None:
         """See `Method.prepare_step`. All modules of a device share the tensor of the step."""
+        assert step < 1 << STEP_BITS, f"step {step}: draws are not numbered for so many"
         shared: dict[torch.device, Tensor] = {}
         for name, module in modules:
             assert isinstance(module, NoisyLinear | NoisyEmbedding)

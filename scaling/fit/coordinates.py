@@ -7,15 +7,10 @@ from scaling.laws.base.columns import SIZE_COLUMNS, Columns
 from scaling.laws.base.dual import Array
 from scaling.runs.columns import derive
 
+_ROOT = np.sqrt(2.0)
+
 Coordinates = dict[str, Array]
 """A direction, called like the column that grows along it -> the runs' places on it, (runs,), in logarithms."""
-
-
-def table_of(columns: Columns) -> pd.DataFrame:
-    """A law's columns, and those of size and tokens that follow from them."""
-    named = {name: np.atleast_1d(np.asarray(values, dtype=float)) for name, values in columns.items()}
-    length = max((len(values) for values in named.values()), default=0)
-    return derive(pd.DataFrame({name: np.broadcast_to(values, length) for name, values in named.items()}))
 
 
 def coordinates(columns: Columns) -> Coordinates:
@@ -23,13 +18,23 @@ def coordinates(columns: Columns) -> Coordinates:
 
     Their sums and differences are divided by the root of two, so that a step has one length in every direction.
     """
-    table = table_of(columns)
-    if {"parameters", "tokens"} <= set(table.columns):
-        size, tokens = (np.log(table[name].to_numpy(dtype=float)) for name in ("parameters", "tokens"))
-        root = np.sqrt(2.0)
-        return dict(zip(SIZE_COLUMNS, (size, tokens, (size + tokens) / root, (tokens - size) / root), strict=True))
-    values = {name: table[name].to_numpy(dtype=float) for name in columns}
-    return {name: np.log(column) for name, column in values.items() if (column > 0).all()}
+    named = {name: np.atleast_1d(np.asarray(values, dtype=float)) for name, values in columns.items()}
+    if not {"parameters", "tokens"} <= set(named):
+        length = max((len(values) for values in named.values()), default=0)
+        table = derive(pd.DataFrame({name: np.broadcast_to(values, length) for name, values in named.items()}))
+        if {"parameters", "tokens"} <= set(table.columns):
+            named = {name: table[name].to_numpy(dtype=float) for name in ("parameters", "tokens")}
+    if {"parameters", "tokens"} <= set(named):
+        size, tokens = np.broadcast_arrays(np.log(named["parameters"]), np.log(named["tokens"]))
+        return dict(zip(SIZE_COLUMNS, (size, tokens, (size + tokens) / _ROOT, (tokens - size) / _ROOT), strict=True))
+    return {name: np.log(values) for name, values in named.items() if (values > 0).all()}
+
+
+def in_units(name: str, place: float, places: Coordinates) -> float:
+    """A place on a direction in the units of its column; flops are 6 parameters tokens."""
+    if len(places) == len(SIZE_COLUMNS) and tuple(places) == SIZE_COLUMNS and name in ("flops", "tokens_per_parameter"):
+        return float(np.exp(place * _ROOT) * (6.0 if name == "flops" else 1.0))
+    return float(np.exp(place))
 
 
 def beyond(places: Coordinates, fitted: Coordinates) -> Array:

@@ -10,9 +10,9 @@ from scaling.fit.result import Fit, RollOut, metrics
 from scaling.laws.base.dual import Array
 
 POOR_R2 = 0.9
-MISSED = 3.0
+MISSED = 2.0
 """How many times the miss of a roll-out may be what noise and uncertain parameters explain (root mean squares)."""
-WORTH, BENT = 0.005, 0.002
+WORTH, BENT = 0.01, 0.002
 """A miss, or a trend, below this share of the target is none."""
 _PARTS, _PERMUTATIONS, _CHANCE, _SHARE = 3, 999, 0.003, 0.2
 _FEWEST = 12  # runs, for three parts that say something

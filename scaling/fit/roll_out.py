@@ -8,7 +8,7 @@ Rolling origins: Tashman, International Journal of Forecasting 16, 2000.
 import numpy as np
 import numpy.typing as npt
 
-from scaling.fit.coordinates import Coordinates, beyond, coordinates, table_of
+from scaling.fit.coordinates import Coordinates, beyond, coordinates, in_units
 from scaling.fit.intervals import ranks, visible
 from scaling.fit.result import Fit, RollOut
 from scaling.fit.solver import solve
@@ -22,8 +22,8 @@ EXPLAINED = 2.5
 """Misses whose mean square is so many times the expected one are still explained by noise and uncertain parameters: they go
 together, so that chance alone often makes them a little larger. Chosen, like `DEGREES` and the growth with the distance, by
 coverage of public studies and of simulated laws that are only nearly true (docs/benchmarks/scaling_laws.md)."""
-DEGREES = 4
-"""Of Student's t: as many directions have roll-outs of their own."""
+DEGREES = 8
+"""Of Student's t: four directions, with two roll-outs or so each that do not repeat each other."""
 _ABSOLUTE = np.pi / 2.0  # variance of a median over that of a mean
 _ROOT = 1.4826  # median absolute deviation to standard deviation
 _SAME = 0.05  # values whose logarithms are no further apart are one level
@@ -32,27 +32,36 @@ _FEWEST = 0.3  # of the runs, that a roll-out may be fitted to
 
 def roll_outs(fit: Fit, optimum: Array) -> tuple[RollOut, ...]:
     """Every roll-out of a fit whose optimum, in solver units, is given: all refits at once, each from the optimum."""
-    places, table = coordinates(fit.columns), table_of(fit.columns)
-    cuts = [(name, keep) for name, place in places.items() for keep in _cuts(name, place)]
-    labels = fit.labels
+    columns, labels = fit.columns, fit.labels
+    places = coordinates(columns)
     fewest = max(_FEWEST * len(labels), fit.rank + 2)
+    cuts = [(name, keep) for name, place in places.items() for keep in _cuts(name, place)]
     cuts = [cut for cut in cuts if cut[1].sum() >= fewest and len(np.unique(labels[cut[1]])) >= min(3, labels.max() + 1)]
     if not cuts or fit.rank == 0 or len(fit.runs) <= fit.rank:
         return ()
     kept = np.array([keep for _, keep in cuts], dtype=np.float64)
     start = visible(fit.law, optimum, fit.jacobian(), frozenset(fit.fixed), float(np.sqrt(np.mean(fit.residuals**2))))
     starts = np.repeat(start[None], len(cuts), axis=0)
-    refits = solve(
-        fit.law, fit.objective, fit.columns, fit.target, starts, weights=kept * fit.weights, fixed=frozenset(fit.fixed)
-    )
-    theta = fit.law.from_solver(refits.solver)
-    good = (ranks(fit.jacobian(), kept) >= fit.rank) & np.isfinite(theta).all(axis=1)
-    ends = {name: np.min if name in DOWNWARDS else np.max for name in places}
+    refits = solve(fit.law, fit.objective, columns, fit.target, starts, weights=kept * fit.weights, fixed=frozenset(fit.fixed))
+    free = tuple(index for index, name in enumerate(fit.law.names) if name not in fit.fixed)
+    forecasts, slopes = fit.law.value_and_jacobian(refits.solver, columns, free)
+    slopes = slopes / forecasts[:, None, :] if fit.objective.log else slopes
+    good = (ranks(fit.jacobian(), kept) >= fit.rank) & np.isfinite(slopes).all(axis=(1, 2)) & np.isfinite(forecasts).all(axis=1)
+    noise = _square(fit.residuals) * len(labels) / (len(labels) - fit.rank)
+    # Points of one run go together at worst, and Huber's loss, nearly the absolute one, is less precise than least squares.
+    more = len(labels) / (labels.max() + 1) * (_ABSOLUTE if fit.objective.name == "huber-log" else 1.0)
     return tuple(
-        _roll_out(fit, places, name, float(ends[name](table[name].to_numpy()[keep])), keep, theta[index])
+        _roll_out(fit, places, name, keep, forecasts[index], noise, more * _uncertain(slopes[index].T, keep))
         for index, (name, keep) in enumerate(cuts)
         if good[index]
     )
+
+
+def _uncertain(slopes: Array, keep: Mask) -> float:
+    """The mean variance of forecasts by the kept runs, of the others, for noise of variance 1; slopes are (runs, free)."""
+    scaled = slopes / np.maximum(np.linalg.norm(slopes[keep], axis=0), 1e-300)
+    inverse = np.linalg.pinv(scaled[keep].T @ scaled[keep], rcond=1e-9)
+    return float(np.mean(np.sum((scaled[~keep] @ inverse) * scaled[~keep], axis=1)))
 
 
 def _cuts(name: str, place: Array) -> list[Mask]:
@@ -65,27 +74,20 @@ def _cuts(name: str, place: Array) -> list[Mask]:
     return [keep for keep in chosen if not keep.all()]
 
 
-def _roll_out(fit: Fit, places: Coordinates, name: str, limit: float, keep: Mask, theta: Array) -> RollOut:
-    forecast = fit.law.value(theta[None], fit.columns)[0]
-    misses = fit.objective.residuals(forecast, fit.target)[~keep]
-    gradient = fit.gradient(fit.columns, theta)
-    scale = np.maximum(np.linalg.norm(gradient[keep], axis=0), 1e-300)
-    inverse = np.linalg.pinv((gradient[keep] / scale).T @ (gradient[keep] / scale), rcond=1e-9)
-    uncertain = np.sum((gradient[~keep] / scale @ inverse) * (gradient[~keep] / scale), axis=1)
-    noise = _square(fit.residuals) * len(keep) / max(1, len(keep) - fit.rank)
-    # Points of one run go together at worst, and Huber's loss, nearly the absolute one, is less precise than least squares.
-    uncertain *= len(keep) / (fit.labels.max() + 1) * (_ABSOLUTE if fit.objective.name == "huber-log" else 1.0)
+def _roll_out(fit: Fit, places: Coordinates, name: str, keep: Mask, forecast: Array, noise: float, uncertain: float) -> RollOut:
+    target = fit.target[~keep]
     distances = beyond(
         {axis: place[~keep] for axis, place in places.items()}, {axis: place[keep] for axis, place in places.items()}
     )
+    limit = np.min(places[name][keep]) if name in DOWNWARDS else np.max(places[name][keep])
     return RollOut(
         column=name,
-        limit=limit,
+        limit=in_units(name, float(limit), places),
         runs=int((~keep).sum()),
-        miss=float(np.median(fit.target[~keep] / forecast[~keep] - 1.0)),
+        miss=float(np.median(target / forecast[~keep] - 1.0)),
         beyond=float(distances.max()),
-        squared=_square(misses),
-        expected=noise * (1.0 + float(np.mean(uncertain))),
+        squared=_square(fit.objective.residuals(forecast[~keep], target)),
+        expected=noise * (1.0 + uncertain),
         distance=float(np.mean(distances)),
     )
 

@@ -160,9 +160,7 @@ def simulate(
             f"{law.name} has no constants or design of its own: type --truth NAME=VALUE for {', '.join(law.names)} "
             "and --design DATA"
         )
-    far = {
-        name: np.atleast_1d(np.asarray(column, dtype=float))[-1:] for name, column in (beyond or law.beyond or columns).items()
-    }
+    far = _last_of(beyond or law.beyond or columns)
     noise = law.noise if noise is None else noise
     counts = _Counts(law, values, far)
     for number in range(sets):
@@ -180,6 +178,11 @@ def simulate(
     return counts.report(noise, sets, time.monotonic() - started)
 
 
+def _last_of(runs: Columns) -> dict[str, Array]:
+    """The last run, as columns of one."""
+    return {name: np.atleast_1d(np.asarray(column, dtype=float))[-1:] for name, column in runs.items()}
+
+
 class _Counts:
     """Adds up over studies."""
 
@@ -187,7 +190,7 @@ class _Counts:
         self.law, self.far = law, far
         self.true_theta = np.array([[truth[name] for name in law.names]])
         self.aim = float(law.value(self.true_theta, far)[0, 0])
-        self.truth = dict(truth) | {name: float(how(truth)) for name, how in law.derived.items()}
+        self.truth = dict(truth) | {name: float(how({**truth, **law.measured({})})) for name, how in law.derived.items()}
         self.failed = 0
         self.fits: list[Fit] = []
         self.inside: dict[str, list[bool | None]] = {name: [] for name in self.truth}

@@ -18,8 +18,8 @@ def remarks(optimum: Choice, context: Mapping[str, Any]) -> Iterator[str]:
         peak = config.get("schedule.peak")
         runs = f"the fitted runs had schedule.peak={peak:g}" if peak is not None else "the fitted runs had several"
         yield (
-            f"no learning rate is planned, and the best one falls with the size: {runs}. Fit the law learning-rate too, train "
-            "with optimizer.mup=true, or find one by short runs of this size"
+            f"no learning rate is planned, and the best one falls with the size: {runs}. Fit a law of learning rates too, "
+            "train with optimizer.mup=true, or find one by short runs of this size"
         )
     corpus = context.get("corpus_tokens")
     if corpus and optimum.tokens > MOST_EPOCHS * corpus:

@@ -189,7 +189,7 @@ LAYOUTS = DATA | PIPELINE | COMPOSED | CONTEXT
 
 
 # In fp32 everything is computed as in fp64, only to fewer digits: one layout of each kind shows it, the others do under `slow`.
-IN_FP32 = {"pipeline2_1f1b", "pipeline4_zbv", "tensor2", "tensor2_pipeline2_shard2"}
+IN_FP32 = {"pipeline2_1f1b", "pipeline4_zbv", "tensor2"}
 
 
 def _cases() -> dict[tuple[str, str], Case]:
@@ -207,7 +207,9 @@ def _cases() -> dict[tuple[str, str], Case]:
             found[layout, precision] = _case(layout, precision, how=how, slow=precision == "fp32" and layout not in IN_FP32)
     for layout in COMPOSED:
         for precision in TOLERANCE:
-            found[layout, precision] = _case(layout, precision, slow=precision == "fp32" and layout not in IN_FP32)
+            # Of the layouts of three axes, on eight processes, one is always run.
+            slow = (precision == "fp32" and layout not in IN_FP32) or layout == "replicate2_shard2_tensor2"
+            found[layout, precision] = _case(layout, precision, slow=slow)
     for layout, chosen in CHOSEN.items():  # every method by itself and beside another axis; the whole product is slow
         for precision, how in chosen:
             found[layout, " ".join([precision, *how])] = _context_case(CONTEXT[layout], precision, how)
@@ -292,7 +294,7 @@ def test_context_parallel_in_every_way(carry_out, expected, layout, variant):
     "layout, choice, precision",
     [
         ("single", "none", "fp32"),
-        ("pipeline2_1f1b", "none", "fp64"),
+        pytest.param("pipeline2_1f1b", "none", "fp64", marks=pytest.mark.slow),
         pytest.param("shard2", "full", "fp64", marks=pytest.mark.slow),
         pytest.param("tensor2_shard2", "selective", "fp64", marks=pytest.mark.slow),
         pytest.param("context2", "none", "fp64", marks=pytest.mark.slow),

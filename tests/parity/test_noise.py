@@ -18,8 +18,8 @@ MODEL = [
     *("model.vocab_size=272", "model.init_std=0.1", "schedule.peak=5e-3", "schedule.warmup_tokens=1024"),
     *("train.steps=8", "train.sequence=32", "train.batch_tokens=512", "eval.tokens=600", "schedule.decay_fraction=0.25"),
     *("checkpoint.every_tokens=1000000", "health.step_timeout_seconds=null", "quant.block=8"),
-    # Wide steps and a strong pull, so that bit widths reach both their ends.
-    *("quant.bits_learning_rate=40", "quant.penalty=0.1"),
+    # Wide steps, so that bit widths reach both their ends.
+    *("quant.bits_learning_rate=40", "quant.penalty=0.001"),
 ]
 RUNS = {
     "fp64 gaussian": (["quant=gaussian", "train.precision=fp64", "quant.b_target=3"], 1e-10),
@@ -28,8 +28,9 @@ RUNS = {
         1e-10,
     ),
     "fp64 diffq": (["quant=diffq", "train.precision=fp64", "quant.b_target=2"], 1e-10),
-    "fp32 gaussian": (["quant=gaussian", "train.precision=fp32"], 1e-5),
-    "fp32 diffq": (["quant=diffq", "train.precision=fp32"], 1e-5),
+    # In fp32 a width whose gradient is lost in rounding takes a step in either direction, so steps are smaller.
+    "fp32 gaussian": (["quant=gaussian", "train.precision=fp32", "quant.bits_learning_rate=4"], 1e-5),
+    "fp32 diffq": (["quant=diffq", "train.precision=fp32", "quant.bits_learning_rate=4"], 1e-5),
 }
 LAYOUTS = {
     "single": {},
@@ -110,9 +111,8 @@ def test_the_noise_is_in_the_losses_and_bit_widths_move_between_their_ends(refer
         assert len({loss for loss, _ in losses}) == len(losses)
         target, init = (float(load_config([*MODEL, *words]).quant.__dict__[key]) for key in ("b_target", "b_init"))
         every = np.concatenate([value.flatten().numpy() for value in widths.values()])
-        assert target <= every.min() < init - 0.5, run
-        assert every.max() <= init
-        assert np.ptp(every) > 0.1, run
+        assert target <= every.min() < every.max() <= init, run
+        assert np.ptp(every) > (0.9 if run.startswith("fp64") else 0.01), run
     with_noise, without = (np.array(reference(run)[0])[:4, 0] for run in list(RUNS)[:2])
     assert abs(with_noise / without - 1).max() > 1e-4  # the second run begins without
 

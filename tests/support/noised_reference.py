@@ -44,10 +44,9 @@ def noise(seed: int, step: int, name: str, shape: tuple[int, int], uniform: bool
     return (up - down).double()
 
 
-def noised(weight: Tensor, share: Tensor, drawn: Tensor, quant) -> Tensor:
-    """Weight (rows, columns) and share (rows / n, columns / n) of the way from b_target to b_init."""
-    blocks = weight.detach().unflatten(0, (len(share), -1)).unflatten(2, (share.shape[1], -1))
-    widths = quant.b_target + share * (quant.b_init - quant.b_target)
+def noised(weight: Tensor, widths: Tensor, drawn: Tensor, quant) -> Tensor:
+    """Weight (rows, columns) and bit widths (rows / n, columns / n)."""
+    blocks = weight.detach().unflatten(0, (len(widths), -1)).unflatten(2, (widths.shape[1], -1))
     size = blocks.abs().amax((1, 3)) * 2 ** (1 - widths)
     spread = size.repeat_interleave(quant.block, 0).repeat_interleave(quant.block, 1)
     return weight + drawn.to(weight.dtype) * spread
@@ -60,7 +59,7 @@ def losses_and_norms(config: Config, shards: Shards, start: int) -> tuple[list[t
     for name, weight in weights.items():
         std = init_std(name, config.model.num_layers, config.model.init_std, None)
         fill(weight, (0,) * weight.dim(), weight.shape, name=name, seed=config.run.seed, std=std)
-    quant, uniform, shares = config.quant, config.quant.name == "diffq", {}
+    quant, uniform, widths = config.quant, config.quant.name == "diffq", {}
     moments: dict[str, tuple[Tensor, Tensor, int]] = {}
     loader = TrainLoader(shards.train, config.train.sequence, config.run.seed)
     rows = config.train.batch_tokens // config.train.sequence
@@ -69,12 +68,12 @@ def losses_and_norms(config: Config, shards: Shards, start: int) -> tuple[list[t
         if step == start + 1:
             for name, weight in weights.items():
                 if weight.dim() == 2 and (quant.outer or name.startswith("blocks.")):
-                    shares[name] = weight.new_ones(weight.shape[0] // quant.block, weight.shape[1] // quant.block)
+                    widths[name] = weight.new_full([size // quant.block for size in weight.shape], quant.b_init)
         batch = loader.batch(range((step - 1) * rows, step * rows))
         leaves = {n: t.detach().requires_grad_() for n, t in weights.items()}
-        leaves |= {f"{n} bits": t.detach().requires_grad_() for n, t in shares.items()}
+        leaves |= {f"{n} bits": t.detach().requires_grad_() for n, t in widths.items()}
         used = dict(leaves)
-        for name in shares:
+        for name in widths:
             drawn = noise(config.run.seed, step - 1, name, tuple(weights[name].shape), uniform)
             used[name] = noised(leaves[name], leaves[f"{name} bits"], drawn, quant)
         used = {name: used[name] for name in weights}
@@ -85,16 +84,16 @@ def losses_and_norms(config: Config, shards: Shards, start: int) -> tuple[list[t
         results.append((loss.item(), norm))
         rate = schedule_of(config).learning_rate(step * config.train.batch_tokens)
         for name, gradient in gradients.items():
-            of, _, is_share = name.partition(" ")
-            tensor = shares[of] if is_share else weights[of]
-            plain = is_share or tensor.dim() < 2 or of.startswith("embedding")
+            of, _, is_width = name.partition(" ")
+            tensor = widths[of] if is_width else weights[of]
+            plain = is_width or tensor.dim() < 2 or of.startswith("embedding")
             decay = 0.0 if plain else config.optimizer.weight_decay
-            eps = 1e-15 * (quant.b_init - quant.b_target) if is_share else config.optimizer.eps
+            eps = 1e-15 if is_width else config.optimizer.eps
             clipped = gradient * min(1.0, config.optimizer.clip_norm / (norm + 1e-6))
-            if is_share:
-                clipped = clipped + quant.penalty * (quant.b_init - quant.b_target) / tensor.numel()
-            own = rate * (quant.bits_learning_rate if is_share else 1.0)
+            if is_width:
+                clipped = clipped + quant.penalty / tensor.numel()
+            own = rate * (quant.bits_learning_rate * (quant.b_init - quant.b_target) if is_width else 1.0)
             moments[name] = adamw(config, tensor, clipped, moments.get(name), own, decay, eps)
-            if is_share:
-                tensor.clamp_(0.0, 1.0)
-    return results, {name: quant.b_target + share * (quant.b_init - quant.b_target) for name, share in shares.items()}
+            if is_width:
+                tensor.clamp_(quant.b_target, quant.b_init)
+    return results, widths

@@ -48,7 +48,7 @@ def evaluated(run: Path, *words: str) -> dict:
 def test_the_record_has_the_bit_widths_of_every_matrix(noisy, full):
     record = read_record(noisy)
     assert record.quantizer == "rounded_normal/8x8"
-    assert record.bits is None  # the weights of the run are in full precision
+    assert (record.bits, record.fp_tokens, record.qat_tokens) == (None, 2048, 0)  # the run's weights are in full precision
     blocks = {name: sum(histogram.values()) for name, histogram in record.bit_widths.items()}
     square, wide = 4, 6
     per_layer = {
@@ -73,7 +73,7 @@ def test_the_table_at_the_end_sums_them_up(place):
     assert answer.code == 0, answer.err
     assert "on average" in answer.out
     assert "bit_widths.png" in answer.out
-    assert "diffq from 0 tokens on" in answer.err
+    assert "with noise from 0 tokens on" in answer.err
     assert read_record(place / "runs" / "uniform").quantizer == "uniform/8x8"
 
 

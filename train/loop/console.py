@@ -78,7 +78,7 @@ def announce(config: Config, shards: Shards, steps: int) -> None:
         log.info(message, config.parallel.context, method, config.parallel.context_partition, why)
     if (phase := low_precision_phase(config)) is not None:
         share = 1.0 - phase.start / config.total_tokens
-        what = "quantized" if config.quant.name == "qat" else config.quant.name
+        what = config.low_precision.state if config.low_precision is not None else ""
         log.info("%s from %s tokens on, %.1f %% of the run (%s)", what, f"{phase.start:,}", 100 * share, phase.why)
     for warning in warnings_of(config):
         log.warning("%s", warning)

@@ -205,7 +205,8 @@ class RunRecorder(Recorder):
     def _count(self, progress: Progress) -> None:
         record, phase = self.record, self.quantization.phase
         record.tokens = progress.tokens
-        record.fp_tokens = record.tokens if phase is None else min(record.tokens, phase.start)
+        # A method that leaves the weights in full precision, such as noise, counts as that.
+        record.fp_tokens = record.tokens if phase is None or record.bits is None else min(record.tokens, phase.start)
         record.qat_tokens = record.tokens - record.fp_tokens
         record.skipped_samples = [list(pair) for pair in progress.skipped]
 

@@ -33,7 +33,7 @@ def test_student_intervals_of_a_line_are_the_textbooks():
 def test_a_new_run_lies_wider_than_the_law():
     """Prediction interval of a line: t s sqrt(1 + 1/n + (x - mean)^2 / Sxx)."""
     frame = straight(12)
-    fitted = fit(LINE, frame, bootstrap=20_000)
+    fitted = fit(LINE, frame, bootstrap=20_000, roll_out=False)
     forecast = fitted.predict({"tokens": np.array([5.0])})
     x = frame["tokens"].to_numpy()
     scale = np.sqrt(np.sum(fitted.residuals**2) / 10)

@@ -62,7 +62,7 @@ def test_a_law_that_is_only_nearly_true_covers_with_roll_outs_alone(bend, low, h
             fitted = fit(law, frame, held_out=frame["tokens"] > 8e9, bootstrap=200, roll_out=roll_out)
             kept.append(held_out_summary(fitted)["inside"])
     assert low <= np.mean(shares[False]) <= high, shares
-    assert np.mean(shares[True]) > 0.9, shares
+    assert np.mean(shares[True]) > 0.8, shares
 
 
 def test_a_true_law_is_hardly_widened():

@@ -17,6 +17,7 @@ from scaling.plan.choice import GIB
 from scaling.plan.plan import plan
 from scaling.plan.train_command import words_for
 from scaling.show.plain import plan_plain
+from scaling.show.tables import plan_table
 from tests.support.scaling import few_starts, scaling, simulated, written
 from train.config import load_config
 
@@ -251,3 +252,16 @@ def test_gpu_hours_are_flops(tmp_path):
     words = ["plan", tmp_path / "f", "--json"]
     hours = scaling(*words, "--gpu-hours", "1000", "--flops-per-gpu-second", "4e14").json
     assert hours["optimum"] == scaling(*words, "--flops", "1.44e21").json["optimum"]
+
+
+def test_a_plan_far_from_the_runs_leads_with_one_near_them(fits, capsys):
+    """The law's best ratio is 3 or so, the fitted runs have 20 and more: what is planned first lies within a factor of two."""
+    answer = plan([fits["over-training"]], 1e19)
+    assert answer.near is not None
+    assert answer.near.tokens / answer.near.parameters == pytest.approx(10.0)
+    assert answer.near.loss > answer.optimum.loss
+    plan_table(answer)
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("Near the fitted runs: ")
+    assert second.startswith("An extrapolation: ")
+    assert plan([fits["chinchilla"]], 1e21).near is None

@@ -27,7 +27,7 @@ def job_of(config: Config, hardware: Hardware) -> Job:
         microbatch=train.microbatch,
         precision=train.precision,
         hardware=hardware,
-        quant=None if low_precision is None else asdict(low_precision),
+        quant=None if low_precision is None else {"rounds": True},
     )
 
 

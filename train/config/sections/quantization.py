@@ -59,6 +59,11 @@ class LowPrecisionConfig:
         return None
 
     @property
+    def state(self) -> str:
+        """What the weights are in the phase, in words."""
+        return "quantized"
+
+    @property
     def label(self) -> str:
         """The method in the name of a branch."""
         raise NotImplementedError
@@ -113,6 +118,11 @@ class NoiseConfig(LowPrecisionConfig):
     """learning rate of (b - b_target) / (b_init - b_target), in units of the weights' rate; 0: widths stay at b_init"""
     outer: bool
     """true: noise on the embedding and the head too"""
+
+    @property
+    def state(self) -> str:
+        """See `LowPrecisionConfig.state`."""
+        return "with noise"
 
     @property
     def label(self) -> str:
