@@ -35,8 +35,14 @@ def report(codes: Mapping[int, int], logs: Path) -> int:
 
 
 def _first(codes: Mapping[int, int], said: Mapping[int, list[str]]) -> int | None:
-    """The rank that failed first: killed, or with a code of its own. Ranks with `LOST` are victims."""
-    own = sorted((rank for rank, code in codes.items() if code != LOST), key=lambda rank: (codes[rank] > 0, rank))
+    """The rank that failed first: killed, or with a code of its own.
+
+    Ranks with `LOST` are victims, and so may those be that got a SIGTERM, which torchrun sends to the others.
+    """
+    own = sorted(
+        (rank for rank, code in codes.items() if code != LOST),
+        key=lambda rank: (codes[rank] == -signal.SIGTERM, codes[rank] > 0, rank),
+    )
     if own:
         return own[0]
     return next((rank for rank, lines in said.items() if lines and rank not in codes), None)  # still ending when others had

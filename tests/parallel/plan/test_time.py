@@ -10,7 +10,7 @@ from parallel.plan.recipe import BOUNDS, Constants, load_recipe, recipe_names
 from parallel.plan.stages import pipeline_seconds
 from parallel.plan.step_time import block_seconds, step_parts
 from parallel.plan.timeline import timeline
-from tests.parallel.plan.test_memory import gpt, job
+from tests.support.plan_jobs import gpt, job
 
 IDEAL = Constants(
     matmul_efficiency=1.0,

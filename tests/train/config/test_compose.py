@@ -22,6 +22,7 @@ NOT_IDENTITY = {
     "train.dry_run",
     "train.microbatch",
     "train.compile",
+    "train.attention",
     "eval.every_tokens",
     "run.name",
     "run.dir",

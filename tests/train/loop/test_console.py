@@ -19,6 +19,7 @@ def test_without_a_terminal_a_line_comes_every_so_often(monkeypatch, caplog):
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(console.log, "propagate", True)
+    monkeypatch.setattr(console.log, "disabled", False)  # a library that sets up logging disables what there is
     with caplog.at_level(logging.INFO, logger="foretrain"), console.progress(1000, 100, shown=True) as advance:
         for step in range(101, 161):  # two steps a second
             now[0] += 0.5
