@@ -10,12 +10,15 @@ from parallel.environment import LOST
 _LAST_LINES = 2
 
 
-def report(codes: Mapping[int, int], logs: Path) -> int:
+def report(codes: Mapping[int, int], logs: Path, *, asked_to_stop: bool) -> int:
     """Say in one message why the run ended, unless a worker has said it. Returns the exit code of the launcher.
 
     `codes`: exit code of every rank that had failed; negative: killed by that signal. `logs`: the folder of their stderr.
+    `asked_to_stop`: whether the launcher has forwarded a signal to them.
     """
-    if stopped := [code for code in codes.values() if code > 128]:
+    # torchrun sends a SIGTERM to the others when one has died, and a SIGKILL to those who do not stop.
+    died = any(code < 0 and code != -signal.SIGTERM for code in codes.values())
+    if (asked_to_stop or not died) and (stopped := [code for code in codes.values() if code > 128]):
         return stopped[0]  # by a signal to the run, which the worker has reported
     said = {rank: _last_lines(logs, rank) for rank in _ranks(logs)}
     rank = _first(codes, said)
@@ -41,7 +44,7 @@ def _first(codes: Mapping[int, int], said: Mapping[int, list[str]]) -> int | Non
     """
     own = sorted(
         (rank for rank, code in codes.items() if code != LOST),
-        key=lambda rank: (codes[rank] == -signal.SIGTERM, codes[rank] > 0, rank),
+        key=lambda rank: (codes[rank] in (-signal.SIGTERM, 128 + signal.SIGTERM), codes[rank] > 0, rank),
     )
     if own:
         return own[0]

@@ -98,28 +98,31 @@ def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:
             log_line_prefix_template="[rank ${rank}] ",
         )
         try:
-            with _forward_signals(STOP_SIGNALS, SignalException):
+            with _forward_signals(STOP_SIGNALS, SignalException) as forwarded:
                 elastic_launch(config, entrypoint=command[0])(*command[1:])
         except SignalException as error:
             print(f"stopped by {signal.Signals(error.sigval).name}, with all processes of the run", file=sys.stderr)
             return 128 + error.sigval
         except ChildFailedError as error:
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-            return report(codes, Path(folder))
+            return report(codes, Path(folder), asked_to_stop=bool(forwarded))
     return 0
 
 
 @contextmanager
-def _forward_signals(numbers: Sequence[signal.Signals], too_early: type[Exception]) -> Iterator[None]:
+def _forward_signals(numbers: Sequence[signal.Signals], too_early: type[Exception]) -> Iterator[list[int]]:
     """Forward these signals to the workers, which save a checkpoint and end, instead of ending this process.
 
     The agent would give them thirty seconds and then kill them. The handler raises `too_early` if there are no workers yet.
+    Yields the signals that it has forwarded.
     """
+    forwarded: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         workers = _children()
         if not workers:
             raise too_early("no worker has been started yet", signal.Signals(number))
+        forwarded.append(number)
         print(f"{signal.Signals(number).name}: stopping; once more to stop at once", file=sys.stderr)
         for worker in workers:
             with suppress(ProcessLookupError):
@@ -128,7 +131,7 @@ def _forward_signals(numbers: Sequence[signal.Signals], too_early: type[Exceptio
     handlers: list[Any] = [signal.signal(number, forward) for number in numbers]
     os.environ[LAUNCHER] = str(os.getpid())
     try:
-        yield
+        yield forwarded
     finally:
         del os.environ[LAUNCHER]
         for number, handler in zip(numbers, handlers, strict=True):

@@ -38,7 +38,7 @@ def logs(tmp_path):
     ({0: 143, 1: -9}, {"rank1": ""}, 143, []),
 ])  # fmt: skip
 def test_the_first_is_told_from_its_victims(logs, capsys, codes, lines, code, said):
-    assert report(codes, logs(**lines)) == code
+    assert report(codes, logs(**lines), asked_to_stop=code == 143) == code
     err = capsys.readouterr().err
     assert bool(err) == bool(said)
     for words in said:
