@@ -43,15 +43,15 @@ LAYOUTS = {
     "replicate2_shard2": {"replicate": 2, "shard": 2},
     "tensor2_shard2": {"tensor": 2, "shard": 2},
 }
-# Every run on one process, every layout with what it could get wrong; all of both under `slow`.
+# Every run on one process, one layout of each kind with what it could get wrong; all of both under `slow`.
 CHOSEN = {
     "single": list(RUNS),
     "shard2": ["fp64 gaussian", "fp64 diffq"],
     "tensor2": ["fp64 gaussian", "fp64 gaussian, from the middle, tied, outer", "fp32 gaussian"],
     "pipeline2_1f1b": ["fp64 gaussian, from the middle, tied, outer"],
+    "context2": ["fp64 gaussian"],
     "tensor2_shard2": ["fp64 gaussian, from the middle, tied, outer", "fp32 diffq"],
 }
-DEFAULT = ["fp64 gaussian"]
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,9 @@ def _compare(group, corpus, reference, tmp_path, layout, runs: list[str], *how: 
         np.testing.assert_allclose(losses, reference(run)[0], rtol=RUNS[run][1], atol=0, err_msg=run)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", CHOSEN)
 def test_every_layout(group, corpus, reference, tmp_path, layout):
-    _compare(group, corpus, reference, tmp_path, LAYOUTS[layout], CHOSEN.get(layout, DEFAULT))
+    _compare(group, corpus, reference, tmp_path, LAYOUTS[layout], CHOSEN[layout])
 
 
 @pytest.mark.slow
@@ -99,7 +99,9 @@ def test_recomputed_blocks_and_micro_batches_draw_the_same(group, corpus, refere
     _compare(group, corpus, reference, tmp_path, {}, ["fp64 gaussian", "fp64 diffq"], *how)
 
 
-@pytest.mark.parametrize("layout", ["single", pytest.param("tensor2", marks=pytest.mark.slow), "shard2"])
+@pytest.mark.parametrize(
+    "layout", ["single", *(pytest.param(layout, marks=pytest.mark.slow) for layout in ("tensor2", "shard2"))]
+)
 def test_compiled(group, corpus, reference, tmp_path, layout):
     _compare(group, corpus, reference, tmp_path, LAYOUTS[layout], ["fp64 gaussian"], "train.compile=true")
 
@@ -117,21 +119,20 @@ def test_the_noise_is_in_the_losses_and_bit_widths_move_between_their_ends(refer
     assert abs(with_noise / without - 1).max() > 1e-4  # the second run begins without
 
 
-@pytest.mark.parametrize("layout", ["single", "tensor2_shard2"])
+@pytest.mark.parametrize("layout", ["shard2", pytest.param("tensor2_shard2", marks=pytest.mark.slow)])
 def test_bf16_stays_near_fp32(group, corpus, reference, tmp_path, layout):
     """The integers are the same; what is added to bf16 weights is rounded to bf16."""
     axes = [f"parallel.{axis}={value}" for axis, value in LAYOUTS[layout].items()]
-    rows = 8 if axes else 16
     words = [
         f"run.dir={tmp_path}",
         *corpus,
         *MODEL,
         "quant=gaussian",
         "train.precision=bf16",
-        f"train.microbatch={rows}",
+        "train.microbatch=8",
         *axes,
     ]
-    answers = group(4 if axes else 1).run(whole_runs.train, [load_config(words)], timeout=300.0)
+    answers = group(math.prod(LAYOUTS[layout].values())).run(whole_runs.train, [load_config(words)], timeout=300.0)
     ((found,),) = [answer for answer in answers if answer is not None]
     np.testing.assert_allclose(found, reference("fp32 gaussian")[0], rtol=2e-2, atol=0)
 
