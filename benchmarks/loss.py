@@ -102,7 +102,7 @@ def main() -> None:
                 table.add_row(name, str(dtype).removeprefix("torch."), base, chosen, *ratios)
         console.print(table)
     tokens, hidden_size, words = LARGE
-    chunk = chunk_tokens(torch.empty(tokens, hidden_size, device="meta"), words)
+    chunk = chunk_tokens(torch.empty(tokens, hidden_size), words)
     memory = Table(
         "loss", "peak", "of which the weight's gradient", title=f"{tokens:,} tokens, {hidden_size:,} wide, {words:,} words"
     )

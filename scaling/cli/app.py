@@ -29,6 +29,17 @@ Where = Annotated[
     str | None,
     typer.Option(metavar="EXPR", help="which rows, as in a pandas query: 'tokens_per_parameter == 20 and parameters < 1e9'"),
 ]
+LossColumn = Annotated[
+    str | None, typer.Option("--loss", metavar="COLUMN", help="the column that is the loss (nats per token)")
+]
+Group = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN", help="rows equal in it are points of one run (checkpoints); 'none': every row is a run"),
+]
+BestPer = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMNS", help="of rows equal in these only the one of lowest loss: 'parameters,tokens'"),
+]
 LawFile = Annotated[
     Path | None, typer.Option(metavar="FILE.py", help="a Python file that defines laws of your own (docs/laws.md)")
 ]

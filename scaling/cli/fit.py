@@ -8,7 +8,21 @@ import typer
 
 from common.errors import UserError
 from scaling.cli import options
-from scaling.cli.app import Data, Json, LawFile, LawName, LossFit, Objective, Rename, Seed, Where, app
+from scaling.cli.app import (
+    BestPer,
+    Data,
+    Group,
+    Json,
+    LawFile,
+    LawName,
+    LossColumn,
+    LossFit,
+    Objective,
+    Rename,
+    Seed,
+    Where,
+    app,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +39,7 @@ def fit(
     holdout: Annotated[
         str | None, typer.Option(metavar="EXPR", help="rows to predict instead of fitting, chosen from all usable rows")
     ] = None,
-    loss: Annotated[str | None, typer.Option(metavar="COLUMN", help="the column that is the loss (nats per token)")] = None,
+    loss: LossColumn = None,
     error: Annotated[str | None, typer.Option(metavar="COLUMN", help="the column that is the error (1 - accuracy)")] = None,
     rename: Rename = None,
     objective: Objective = None,
@@ -34,14 +48,8 @@ def fit(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="a parameter that is known. May be repeated")
     ] = None,
     weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="how much each run counts (1 / variance)")] = None,
-    group: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="rows equal in it are points of one run (checkpoints); 'none': every row is a run"),
-    ] = None,
-    best_per: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMNS", help="of rows equal in these only the one of lowest loss: 'parameters,tokens'"),
-    ] = None,
+    group: Group = None,
+    best_per: BestPer = None,
     roll_out: Annotated[
         bool,
         typer.Option(
@@ -153,16 +161,10 @@ def compare(
         list[str], typer.Argument(metavar="LAW LAW... DATA...", help="two laws or more, then runs as `fit` takes them")
     ],
     where: Where = None,
-    loss: Annotated[str | None, typer.Option(metavar="COLUMN", help="the column that is the loss (nats per token)")] = None,
+    loss: LossColumn = None,
     rename: Rename = None,
-    group: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="rows equal in it are points of one run (checkpoints); 'none': every row is a run"),
-    ] = None,
-    best_per: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMNS", help="of rows equal in these only the one of lowest loss: 'parameters,tokens'"),
-    ] = None,
+    group: Group = None,
+    best_per: BestPer = None,
     law_file: LawFile = None,
     json: Json = False,
 ) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from scaling.record import read_record
-from tests.support import noised_reference, whole_runs
+from tests.support import layout_runs, noised_reference, whole_runs
+from tests.support.layout_runs import Run
 from train.branch import branch_words, quantized_words
 from train.config import load_config
 from train.config.resolve.quantization import low_precision_phase
@@ -69,17 +70,8 @@ def reference(corpus):
 
 
 def _compare(group, corpus, reference, tmp_path, layout, runs: list[str], *how: str) -> None:
-    size = math.prod(number for number in layout.values() if isinstance(number, int))
-    passes = 4 if "pipeline" in layout else 1
-    rows = 16 // (layout.get("replicate", 1) * layout.get("shard", 1)) // passes
-    axes = [f"parallel.{axis}={value}" for axis, value in layout.items()]
-    words = [
-        load_config([f"run.dir={tmp_path}/{number}", *corpus, *MODEL, *RUNS[run][0], *axes, f"train.microbatch={rows}", *how])
-        for number, run in enumerate(runs)
-    ]
-    (found,) = [answer for answer in group(size).run(whole_runs.train, words, timeout=300.0) if answer is not None]
-    for losses, run in zip(found, runs, strict=True):
-        np.testing.assert_allclose(losses, reference(run)[0], rtol=RUNS[run][1], atol=0, err_msg=run)
+    chosen = [Run([*corpus, *MODEL, *RUNS[run][0]], reference(run)[0], RUNS[run][1]) for run in runs]
+    layout_runs.assert_equal(group, tmp_path, layout, chosen, *how)
 
 
 @pytest.mark.parametrize("layout", CHOSEN)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tests.support import quantized_reference, whole_runs
+from tests.support import layout_runs, quantized_reference, whole_runs
+from tests.support.layout_runs import Run
 from train.config import load_config
 from train.config.resolve.quantization import low_precision_phase
 from train.data.prepare import prepare
@@ -65,17 +66,8 @@ def expected(corpus):
 
 
 def _compare(group, corpus, expected, tmp_path, layout, runs: list[str], *how: str) -> None:
-    size = math.prod(number for number in layout.values() if isinstance(number, int))
-    passes = 4 if "pipeline" in layout else 1
-    rows = 16 // (layout.get("replicate", 1) * layout.get("shard", 1)) // passes
-    axes = [f"parallel.{axis}={value}" for axis, value in layout.items()]
-    words = [
-        load_config([f"run.dir={tmp_path}/{number}", *corpus, *MODEL, *RUNS[run][0], *axes, f"train.microbatch={rows}", *how])
-        for number, run in enumerate(runs)
-    ]
-    (found,) = [answer for answer in group(size).run(whole_runs.train, words, timeout=300.0) if answer is not None]
-    for losses, run in zip(found, runs, strict=True):
-        np.testing.assert_allclose(losses, expected(run), rtol=RUNS[run][1], atol=0, err_msg=run)
+    chosen = [Run([*corpus, *MODEL, *RUNS[run][0]], expected(run), RUNS[run][1]) for run in runs]
+    layout_runs.assert_equal(group, tmp_path, layout, chosen, *how)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

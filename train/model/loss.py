@@ -16,10 +16,9 @@ from torch import Tensor
 
 from parallel.batch import IGNORE
 
-_CHUNK_BYTES = {"cpu": 16 * 2**20}
+_CHUNK_BYTES_ON_CPU, _CHUNK_BYTES = 16 * 2**20, 512 * 2**20
 """What the logits of a chunk may take although the hidden states take less: enough for efficient matrix products, and on a CPU
 little enough for its caches (`python -m benchmarks.loss`)."""
-_CHUNK_BYTES_OF_OTHERS = 512 * 2**20
 
 
 def chunk_tokens(hidden_TE: Tensor, vocabulary: int) -> int:
@@ -29,7 +28,8 @@ def chunk_tokens(hidden_TE: Tensor, vocabulary: int) -> int:
     depends on sizes alone, not on the memory that happens to be free, so that a run repeats to the bit.
     """
     tokens, hidden_size = hidden_TE.shape
-    budget = max(tokens * hidden_size * 4, _CHUNK_BYTES.get(hidden_TE.device.type, _CHUNK_BYTES_OF_OTHERS))
+    constant = _CHUNK_BYTES_ON_CPU if hidden_TE.device.type == "cpu" else _CHUNK_BYTES
+    budget = max(tokens * hidden_size * 4, constant)
     return min(max(1, tokens), max(128, budget // (4 * vocabulary) // 128 * 128))
 
 
