@@ -2,6 +2,8 @@
 leaves is no noise but a trend.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from scaling.fit.coordinates import coordinates
@@ -21,6 +23,12 @@ _FEWEST = 12  # runs, for three parts that say something
 def doubts(fit: Fit) -> list[str]:
     """Sentences for somebody who wants to use the fit; the gravest first."""
     return [*_poor(fit), *_missed(fit), *_trends(fit)]
+
+
+def first_doubts(fits: Iterable[Fit]) -> list[str]:
+    """What must be said before anything that is computed from fits: of each the gravest doubt, loss fits behind others too."""
+    known = {id(fit): fit for one in fits for fit in (one, one.chain) if fit is not None}
+    return [f"Doubt this {fit.law.name} fit: {fit.doubts[0]}." for fit in known.values() if fit.doubts]
 
 
 def _poor(fit: Fit) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import UserError
+from scaling.fit.doubts import first_doubts
 from scaling.fit.result import Fit
 from scaling.fit.warnings import extrapolation, impossible
 from scaling.runs.columns import FOLLOWS_FROM, derive
@@ -16,7 +17,8 @@ _SIZE = ("parameters", "tokens", "flops")
 
 
 def predict_run(fits: Sequence[Fit], given: Mapping[str, float]) -> dict[str, Any]:
-    """{"given":, "predictions": [{"law":, "target":, "value":, "low":, "high":, "law_low":, "law_high":}], "warnings":}.
+    """{"given":, "predictions": [{"law":, "target":, "value":, "low":, "high":, "law_low":, "law_high":}], "doubts":,
+    "warnings":}.
 
     A law that takes the loss and has no chain of its own gets it from a loss fit among `fits`.
 
@@ -56,7 +58,7 @@ def predict_run(fits: Sequence[Fit], given: Mapping[str, float]) -> dict[str, An
         if not np.isfinite(forecast.low[0]) and not beyond:
             warnings.append(f"{fit.law.name}: no interval, because its runs do not identify the law where this run lies")
         warnings += [f"{fit.law.name}: {text}" for text in (*beyond, *extrapolation(fit, frame))]
-    return {"given": dict(given), "predictions": predictions, "warnings": warnings}
+    return {"given": dict(given), "predictions": predictions, "doubts": first_doubts(chosen), "warnings": warnings}
 
 
 def _chained(fit: Fit, losses: Fit | None, given: Mapping[str, float]) -> Fit:

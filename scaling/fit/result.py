@@ -130,17 +130,18 @@ class Fit:
     def values(self) -> dict[str, float]:
         """Parameters and what is derived from them, by name."""
         plain = dict(zip(self.law.names, map(float, self.theta), strict=True))
-        known = plain | self._measured()
+        known = plain | self.measured()
         return plain | {name: float(how(known)) for name, how in self.law.derived.items()}
 
-    def _measured(self) -> dict[str, float]:
+    def measured(self) -> dict[str, float]:
+        """How the runs count what the law takes as it is counted (`Law.measured`)."""
         numbers = self.runs.select_dtypes("number").dropna(axis="columns")
         return dict(self.law.measured({str(name): numbers[name].to_numpy(dtype=float) for name in numbers.columns}))
 
     def drawn_values(self) -> dict[str, Array]:
         """The same for every draw."""
         plain = {name: self.draws.theta[:, index] for index, name in enumerate(self.law.names)}
-        return plain | {name: how(plain | self._measured()) for name, how in self.law.derived.items()}
+        return plain | {name: how(plain | self.measured()) for name, how in self.law.derived.items()}
 
     def jacobian(self) -> Array:
         """Derivatives of the residuals by the free parameters in solver units, (runs, free), times the root of the weights."""

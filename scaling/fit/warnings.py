@@ -1,5 +1,6 @@
 """Warnings about a fit, in plain words."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -120,12 +121,15 @@ def _outliers(fit: Fit) -> list[str]:
     far = np.argsort(-distance)[: int(np.sum(distance > _OUTLIER))]
     if not len(far):
         return []
-    names = ", ".join(str(fit.runs["name"].iloc[index]) for index in far[:5]) + (", ..." if len(far) > 5 else "")
+    counts = Counter(str(fit.runs["name"].iloc[index]) for index in far)
+    shown = [f"{name} ({count} points)" if count > 1 else name for name, count in list(counts.items())[:5]]
+    names = ", ".join(shown) + (", ..." if len(counts) > 5 else "")
+    what = "run" if fit.labels.max() + 1 == len(residuals) else "point"
     hint = (
         "" if fit.objective.name == "huber-log" else "; they pull least squares along (--objective huber-log does not let them)"
     )
     return [
-        f"{len(far)} run{'s lie' if len(far) > 1 else ' lies'} more than {_OUTLIER:g} robust standard deviations "
+        f"{len(far)} {what}{'s lie' if len(far) > 1 else ' lies'} more than {_OUTLIER:g} robust standard deviations "
         f"off the law: {names}{hint}"
     ]
 
@@ -242,4 +246,5 @@ def extrapolation(fit: Fit, runs: pd.DataFrame) -> list[str]:
     if not distances:
         return []
     lead = f"{far.sum()} of {len(runs)} forecasts lie far outside the fitted runs: " if len(runs) > 1 else ""
-    return [f"{lead}{'; '.join(distances)}. The interval covers noise, not an error of the law itself so far out"]
+    covers = "noise, and the law's error as roll-outs show it" if fit.roll_outs else "noise, not an error of the law itself"
+    return [f"{lead}{'; '.join(distances)}. The interval covers {covers}; nobody knows whether the law goes on so far"]

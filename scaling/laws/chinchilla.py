@@ -26,7 +26,8 @@ _RUNS_OF_A_BUDGET = 3
 def _picture(fit: Fitted) -> Picture:
     flops = np.sort(6.0 * fit.columns["parameters"] * fit.columns["tokens"])
     budgets = 1 + np.sum(np.diff(np.log(flops)) > SAME)
-    if len(flops) >= _RUNS_OF_A_BUDGET * budgets:
+    checkpoints = fit.labels.max() + 1 < len(flops)
+    if len(flops) >= _RUNS_OF_A_BUDGET * budgets and not checkpoints:
         left, text = _iso_flop_curves(fit), "loss against size at equal compute; runs moved to the compute of their curve"
     else:
         left, text = _curves_of_sizes(fit), "loss against tokens, a line for every size; runs moved to the size of their curve"

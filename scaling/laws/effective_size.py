@@ -21,9 +21,7 @@ def effective_size(  # noqa: D103
     return E + A * (parameters * kept) ** -alpha + B * tokens**-beta
 
 
-def _best_runs(
-    theta: Array, budget: Budget, *, cap: float | None = None, bits: float | None = None, quick: bool = False
-) -> BestRuns:
+def _best_runs(theta: Array, budget: Budget, *, cap: float | None = None, bits: float | None = None, **_: Any) -> BestRuns:
     """With activations in full precision, quantized from the first step."""
     widths = {"bits": np.asarray(bits), "activation_bits": np.asarray(FULL_BITS)}
 

@@ -1,5 +1,6 @@
 """The size that a budget asks for, from the optima of several budgets. flops count as the table counts them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ def isoflop(flops: Any, *, size_exponent: Any, size_coefficient: Any) -> Any:  #
     return size_coefficient * flops**size_exponent
 
 
-def _best_runs(theta: Array, budget: Budget, **_: Any) -> BestRuns:
-    """For compute alone: the law knows neither losses nor what a smaller model costs."""
+def _best_runs(theta: Array, budget: Budget, *, measured: Mapping[str, float], **_: Any) -> BestRuns:
+    """For compute alone, counted as the fitted runs count it: the law knows neither losses nor what a smaller model costs."""
     size = ISOFLOP.value(theta, {"flops": np.array([budget.flops])})[:, 0]
-    return BestRuns(parameters=size, tokens=budget.flops / (6.0 * size))
+    return BestRuns(parameters=size, tokens=budget.flops ** (1.0 - measured["drift"]) / (measured["per_token"] * size))
 
 
 def _compute(columns: Columns) -> dict[str, float]:

@@ -96,7 +96,7 @@ def _best_of_study(theta: Array, columns: Columns) -> Array:
 
 
 def _best_runs(
-    theta: Array, budget: Budget, *, cap: float | None = None, bits: float | None = None, quick: bool = False
+    theta: Array, budget: Budget, *, cap: float | None = None, bits: float | None = None, quick: bool = False, **_: Any
 ) -> BestRuns:
     """On a grid of tokens per parameter and QAT fractions; every fourth of both, and some 250 of the vectors, where `quick`."""
     assert bits is not None

@@ -68,6 +68,8 @@ class Plan:
     ladder_after: float | None = None
     no_ladder: str = ""
     """why there is none"""
+    doubts: tuple[str, ...] = ()
+    """why a fit that it rests on should not be believed"""
     warnings: tuple[str, ...] = ()
     context: Mapping[str, Any] = field(default_factory=dict)
     memory_gib: float | None = None

@@ -9,6 +9,7 @@ import pandas as pd
 
 from common.bits import BITS
 from common.errors import UserError
+from scaling.fit.doubts import first_doubts
 from scaling.fit.result import Fit
 from scaling.fit.warnings import REACH, extrapolation, far_columns
 from scaling.laws.base.budget import Budget
@@ -73,6 +74,7 @@ def plan(
         ladder_before=before,
         ladder_after=after,
         no_ladder=none,
+        doubts=tuple(first_doubts(fits)),
         warnings=(*_warnings(roles, source, optimum, widths, request), *remarks(optimum, context_of(fits))),
         context=context_of(fits),
         memory_gib=memory_gib,
@@ -156,7 +158,7 @@ def _within_reach(fit: Fit, optimum: Choice, request: _Request) -> Choice | None
 def _best(fit: Fit, request: _Request, bits: float | None) -> Choice:
     """The best run for the budget, at a width where one is given."""
     name = "optimum" if bits is None else f"{bits:g}-bit weights"
-    best = fit.law.best_runs(fit.theta[None], request.budget, cap=request.cap(bits), bits=bits)
+    best = fit.law.best_runs(fit.theta[None], request.budget, cap=request.cap(bits), bits=bits, measured=fit.measured())
     parameters, tokens = float(best.parameters[0]), float(best.tokens[0])
     share = None if best.qat_fraction is None else float(best.qat_fraction[0])
     if best.loss is None:

@@ -46,6 +46,7 @@ def _figure(picture: Picture) -> Any:
 
 
 def _panel(axes: Any, panel: Panel) -> None:
+    before = None
     for mark in panel.marks:
         match mark:
             case Line():
@@ -53,7 +54,11 @@ def _panel(axes: Any, panel: Panel) -> None:
                 axes.plot(mark.x, mark.y, color="black", label=mark.label, **style)
             case Points():
                 shape, face = ("o", "0.7") if mark.group is None else (_MARKERS[mark.group], _grey(mark.group))
-                axes.plot(mark.x, mark.y, shape, color="black", markerfacecolor=face, label=mark.label, markersize=mark.size)
+                style = {"color": "black", "marker": shape, "markerfacecolor": face, "markersize": mark.size}
+                axes.plot(mark.x, mark.y, linestyle="none", **style)
+                # Points that follow a line of no name share their name with it.
+                own = isinstance(before, Line) and before.label is None and mark.group is not None
+                axes.plot([], [], linestyle=_DASHES[before.dashes % len(_DASHES)] if own else "none", label=mark.label, **style)
             case Crosses():
                 axes.plot(mark.x, mark.y, "x", color="black", markersize=mark.size, markeredgewidth=mark.edge, label=mark.label)
             case Band():
@@ -61,6 +66,7 @@ def _panel(axes: Any, panel: Panel) -> None:
             case Contours():
                 lines = axes.contour(mark.x, mark.y, mark.value, levels=mark.levels, colors="black", linewidths=0.8)
                 axes.clabel(lines, fmt="%.2f", fontsize="small")
+        before = mark
     scales = {f"{axis}scale": "log" for axis in panel.log}
     limits = {name: ends for name, ends in (("xlim", panel.xlim), ("ylim", panel.ylim)) if ends is not None}
     axes.set(**scales, **limits)
@@ -109,7 +115,8 @@ def _residuals(fit: Fit) -> Any:
     axes[1].axhline(0, color="black", linewidth=1)
     axes[1].plot(x, residuals, "o", color="black", markerfacecolor="0.7", markersize=5)
     middle = np.sqrt(x.min() * x.max()) if x.min() > 0 else x.mean()
-    for index in np.argsort(-np.abs(residuals))[:3]:
+    furthest = {fit.labels[index]: index for index in np.argsort(np.abs(residuals))}  # of every run its furthest point
+    for index in sorted(furthest.values(), key=lambda index: -abs(residuals[index]))[:3]:
         right = bool(x[index] > middle)
         offset = (-5 if right else 5, 4)
         axes[1].annotate(

@@ -24,6 +24,7 @@ def plan_plain(plan: Plan) -> dict[str, Any]:
             "after": plan.ladder_after,
             "none": plan.no_ladder,
         },
+        "doubts": list(plan.doubts),
         "warnings": list(plan.warnings),
     }
 

@@ -171,12 +171,12 @@ def _roll_outs(fit: Fit) -> Table:
     """In every direction the roll-out that leaves out the fewest runs."""
     rows = [
         [
-            one.column.replace("_", " "), number(one.limit), str(one.runs), f"{math.exp(one.beyond):.3g} times",
+            number(one.limit), one.column.replace("_", " "), str(one.runs), f"{math.exp(one.beyond):.3g} times",
             f"{100 * one.miss:+.2f} %", f"{excess(one):.1f} times",
         ]
         for one in furthest(fit)
     ]  # fmt: skip
-    headings = ["fitted up to", "", "runs beyond", "how far", "they lie off", "of what noise explains"]
+    headings = ["fitted up to", "of", "runs beyond", "how far", "they lie off", "of what noise explains"]
     return _table("roll-outs: the largest fitted runs, forecast by the others", headings, rows)
 
 
@@ -228,7 +228,10 @@ def prediction(answer: Mapping[str, Any]) -> None:
         for row in answer["predictions"]
     ]
     headings = ["law", "predicts", "value", "95 % low", "high", "law low", "law high"]
-    _console().print(_table("low and high: where a new run lies; law low and high: where the law lies", headings, rows, left=2))
+    console = _console()
+    for text in answer["doubts"]:
+        console.print(text, markup=False, soft_wrap=True, style="bold")
+    console.print(_table("low and high: where a new run lies; law low and high: where the law lies", headings, rows, left=2))
     warnings(answer["warnings"])
 
 
@@ -259,6 +262,8 @@ def plan_table(plan: Plan) -> None:
         size += f" ({number(plan.parameters_range[0])} to {number(plan.parameters_range[1])})"
     width = "" if best.bits is None else f" of {best.bits:g} bits"
     serving = f" for training and serving {plan.budget.served:.4g} tokens" if plan.budget.served else ""
+    for text in plan.doubts:
+        console.print(text, markup=False, soft_wrap=True, style="bold")
     if plan.near is not None:
         near, ratio = plan.near, plan.near.tokens / plan.near.parameters
         text = (

@@ -96,7 +96,7 @@ class Law:
     answers: str | None = None
     """which question of a plan (`SIZE`, ...); unless given, `SIZE` for a loss law of size and tokens alone"""
     best: Callable[..., BestRuns] | None = None
-    """in place of the search of `best_runs`: (theta, budget, cap=, bits=, quick=) -> the best runs"""
+    """in place of the search of `best_runs`: (theta, budget, cap=, bits=, quick=, measured=) -> the best runs"""
     best_fraction: Callable[[Array, Columns], Array] | None = None
     """the QAT fraction of lowest loss at every setting of a study, (vectors, settings), for parameters (vectors, parameters)"""
     picture: Callable[[Fitted], Picture] | None = None
@@ -155,7 +155,14 @@ class Law:
         return self.answers or (SIZE if sizes else None)
 
     def best_runs(
-        self, theta: Array, budget: Budget, *, cap: float | None = None, bits: float | None = None, quick: bool = False
+        self,
+        theta: Array,
+        budget: Budget,
+        *,
+        cap: float | None = None,
+        bits: float | None = None,
+        quick: bool = False,
+        measured: Mapping[str, float] | None = None,
     ) -> BestRuns:
         """The run of lowest loss within a budget, for each of the parameter vectors `theta` (vectors, parameters).
 
@@ -165,9 +172,11 @@ class Law:
             cap: the most parameters that the model may have.
             bits: width of a weight, for a law that depends on it.
             quick: a coarser search of some of the vectors is enough, because only their spread is asked for.
+            measured: `measured` of the fitted runs, where there are any.
         """
         if self.best is not None:
-            return self.best(theta, budget, cap=cap, bits=bits, quick=quick)
+            counted = self.measured({}) if measured is None else measured
+            return self.best(theta, budget, cap=cap, bits=bits, quick=quick, measured=counted)
         ratio, loss = best_ratios(self.value, theta, budget, cap)
         size = budget.size(ratio)
         return BestRuns(parameters=size, tokens=ratio * size, loss=loss)

@@ -31,6 +31,10 @@ class Fitted(Protocol):
         """The fitted runs."""
 
     @property
+    def labels(self) -> Rows:
+        """Which run each row is a point of: equal for checkpoints of one run."""
+
+    @property
     def target(self) -> Array:
         """What was fitted, (runs,)."""
 

@@ -4,11 +4,13 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from common.errors import UserError
 from scaling.fit.file import as_plain, to_json
 from scaling.fit.fitting import fit
+from scaling.fit.predict import predict_run
 from scaling.fit.simulate import study
 from scaling.laws import LAWS
 from scaling.laws.base.budget import Budget
@@ -17,7 +19,7 @@ from scaling.plan.choice import GIB
 from scaling.plan.plan import plan
 from scaling.plan.train_command import words_for
 from scaling.show.plain import plan_plain
-from scaling.show.tables import plan_table
+from scaling.show.tables import plan_table, prediction
 from tests.support.scaling import few_starts, scaling, simulated, written
 from train.config import load_config
 
@@ -265,3 +267,29 @@ def test_a_plan_far_from_the_runs_leads_with_one_near_them(fits, capsys):
     assert first.startswith("Near the fitted runs: ")
     assert second.startswith("An extrapolation: ")
     assert plan([fits["chinchilla"]], 1e21).near is None
+
+
+def test_an_isoflop_plan_counts_compute_as_its_table_does():
+    """A table whose FLOPs are 8 N D: the budget's tokens are those that such a table would have beside the best size."""
+    flops, sizes = np.repeat(np.geomspace(1e18, 1e21, 4), 5), []
+    for budget in flops[::5]:
+        sizes += list(0.14 * budget**0.49 * np.geomspace(0.25, 4, 5))
+    size = np.array(sizes)
+    best = 0.14 * flops**0.49
+    frame = pd.DataFrame({
+        "name": [f"run {number}" for number in range(len(size))], "flops": flops, "parameters": size, "tokens": flops / (8 * size), "loss": 2 + 0.05 * np.log(size / best) ** 2,
+    })  # fmt: skip
+    optimum = plan([fit(LAWS["isoflop"], frame, bootstrap=40)], 1e22).optimum
+    assert optimum.parameters == pytest.approx(0.14 * 1e22**0.49, rel=1e-6)
+    assert 8 * optimum.parameters * optimum.tokens == pytest.approx(1e22, rel=1e-6)
+
+
+def test_forecasts_and_plans_of_a_doubted_fit_begin_with_the_doubt(fits, capsys):
+    doubted = replace(fits["over-training"], doubts=("it misses its own largest runs",))
+    sentence = "Doubt this over-training fit: it misses its own largest runs."
+    plan_table(plan([doubted], 1e19))
+    assert capsys.readouterr().out.splitlines()[0] == sentence
+    answer = predict_run([doubted], {"parameters": 1e9, "tokens": 2e10})
+    prediction(answer)
+    assert capsys.readouterr().out.splitlines()[0] == sentence
+    assert answer["doubts"] == [sentence] == plan_plain(plan([doubted], 1e19))["doubts"]

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from scaling.fit.fitting import fit
+from scaling.fit.simulate import study
 from scaling.laws import LAWS
+from scaling.laws.base.columns import from_size_and_tokens
 from scaling.show.pictures import pictures
 from tests.support.scaling import scaling, simulated, written
 
@@ -69,3 +71,22 @@ def test_several_fits_make_one_page_and_a_place_that_cannot_be_written_is_refuse
     assert page.count("<h2>") == 2
     (tmp_path / "file").write_text("")
     scaling("report", tmp_path / "isoflop", "--out", tmp_path / "file" / "r.html").assert_refused("--out")
+
+
+def test_checkpoints_are_drawn_along_tokens_and_named_once():
+    """Twelve runs of ten points, dense in compute: no iso-FLOP study. A line of the legend is a curve with its marker."""
+    size, tokens = np.repeat(np.geomspace(5e7, 1e9, 12), 10), np.tile(np.arange(1, 11) * 1e10, 12)
+    frame = study(
+        LAWS["chinchilla"], LAWS["chinchilla"].truth, from_size_and_tokens(size, tokens), 0.001, np.random.default_rng(0)
+    )
+    frame["name"] = np.repeat([f"run {number}" for number in range(12)], 10)
+    frame.loc[:5, "loss"] *= 1.1
+    fitted = fit(LAWS["chinchilla"], frame, bootstrap=40)
+    assert any("lie more than 5" in text and "run 0 (6 points)" in text for text in fitted.warnings), fitted.warnings
+    (_, caption, figure), (_, _, residuals), *_ = pictures(fitted)
+    assert "a line for every size" in caption
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    assert len(labels) == len({(line.get_linestyle(), line.get_marker()) for line in handles}) == 6
+    assert all(line.get_linestyle() != "None" for line in handles)
+    named = [text.get_text() for text in residuals.axes[1].texts]
+    assert len(named) == len(set(named)) == 3
