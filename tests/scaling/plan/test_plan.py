@@ -276,9 +276,9 @@ def test_an_isoflop_plan_counts_compute_as_its_table_does():
         sizes += list(0.14 * budget**0.49 * np.geomspace(0.25, 4, 5))
     size = np.array(sizes)
     best = 0.14 * flops**0.49
-    frame = pd.DataFrame({
-        "name": [f"run {number}" for number in range(len(size))], "flops": flops, "parameters": size, "tokens": flops / (8 * size), "loss": 2 + 0.05 * np.log(size / best) ** 2,
-    })  # fmt: skip
+    names = [f"run {number}" for number in range(len(size))]
+    loss = 2 + 0.05 * np.log(size / best) ** 2
+    frame = pd.DataFrame({"name": names, "flops": flops, "parameters": size, "tokens": flops / (8 * size), "loss": loss})
     optimum = plan([fit(LAWS["isoflop"], frame, bootstrap=40)], 1e22).optimum
     assert optimum.parameters == pytest.approx(0.14 * 1e22**0.49, rel=1e-6)
     assert 8 * optimum.parameters * optimum.tokens == pytest.approx(1e22, rel=1e-6)
