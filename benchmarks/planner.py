@@ -1,21 +1,24 @@
 """The planner's forecasts against published measurements.
 
-    python -m benchmarks.planner sweep ROWS.csv       tokens/s, memory and fit / no fit of the H100 sweep, groups left out in
-    turn python -m benchmarks.planner sources ROWS.csv     every other source of the table
-    python -m benchmarks.planner tables               Narayanan's tables and Megatron-Core's
-    python -m benchmarks.planner constants ROWS.csv   fits the constants of the recipes anew and prints them as YAML
+    python -m benchmarks.planner sweep ROWS.csv      tokens/s, memory and fit / no fit of the H100 sweep, groups left out in
+                                                     turn (--only WORD: those alone whose name has it; half a minute each)
+    python -m benchmarks.planner sources ROWS.csv    every other source of the table
+    python -m benchmarks.planner tables              Narayanan's tables and Megatron-Core's
+    python -m benchmarks.planner constants ROWS.csv  fits the constants of the recipes anew and prints them as YAML
 
 ROWS.csv is a table as docs/planner.md describes it.
 """
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.planner_tables import megatron_core, narayanan
 from parallel.plan.fit import Values, first_rank_gib, fit, speed, with_values
+from parallel.plan.job import Measured
 from parallel.plan.memory import GIB, memory
 from parallel.plan.rows import Row, read_rows
 
@@ -100,18 +103,27 @@ GROUPS: dict[str, Callable[[Row], str]] = {
 }
 
 
-def sweep(rows: Sequence[Row]) -> None:
+def without_links(row: Row, fabric: str | None) -> Row:
+    """The row as somebody plans who has not measured the allocation's links; `fabric` is the guessed state of the node's."""
+    job = row.job
+    return replace(row, job=replace(job, measured=Measured(), constants=job.recipe.constants_for(job.hardware.kind, fabric)))
+
+
+def sweep(rows: Sequence[Row], only: str = "") -> None:
     """Print the errors on the sweep: constants fitted on all of it, then with each group left out."""
     rows = [row for row in rows if row.job.recipe.name == "nanotron"]
     ran = [row for row in rows if row.ran]
     print("constants as they stand in configs/_recipes/nanotron.yaml\n\n" + HEADER)
     print(line("tokens/s", misses(ran, {}, "speed")))
+    for fabric in (None, "ring"):
+        blind = [without_links(row, fabric) for row in ran]
+        print(line(f"tokens/s, without the rows' own links, {fabric or 'switch'} assumed", misses(blind, {}, "speed")))
     print(line("memory", misses(ran, {}, "memory")))
     print(f"\nfit / no fit right: {100 * fits_right(rows, {}, ran[0].job.constants.reserve_gib):.1f} % of {len(rows)} rows")
     for kind, group in GROUPS.items():
         print(f"\nleft out by {kind}\n\n{HEADER}")
         speeds, memories, right = [], [], 0.0
-        for name in sorted({group(row) for row in rows}):
+        for name in sorted({group(row) for row in rows if only in group(row)}):
             inside = [row for row in rows if group(row) != name]
             outside = [row for row in rows if group(row) == name]
             values = fit(inside, SWEEP_TIME, speed, tokens_per_second, rounds=8)
@@ -121,9 +133,11 @@ def sweep(rows: Sequence[Row]) -> None:
             memories.append(misses(outside, values, "memory"))
             print(line(f"tokens/s, {name} left out", speeds[-1]))
             print(line(f"memory, {name} left out", memories[-1]), flush=True)
-        print(line("tokens/s, every row predicted while left out", np.concatenate(speeds)))
-        print(line("memory, every row predicted while left out", np.concatenate(memories)))
-        print(f"\nfit / no fit right while left out: {100 * right / len(rows):.1f} % of {len(rows)} rows")
+        if speeds:
+            print(line("tokens/s, every row predicted while left out", np.concatenate(speeds)))
+            print(line("memory, every row predicted while left out", np.concatenate(memories)))
+            count = sum(only in group(row) for row in rows)
+            print(f"\nfit / no fit right while left out: {100 * right / count:.1f} % of {count} rows", flush=True)
 
 
 def by_source(rows: Sequence[Row]) -> None:
@@ -158,10 +172,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["sweep", "sources", "tables", "constants"])
     parser.add_argument("rows", type=Path, nargs="?")
+    parser.add_argument("--only", default="", help="of the sweep, leave out the groups alone whose name has this word")
     arguments = parser.parse_args()
     rows = read_rows(arguments.rows)[0] if arguments.rows else []
     if arguments.what == "sweep":
-        sweep(rows)
+        sweep(rows, arguments.only)
     elif arguments.what == "sources":
         by_source(rows)
     elif arguments.what == "tables":

@@ -154,15 +154,16 @@ def _schedules(job: Job, pipeline: int, fixed: Mapping[str, Any]) -> Iterator[tu
 def search(job: Job, devices: int, fixed: Mapping[str, Any], top: int) -> list[Forecast]:
     """The `top` fastest layouts that fit, best first; if none fits, those that need least memory.
 
-    One that barely fits may not: its speed counts times the chance that it does.
+    One that barely fits may not: its speed counts times the chance that it does. Of equally fast ones the simplest comes
+    first, that with the most data ranks.
 
     Recomputation is the least that makes a layout fit, unless fixed: more of it only costs time.
 
     Raises:
         UserError: no layout of that many devices is possible.
     """
-    found: list[tuple[float, int, Job]] = []
-    wanting: list[tuple[float, int, Job]] = []
+    found: list[tuple[float, int, int, Job]] = []
+    wanting: list[tuple[float, int, int, Job]] = []
     number, room = 0, capacity_gib(job)
     for base in layouts(job, devices, fixed):
         number += 1
@@ -171,16 +172,22 @@ def search(job: Job, devices: int, fixed: Mapping[str, Any], top: int) -> list[F
             total = memory_in_gib(candidate)["total"]
             if total <= room:
                 seconds = step_parts(candidate)["total"] / fit_chance(candidate, total)
-                heapq.heappush(found, (-seconds, number, candidate))
+                heapq.heappush(found, (-_rounded(seconds), candidate.choice.data_parallel, number, candidate))
                 break
-            heapq.heappush(wanting, (-total, number * 4 + LEVELS.index(level), candidate))
+            order = number * 4 + LEVELS.index(level)
+            heapq.heappush(wanting, (-_rounded(total), candidate.choice.data_parallel, order, candidate))
         for heap in (found, wanting):
             if len(heap) > top:
                 heapq.heappop(heap)
     if not number:
         raise UserError(impossible(job, devices, fixed))
     best = sorted(found or wanting, reverse=True)
-    return [forecast(candidate) for _, _, candidate in best]
+    return [forecast(candidate) for *_, candidate in best]
+
+
+def _rounded(value: float) -> float:
+    """What differs in the sixth digit alone differs by rounding."""
+    return float(f"{value:.6g}")
 
 
 def impossible(job: Job, devices: int, fixed: Mapping[str, Any]) -> str:

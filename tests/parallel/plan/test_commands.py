@@ -64,6 +64,15 @@ def test_what_is_fixed_stays_and_the_rest_is_searched(layout):
         assert (chosen["tensor"], chosen["pipeline"], chosen["microbatch"]) == (8, 8, 1)
 
 
+def test_of_equally_fast_layouts_that_with_fewest_kinds_of_ranks_comes_first(layout):
+    """Messages of context ranks hide: 64 x 1 row, 32 x 2 and 16 x 4 are the same work, and one axis is less to go wrong."""
+    answer = plan(layout, "--model", "8b", "--gpus", "64", "--sequence", "8192", "--batch-sequences", "512")
+    first, *rest = answer["candidates"]
+    equal = [one for one in rest if one["step_seconds"] == pytest.approx(first["step_seconds"], rel=1e-5)]
+    assert equal
+    assert first["layout"]["context"] == first["layout"]["tensor"] == 1 < min(one["layout"]["context"] for one in equal)
+
+
 def test_a_layout_that_does_not_fit_comes_with_the_nearest_that_does(layout):
     wish = "tensor=8,pipeline=1,microbatch=4,recompute=none"
     answer = plan(layout, "--model", "175b", "--gpus", "64", "--recipe", "megatron", "--layout", wish)
