@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 
@@ -41,6 +42,8 @@ MODEL = [
     *("health.on_spike=ignore", "schedule=wsd", f"train.tokens={TOKENS}", f"schedule.decay_fraction={1 - TRUNK / TOKENS}"),
 ]
 CASTS = {"none": None, "e4m3": 8, "e3m2": 6, "e2m3": 6, "e2m1": 4}
+FORMS = [form for form in CASTS if form != "none"]
+NAMES = {"gaussian": "Gaussian", "diffq": "uniform", "qat": "QAT"}
 WIDTHS = (8, 6, 4)
 BILLION = [
     *("model.num_layers=16", "model.hidden_size=2048", "model.num_heads=32", "model.num_kv_heads=8", "model.ffn_size=8192"),
@@ -101,32 +104,41 @@ Losses = dict[tuple[str, str], list[float]]
 
 
 def show_study(methods: Sequence[str], losses: Losses, records: dict[str, RunRecord], seeds: int) -> None:
-    """Losses, then differences to the full-precision run, paired by seed, then bit widths."""
-    print("| run | as trained | " + " | ".join(f"cast to {form}" for form in CASTS if form != "none") + " |")
-    print("|---" * (len(CASTS) + 1) + "|")
+    """Losses as trained with bit widths, then what a cast adds to the loss of the same run; differences are paired by seed."""
+    print("| run | as trained | less full precision | mean bit width at the end | blocks at b_target |\n|---|---|---|---|---|")
     for method in methods:
-        print(f"| {method} | " + " | ".join(_spread(losses[method, form], ".4f") for form in CASTS) + " |")
-    print("\nLess the full-precision run with the same cast, paired by seed:\n")
-    print("| run | " + " | ".join(CASTS) + " |\n" + "|---" * (len(CASTS) + 1) + "|")
-    for method in methods[1:]:
-        cells = []
-        for form in CASTS:
-            pairs = zip(losses[method, form], losses["full", form], strict=True)
-            cells.append(_spread([ours - theirs for ours, theirs in pairs], "+.4f"))
-        print(f"| {method} | " + " | ".join(cells) + " |")
-    print("\n| run | mean bit width at the end, over blocks and seeds | share of blocks at b_target |\n|---|---|---|")
+        less = "" if method == "full" else _spread(_paired(losses[method, "none"], losses["full", "none"]), "+.4f")
+        widths = _widths([records[f"{method}-s{seed}"] for seed in range(seeds)], method[-1])
+        print(f"| {_name(method)} | {_spread(losses[method, 'none'], '.4f')} | {less} | {widths} |")
+    print("\nWhat a cast adds to the loss of the same run, paired by seed:\n")
+    print("| run | " + " | ".join(FORMS) + " |\n" + "|---" * (len(FORMS) + 1) + "|")
     for method in methods:
-        blocks = [
-            (float(width), count)
-            for seed in range(seeds)
-            for histogram in records[f"{method}-s{seed}"].bit_widths.values()
-            for width, count in histogram.items()
-        ]
-        if blocks:
-            total, lowest = sum(count for _, count in blocks), float(method[-1])
-            average = sum(width * count for width, count in blocks) / total
-            at_target = sum(count for width, count in blocks if width == lowest) / total
-            print(f"| {method} | {average:.2f} | {100 * at_target:.0f} % |")
+        cells = [_spread(_paired(losses[method, form], losses[method, "none"]), "+.4f") for form in FORMS]
+        print(f"| {_name(method)} | " + " | ".join(cells) + " |")
+
+
+def _widths(records: Sequence[RunRecord], lowest: str) -> str:
+    """Cells: mean bit width and the share of blocks at the lowest, over blocks and seeds; empty where nothing has a width."""
+    blocks = [
+        (float(width), count)
+        for record in records
+        for histogram in record.bit_widths.values()
+        for width, count in histogram.items()
+    ]
+    if not blocks:
+        return " | "
+    total = sum(count for _, count in blocks)
+    average = sum(width * count for width, count in blocks) / total
+    at_target = sum(count for width, count in blocks if width == float(lowest)) / total
+    return f"{average:.2f} | {100 * at_target:.0f} %"
+
+
+def _name(method: str) -> str:
+    return "full precision" if method == "full" else f"{NAMES[method[:-1]]}, {method[-1]}"
+
+
+def _paired(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [one - other for one, other in zip(ours, theirs, strict=True)]
 
 
 def _spread(values: Sequence[float], form: str) -> str:
@@ -134,27 +146,37 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def draw_study(out: Path, losses: Losses) -> None:
-    """Loss above that of the full-precision run as trained, by the width of the cast."""
+    """Left: losses as trained, above full precision. Then for every width what a cast adds to the loss of the same run."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    forms = [form for form in CASTS if form != "none"]
-    figure, panels = pyplot.subplots(1, 3, figsize=(12, 4.2), sharey=True, layout="constrained")
-    base = losses["full", "none"]
-    for axes, bits in zip(panels, WIDTHS, strict=True):
-        lines = {"full precision": "full", **{name: f"{name}{bits}" for name in ("gaussian", "diffq", "qat")}}
-        for (label, method), color in zip(lines.items(), ("black", "tab:blue", "tab:orange", "tab:green"), strict=True):
-            above = [[a - b for a, b in zip(losses[method, form], base, strict=True)] for form in ("none", *forms)]
-            spread = [stdev(row) if len(row) > 1 else 0.0 for row in above]
-            axes.errorbar(["as trained", *forms], [mean(row) for row in above], spread, marker="o", capsize=3, color=color,
-                          label=f"{label}, {bits} bits" if label != "full precision" else label)  # fmt: skip
+    figure, panels = pyplot.subplots(1, 4, figsize=(14, 4.2), layout="constrained")
+    colors = dict(zip(("full", *NAMES), ("black", "tab:blue", "tab:orange", "tab:green"), strict=True))
+
+    def points(axes: Any, method: str, place: int, rows: Sequence[Sequence[float]]) -> None:
+        at = [index + 0.14 * (place - 1.5) for index in range(len(rows))]  # side by side, so that spreads can be told apart
+        spread = [stdev(row) if len(row) > 1 else 0.0 for row in rows]
+        label = "full precision" if method == "full" else NAMES[method]
+        axes.errorbar(at, [mean(row) for row in rows], spread, fmt="o", capsize=3, color=colors[method], label=label)
+
+    for place, method in enumerate(NAMES, 1):
+        rows = [_paired(losses[f"{method}{bits}", "none"], losses["full", "none"]) for bits in WIDTHS]
+        points(panels[0], method, place, rows)
+    panels[0].set_xticks(range(len(WIDTHS)), [f"{bits} bits" for bits in WIDTHS])
+    panels[0].set(title="as trained, less full precision", ylabel="nats per token; bars: a standard deviation over seeds")
+    for axes, bits in zip(panels[1:], WIDTHS, strict=True):
+        for place, method in enumerate(colors):
+            run = method if method == "full" else f"{method}{bits}"
+            points(axes, method, place, [_paired(losses[run, form], losses[run, "none"]) for form in FORMS])
+        axes.set_xticks(range(len(FORMS)), FORMS)
+        axes.set(title=f"what a cast adds, {bits} bits")
+        axes.sharey(panels[1])
+    for axes in panels:
         axes.axhline(0, color="0.6", linewidth=1)
-        axes.set(title=f"b_target or bits = {bits}", xlabel="cast of the blocks' matrices")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    panels[0].set_ylabel("loss above full precision, nats per token")
+        axes.grid(alpha=0.3, axis="y")
+    panels[1].legend(fontsize=8, loc="upper left")
     figure.savefig(out, dpi=120)
 
 
