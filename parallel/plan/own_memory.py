@@ -6,14 +6,12 @@ the backward pass of the last block, when its recomputed activations and their g
 docs/planner.md.
 """
 
+from parallel.logits import chunk_of
 from parallel.names import stage_count
 from parallel.plan.counting import held_parameters, layer_parameters
 from parallel.plan.job import Job
 from parallel.plan.stages import Content, contents, in_flight
 
-CHUNK_BYTES = {"cpu": 8 * 2**20}
-CHUNK_BYTES_OF_OTHERS = 512 * 2**20
-"""Logits of a chunk may take that much, as `train/model/loss.py` has it."""
 MISCELLANEOUS = 140
 """Bytes per token: token ids, targets, documents, rotary angles, the loss's numbers per token."""
 
@@ -113,8 +111,7 @@ def loss_bytes(job: Job) -> float:
     norm."""
     shape, tensor, element, tokens = job.shape, job.choice.tensor, job.element_bytes, job.tokens
     words = shape.vocab_size / tensor
-    budget = max(tokens * shape.hidden_size * 4, CHUNK_BYTES.get(job.hardware.kind, CHUNK_BYTES_OF_OTHERS))
-    chunk = min(tokens, max(128, budget // (4 * words) // 128 * 128))
+    chunk = chunk_of(int(tokens), shape.hidden_size, int(words), on_cpu=job.hardware.kind == "cpu")
     per_logit = 6 if element == 2 else element
     norm = norm_bytes(element) * shape.hidden_size / tensor
     gathered = element * shape.hidden_size if tensor > 1 else 0.0

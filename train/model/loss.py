@@ -15,22 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.batch import IGNORE
-
-_CHUNK_BYTES_ON_CPU, _CHUNK_BYTES = 16 * 2**20, 512 * 2**20
-"""What the logits of a chunk may take although the hidden states take less: enough for efficient matrix products, and on a CPU
-little enough for its caches (`python -m benchmarks.loss`)."""
+from parallel.logits import chunk_of
 
 
 def chunk_tokens(hidden_TE: Tensor, vocabulary: int) -> int:
-    """How many tokens' logits are held at a time.
-
-    As many as take the bytes of all hidden states, of which a model keeps many times as much anyway, or the constant above. It
-    depends on sizes alone, not on the memory that happens to be free, so that a run repeats to the bit.
-    """
-    tokens, hidden_size = hidden_TE.shape
-    constant = _CHUNK_BYTES_ON_CPU if hidden_TE.device.type == "cpu" else _CHUNK_BYTES
-    budget = max(tokens * hidden_size * 4, constant)
-    return min(max(1, tokens), max(128, budget // (4 * vocabulary) // 128 * 128))
+    """How many tokens' logits are held at a time (`parallel.logits`, which the planner counts by)."""
+    return chunk_of(*hidden_TE.shape, vocabulary, on_cpu=hidden_TE.device.type == "cpu")
 
 
 def loss_sums(
