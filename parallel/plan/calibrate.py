@@ -1,15 +1,15 @@
 """What this machine can do, measured: matrix products, memory, links between the processes of a torchrun start."""
 
+import os
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import yaml
 
 from common.files import write_atomically
 from parallel.environment import ProcessEnvironment
-from parallel.plan.hardware import hardware_of
+from parallel.plan.hardware import HOST_SHARE, hardware_of, host_memory
 
 
 def measure_machine() -> dict[str, Any]:
@@ -21,10 +21,11 @@ def measure_machine() -> dict[str, Any]:
         name: _products(device, dtype)
         for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32), ("fp64", torch.float64))
     }
-    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else _host_memory()
     environment = ProcessEnvironment.read()
+    devices = environment.local_world_size if environment.launched else devices_here(torch.get_num_threads())
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else HOST_SHARE * host_memory() / devices
     bandwidth, latency = _links(device, environment) if environment.launched else (1e9, 1e-4)
-    devices = max(environment.local_world_size, 1) if environment.launched else 8
     return {
         "peak": peaks,
         "memory_gib": round(memory / 2**30, 2),
@@ -40,6 +41,13 @@ def measure_machine() -> dict[str, Any]:
     }
 
 
+def devices_here(threads: int) -> int:
+    """Devices of this node: its GPUs, else as many processes of `threads` threads as its cores feed."""
+    import torch
+
+    return max(1, torch.cuda.device_count() if torch.cuda.is_available() else (os.cpu_count() or 1) // threads)
+
+
 def _like(device: Any) -> str:
     """The known machine whose constants serve: the GPU's own kind, else an H100; a CPU's for a CPU."""
     import torch
@@ -51,6 +59,7 @@ def _like(device: Any) -> str:
 
 
 def _timed(call: Any, device: Any, seconds: float = 0.6) -> float:
+    """Seconds of the fastest call: what neighbours on the machine take is no property of it."""
     import torch
 
     call()
@@ -62,7 +71,7 @@ def _timed(call: Any, device: Any, seconds: float = 0.6) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return median(times)
+    return min(times)
 
 
 def _products(device: Any, dtype: Any) -> float:
@@ -79,12 +88,6 @@ def _memory_rate(device: Any) -> float:
     source = torch.ones(2**28 if device.type == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
     return float(f"{2 * source.nbytes / _timed(lambda: target.copy_(source), device):.4g}")
-
-
-def _host_memory() -> int:
-    import os
-
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _links(device: Any, environment: ProcessEnvironment) -> tuple[float, float]:

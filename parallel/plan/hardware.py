@@ -4,6 +4,7 @@ A machine is a YAML file of `configs/_hardware/`, or a user's own file of the sa
 """
 
 import difflib
+import os
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,15 @@ import yaml
 from common.errors import UserError
 
 FOLDER = "_hardware"
+
+
+HOST_SHARE = 0.8
+"""Of a host's memory, that processes without a GPU can have together."""
+
+
+def host_memory() -> int:
+    """Bytes of this host's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def in_flight(job: Job, rank: int) -> float:
     gpipe keeps all. 1F1B: p - rank (Narayanan et al., arXiv 2104.04473, section 2.2). Interleaved: 2 (p - rank - 1) + (v - 1)
     p + 1 chunks of 1/v of the layers, which on rank 0 is p (1 + (p - 1) / (p v)) (Korthikanti et al., arXiv 2205.05198,
     section 4). zbv: as many bytes as 1F1B's first rank, on every rank (Qi et al., arXiv 2401.10241, section 4); dualpipev one
-    chunk more.
+    chunk more, and so is torch's zbv, which starts the next chunk before the weight gradients let go of the last one.
     """
     choice, count = job.choice, job.microbatches
     ranks, chunks = choice.pipeline, choice.virtual_stages
@@ -85,7 +85,7 @@ def in_flight(job: Job, rank: int) -> float:
         ahead = 2 if job.recipe.own else 1
         return min(count * chunks, 2 * (ranks - rank - 1) + (chunks - 1) * ranks + ahead) / chunks
     if choice.pipeline_schedule == "zbv":
-        return float(min(count, ranks))
+        return min(count, ranks + 0.5) if job.recipe.own else float(min(count, ranks))
     if choice.pipeline_schedule == "dualpipev":
         return min(count, ranks + 0.5)
     return float(min(count, ranks - rank))

@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+import torch
 import yaml
 
 from parallel.plan import commands
@@ -197,3 +198,17 @@ def test_an_unknown_command_names_the_nearest(layout):
     code, _, err = layout("plann")
     assert code == 2
     assert "plan" in err
+
+
+def test_processes_without_a_gpu_share_the_memory_of_their_host(monkeypatch):
+    """Eight devices of the host's whole memory each would make every layout fit."""
+    from parallel.plan import calibrate
+    from parallel.plan.hardware import host_memory
+
+    monkeypatch.setattr(calibrate, "_products", lambda device, dtype: 1e11)
+    monkeypatch.setattr(calibrate, "_memory_rate", lambda device: 1e10)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    machine = calibrate.measure_machine()
+    devices = machine["links"][0]["devices"]
+    assert devices == calibrate.devices_here(torch.get_num_threads())
+    assert machine["memory_gib"] * devices == pytest.approx(0.8 * host_memory() / 2**30, rel=0.01)

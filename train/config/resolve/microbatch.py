@@ -1,11 +1,10 @@
 """`train.microbatch=auto`: the fastest micro-batch that fits, as the planner predicts it. Imports no torch."""
 
 import math
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from parallel.plan.hardware import Hardware, hardware_of, load_hardware
+from parallel.plan.hardware import HOST_SHARE, Hardware, hardware_of, host_memory, load_hardware
 from parallel.plan.job import Job
 from parallel.plan.memory import capacity_gib, memory
 from parallel.plan.native import job_of_run, with_microbatch
@@ -38,8 +37,7 @@ def local_hardware(ranks: int) -> Hardware:
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model:")]
         if names and (found := hardware_of(names[0])) is not None:
             return found
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return replace(load_hardware("cpu"), memory_gib=0.8 * host / ranks)
+    return replace(load_hardware("cpu"), memory_gib=HOST_SHARE * host_memory() / 2**30 / ranks)
 
 
 def fastest_microbatch(config: Config) -> tuple[int, str]:
