@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from scaling.fit.result import Fit, parameter_table
-from scaling.laws.base.picture import Band, Contours, Crosses, Line, Panel, Picture, Points
+from scaling.laws.base.picture import Band, Contours, Crosses, Line, Mark, Panel, Picture, Points
 from scaling.show.numbers import number
 
 _MARKERS = "osD^v<>pPX*h"
@@ -46,8 +46,7 @@ def _figure(picture: Picture) -> Any:
 
 
 def _panel(axes: Any, panel: Panel) -> None:
-    before = None
-    for mark in panel.marks:
+    for before, mark in zip((None, *panel.marks), panel.marks, strict=False):
         match mark:
             case Line():
                 style = {"linestyle": _DASHES[mark.dashes % len(_DASHES)], "linewidth": mark.width}
@@ -56,9 +55,7 @@ def _panel(axes: Any, panel: Panel) -> None:
                 shape, face = ("o", "0.7") if mark.group is None else (_MARKERS[mark.group], _grey(mark.group))
                 style = {"color": "black", "marker": shape, "markerfacecolor": face, "markersize": mark.size}
                 axes.plot(mark.x, mark.y, linestyle="none", **style)
-                # Points that follow a line of no name share their name with it.
-                own = isinstance(before, Line) and before.label is None and mark.group is not None
-                axes.plot([], [], linestyle=_DASHES[before.dashes % len(_DASHES)] if own else "none", label=mark.label, **style)
+                axes.plot([], [], linestyle=_line_of(mark, before), label=mark.label, **style)
             case Crosses():
                 axes.plot(mark.x, mark.y, "x", color="black", markersize=mark.size, markeredgewidth=mark.edge, label=mark.label)
             case Band():
@@ -66,11 +63,17 @@ def _panel(axes: Any, panel: Panel) -> None:
             case Contours():
                 lines = axes.contour(mark.x, mark.y, mark.value, levels=mark.levels, colors="black", linewidths=0.8)
                 axes.clabel(lines, fmt="%.2f", fontsize="small")
-        before = mark
     scales = {f"{axis}scale": "log" for axis in panel.log}
     limits = {name: ends for name, ends in (("xlim", panel.xlim), ("ylim", panel.ylim)) if ends is not None}
     axes.set(**scales, **limits)
     _finish(axes, panel.xlabel, panel.ylabel, panel.title, panel.legend)
+
+
+def _line_of(points: Points, before: Mark | None) -> str:
+    """The line style of points in a legend: points that follow a line of no name share their name with it."""
+    if isinstance(before, Line) and before.label is None and points.group is not None:
+        return _DASHES[before.dashes % len(_DASHES)]
+    return "none"
 
 
 def _band(axes: Any, band: Band) -> None:

@@ -20,7 +20,8 @@ from parallel.logits import chunk_of
 
 def chunk_tokens(hidden_TE: Tensor, vocabulary: int) -> int:
     """How many tokens' logits are held at a time (`parallel.logits`, which the planner counts by)."""
-    return chunk_of(*hidden_TE.shape, vocabulary, on_cpu=hidden_TE.device.type == "cpu")
+    tokens, hidden_size = hidden_TE.shape
+    return chunk_of(tokens, hidden_size, vocabulary, on_cpu=hidden_TE.device.type == "cpu")
 
 
 def loss_sums(

@@ -116,11 +116,14 @@ class Contours:
     levels: Array
 
 
+Mark = Line | Points | Crosses | Band | Contours
+
+
 @dataclass(frozen=True, kw_only=True)
 class Panel:
     """One pair of axes."""
 
-    marks: tuple[Line | Points | Crosses | Band | Contours, ...]
+    marks: tuple[Mark, ...]
     xlabel: str
     ylabel: str
     title: str
