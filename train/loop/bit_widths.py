@@ -47,7 +47,7 @@ def draw_bit_widths(run: Path, of_matrices: Mapping[str, Histogram]) -> None:
         layers.setdefault(_part(name, True), []).append(histogram)
         kinds.setdefault(_part(name, False), []).append(histogram)
     widths = sorted(_together(of_matrices.values()))
-    first, last = math.floor(widths[0]), math.ceil(widths[-1])
+    first, last = math.floor(widths[0]) - 1, math.ceil(widths[-1]) + 1  # empty columns beside: else one width is all black
     columns = [first + step / 4 for step in range(4 * (last - first) + 1)]
     height = 1.6 + 0.22 * max(len(layers), len(kinds))
     figure, panels = pyplot.subplots(1, 2, figsize=(10, min(height, 12)), layout="constrained")
