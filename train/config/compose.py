@@ -221,7 +221,8 @@ def _misplaced(override: Override, options: Any) -> str | None:
     origins = sorted(known_keys()[key], key=lambda option: (option != default, option))
     if not origins or f"{group}={options[group].name}" in origins:
         return None
-    return f"'{key}' is a key of {' and '.join(origins)}, this run has {group}={options[group].name}: add {origins[0]}"
+    has = f"{group}={options[group].name}"
+    return f"'{key}' is a key of {' and '.join(origins)}, this run has {has}: type {origins[0]}, or leave '{key}' out"
 
 
 def _word(value: Any) -> str:
