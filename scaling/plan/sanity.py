@@ -8,8 +8,8 @@ from scaling.fit.result import Fit
 from scaling.plan.choice import Choice
 
 MOST_COMPUTE = 1e4
-"""Forecasts from runs with a ten-thousandth of the compute have held (OpenAI, arXiv 2303.08774, section 3.1); none is known from
-less."""
+"""Forecasts from runs with a ten-thousandth of the compute have held (OpenAI, arXiv 2303.08774, section 3.1); none is known
+from less."""
 
 MOST_EPOCHS = 4.0
 """Up to about four epochs, repeated text is worth almost as much as new text (Muennighoff et al., arXiv 2305.16264)."""

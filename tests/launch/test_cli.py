@@ -69,7 +69,7 @@ def test_under_torchrun_it_is_one_of_the_workers(foretrain, monkeypatch):
 def test_more_processes_of_torchrun_than_cores_are_warned_of(foretrain, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1000", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1000"}.items():
         monkeypatch.setenv(name, value)
-    words = ["train", "parallel.shard=1000", "train.batch_tokens=2048000", "train.dry_run=true", "model.vocab_size=64"]
+    words = ["train", "parallel.shard=1000", "train.batch_tokens=2048000", "train.dry_run=true"]
     monkeypatch.setattr("train.build.dry_run.show", lambda config: None)
     assert "warning: 1,000 processes on" in foretrain(*words)[2]
     assert "parallel.oversubscribe=true" in foretrain(*words)[2]
