@@ -89,7 +89,7 @@ def write_state(folder: Path, state: Mapping[str, Tensor], copies: Copies, group
         # torch's zip writer hides the error of the system behind one of its own.
         masked = "inline_container" in str(failure)
         raise OSError(
-            f"rank {rank}: {'a file could not be written whole; is the disk full?' if masked else failure}"
+            f"rank {rank}: {'a file could not be written whole (is the disk full?)' if masked else failure}"
         ) from error
 
 
