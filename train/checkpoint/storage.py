@@ -88,9 +88,8 @@ def write_state(folder: Path, state: Mapping[str, Tensor], copies: Copies, group
         rank, (failure, _) = next(iter(error.failures.items()))
         # torch's zip writer hides the error of the system behind one of its own.
         masked = "inline_container" in str(failure)
-        raise OSError(
-            f"rank {rank}: {'a file could not be written whole (is the disk full?)' if masked else failure}"
-        ) from error
+        why = "a file could not be written whole (is the disk full?)" if masked else failure
+        raise OSError(f"rank {rank}: {why}") from error
 
 
 class _Unpickler(pickle.Unpickler):
