@@ -4,8 +4,9 @@
     python -m benchmarks.soak --place /scratch/soak --finish          ends the run and prints the table
 
 Signals (SIGKILL, SIGTERM, SIGSTOP and SIGCONT) to the launcher, a worker or all; while starting, tokenising, stepping, saving
-and exporting; files that cannot grow for a while, as on a full disk; a newest checkpoint that was damaged. A second call goes
-on where the first ended. The run without faults is made first, in the same precision (fp64), on one process.
+and exporting; files that cannot grow for a while, and, where --place is a small disk of its own (a tmpfs), that disk full; a
+newest checkpoint that was damaged. A second call goes on where the first ended. The run without faults is made first, in the
+same precision (fp64), on one process, and once more on two: what rounding alone does.
 """
 
 import argparse
@@ -37,6 +38,7 @@ RUN = [
 ONE_OR_TWO = ["", "shard=2", "replicate=2", "tensor=2", "pipeline=2", "context=2"]
 FOUR = ["tensor=2 shard=2", "context=2 shard=2", "pipeline=2 tensor=2", "context=2 tensor=2"]
 PATIENCE_SECONDS = 90.0
+SMALL_DISK = 1 << 30  # a disk of at most this many bytes is filled to the last one; on others files are kept from growing
 
 
 def main() -> None:
@@ -63,7 +65,7 @@ class Soak:
 
     def __init__(self, place: Path, steps: int, draw: random.Random) -> None:
         self.place, self.steps, self.draw = place, steps, draw
-        self.run, self.whole = place / "runs" / "soaked", place / "runs" / "whole"
+        self.run, self.whole, self.twin = (place / "runs" / name for name in ("soaked", "whole", "twin"))
         place.mkdir(parents=True, exist_ok=True)
         if not (place / "text.txt").exists():
             letters = random.Random(5)
@@ -77,9 +79,10 @@ class Soak:
         return [f"run.dir={self.place}/runs", f"run.name={name}", f"train.steps={self.steps}", *corpus, *RUN, *axes]
 
     def reference(self) -> None:
-        """The run without faults."""
-        if not (self.whole / "run.json").exists() or read_record(self.whole).status != "finished":
-            subprocess.run([COMMAND, "train", *self.words("whole")], check=True, capture_output=True)
+        """The run without faults, on one process and on two."""
+        for run, layout in ((self.whole, ""), (self.twin, "shard=2")):
+            if not (run / "run.json").exists() or read_record(run).status != "finished":
+                subprocess.run([COMMAND, "train", *self.words(run.name, layout)], check=True, capture_output=True)
 
     def done(self) -> int:
         """Steps in the metrics."""
@@ -93,7 +96,7 @@ class Soak:
             faults += self._damage()
         if draw.random() < 0.1 and newest_first(self.run / "checkpoints"):
             faults += self._export()
-        moment = draw.choice(["starting", "stepping", "stepping", "saving", "saving", "tokenising"])
+        moment = draw.choice(["starting", "stepping", "stepping", "stepping", "saving", "saving", "tokenising"])
         if moment == "tokenising":
             shutil.rmtree(self.place / "cache_soaked", ignore_errors=True)
         layout = draw.choice(ONE_OR_TWO) if draw.random() < 0.8 else draw.choice(FOUR)
@@ -123,8 +126,8 @@ class Soak:
             _wait(launcher, lambda: bool(list(self.place.glob("cache_soaked/.building-*"))))
         else:
             _wait(launcher, begun)
-            reached = min(self.done(), before)
-            _wait(launcher, lambda: self.done() > reached + self.draw.randrange(5, 40), 15.0)
+            goal = min(self.done(), before) + self.draw.randrange(10, 60)
+            _wait(launcher, lambda: self.done() > goal, 30.0)
         if moment == "saving":
             _wait(launcher, lambda: any(not (folder / "manifest.json").exists() for folder in self._folders()), 10.0)
 
@@ -137,13 +140,16 @@ class Soak:
             time.sleep(self.draw.uniform(0.5, 3.0))
             _signal(chosen, signal.SIGCONT)
             return self._log("SIGSTOP and SIGCONT", who, moment, layout)
+        if shutil.disk_usage(self.place).total < SMALL_DISK and self.draw.random() < 0.7:
+            _fill(self.place / "ballast", self.draw.uniform(0.5, 4.0))
+            return self._log("full disk, freed", "all", moment, layout)
         limits = [(pid, resource.prlimit(pid, resource.RLIMIT_FSIZE)) for pid in pids if Path(f"/proc/{pid}").exists()]
         for pid, (_, hard) in limits:
             _limit(pid, (4096, hard))
         time.sleep(self.draw.uniform(0.5, 3.0))
         for pid, limit in limits:
             _limit(pid, limit)
-        return self._log("full disk, freed", "all", moment, layout)
+        return self._log("files that cannot grow, freed", "all", moment, layout)
 
     def _ending(self, launcher: "subprocess.Popen[bytes]", moment: str, layout: str, said: str) -> int:
         workers = _children(launcher.pid)
@@ -216,6 +222,7 @@ class Soak:
         mine, theirs = _steps(self.run), _steps(self.whole)
         numbers = [line.step for line in mine]
         pairs = [(line, by_step) for line in mine if (by_step := theirs[line.step - 1]).step == line.step]
+        twins = list(zip(_steps(self.twin), theirs, strict=True))
         validations = zip(_evaluations(self.run), _evaluations(self.whole), strict=False)
         seconds = [fault["seconds"] for fault in faults if "seconds" in fault]
         rows = {
@@ -231,6 +238,7 @@ class Soak:
             "worst difference of loss": _worst(pairs, "loss"),
             "worst difference of gradient norm": _worst(pairs, "gradient_norm"),
             "worst difference of learning rate": _worst(pairs, "learning_rate"),
+            "loss, gradient norm of a whole run on two processes": f"{_worst(twins, 'loss')}, {_worst(twins, 'gradient_norm')}",
             "worst difference of validation": f"{max((abs(a / b - 1) for a, b in validations), default=float('nan')):.1e}",
             "evaluations": f"{len(_evaluations(self.run))} of {len(_evaluations(self.whole))}",
             "orphans": f"{sum(fault.get('orphans', 0) for fault in faults)}",
@@ -272,6 +280,18 @@ def _signal(pids: list[int], number: int) -> None:
             os.kill(pid, number)
         except ProcessLookupError:
             continue
+
+
+def _fill(ballast: Path, seconds: float) -> None:
+    """Leave the disk without a free byte for so long."""
+    until = time.monotonic() + seconds
+    with open(ballast, "wb", buffering=0) as stream:
+        while time.monotonic() < until:
+            try:
+                stream.write(bytes(1 << 16))
+            except OSError:
+                time.sleep(0.01)
+    ballast.unlink()
 
 
 def _limit(pid: int, limit: tuple[int, int]) -> None:

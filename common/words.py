@@ -22,6 +22,12 @@ def hydra_word(value: Any) -> str:
     return text
 
 
+def speed(size: float, seconds: float) -> str:
+    """Bytes a second, as '1.23 GB/s' or '45.6 MB/s'."""
+    rate = size / max(seconds, 1e-9)
+    return f"{rate / 1e9:.2f} GB/s" if rate >= 1e8 else f"{rate / 1e6:.3g} MB/s"
+
+
 def ranges(numbers: Iterable[int]) -> str:
     """[0, 1, 2, 5] as '0-2, 5'."""
     runs: list[list[int]] = []

@@ -4,6 +4,7 @@ import importlib
 import sys
 from typing import NoReturn
 
+from common.output import go_on_without_output
 from parallel.environment import leave
 
 # Subcommand -> (module and function (arguments) -> exit code, what it does).
@@ -28,6 +29,8 @@ COMMANDS = {
 
 def command() -> NoReturn:
     """The console command."""
+    if sys.argv[1:2] in (["train"], ["branch"]):
+        go_on_without_output()
     try:
         code = main()
     except KeyboardInterrupt:  # during imports, before a command handles signals itself

@@ -4,9 +4,10 @@ import atexit
 import ctypes
 import os
 import signal
-import sys
 from dataclasses import dataclass
 from typing import NoReturn
+
+from common.output import flushed
 
 LAUNCHER = "FORETRAIN_LAUNCHER"
 """Variable that `foretrain` sets for its workers: it says itself which signal came and which process died."""
@@ -54,9 +55,7 @@ def leave(code: int) -> NoReturn:
     (signal 6) after all its work is done (seen about once in fifty runs with torch 2.13).
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    os._exit(flushed(code))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from common.errors import UserError
+from common.output import go_on_without_output
 from common.words import hydra_word
 from parallel.environment import leave
 from train.checkpoint.manifest import BrokenCheckpointError, Manifest, newest_first
@@ -249,4 +250,5 @@ def main(arguments: list[str], start: Start | None = None) -> int:
 
 
 if __name__ == "__main__":
+    go_on_without_output()
     leave(main(sys.argv[1:]))

@@ -98,6 +98,7 @@ def plan(
     batch_tokens: Annotated[
         float | None, typer.Option(help="tokens of an optimizer step, for a fit of the learning rate")
     ] = None,
+    insist: Annotated[bool, typer.Option("--insist", help="plan even far beyond what the fitted runs can tell")] = False,
     json: Json = False,
 ) -> None:
     """The best run under a budget, what alternatives cost, and which cheap runs would sharpen the forecast."""
@@ -120,6 +121,7 @@ def plan(
         inference_tokens=inference_tokens,
         ladder_share=ladder_share,
         batch_tokens=batch_tokens,
+        insist=insist,
     )
     if json:
         print(to_json(plan_plain(answer)))

@@ -18,7 +18,7 @@ from scaling.laws.base.law import ERROR, QUANTIZATION, RATE, SIZE
 from scaling.plan.choice import GIB, Choice, Plan, most_parameters
 from scaling.plan.ladder import WORTH, ladder
 from scaling.plan.roles import by_role, loss_laws
-from scaling.plan.sanity import remarks
+from scaling.plan.sanity import remarks, require_trust
 from scaling.plan.train_command import NO_FRACTION
 
 RATIOS = (2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0)
@@ -34,6 +34,7 @@ def plan(
     inference_tokens: float | None = None,
     ladder_share: float = 0.05,
     batch_tokens: float | None = None,
+    insist: bool = False,
 ) -> Plan:
     """Plan a run of `flops` FLOPs.
 
@@ -45,6 +46,7 @@ def plan(
         inference_tokens: tokens that the model will serve in its life.
         ladder_share: compute of the proposed ladder as a share of `flops`.
         batch_tokens: tokens of an optimizer step.
+        insist: plan even beyond what the fitted runs can tell (`sanity.MOST_COMPUTE`).
 
     Raises:
         UserError: no fit gives the size, two answer the same question, runs cannot separate size from tokens, or no fit
@@ -54,6 +56,8 @@ def plan(
     request = _request(roles, fits, Budget(flops, inference_tokens or 0.0), memory_gib, bits, batch_tokens)
     widths = _widths(roles, request)
     optimum, source = _optimum(roles, widths, request)
+    if not insist:
+        require_trust(source, request.budget.flops)
     of_sizes = source is roles.get(SIZE) and source.law.target == "loss"
     alternatives = _alternatives(source, request.budget, optimum, request.cap(optimum.bits)) if of_sizes else ()
     near = _within_reach(source, optimum, request) if of_sizes else None

@@ -64,3 +64,15 @@ def test_under_torchrun_it_is_one_of_the_workers(foretrain, monkeypatch):
     code, _, err = foretrain("train", "parallel.shard=2")
     assert code == 2
     assert "3 processes were started" in err
+
+
+def test_more_processes_of_torchrun_than_cores_are_warned_of(foretrain, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1000", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1000"}.items():
+        monkeypatch.setenv(name, value)
+    words = ["train", "parallel.shard=1000", "train.batch_tokens=2048000", "train.dry_run=true"]
+    monkeypatch.setattr("train.build.dry_run.show", lambda config: None)
+    assert "warning: 1,000 processes on" in foretrain(*words)[2]
+    assert "parallel.oversubscribe=true" in foretrain(*words)[2]
+    assert "warning" not in foretrain(*words, "parallel.oversubscribe=true")[2]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert "warning" not in foretrain(*words)[2]

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -88,23 +90,46 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_a_report_runs_no_script_of_a_record(runs, tmp_path):
-    script = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\"'>"
+def report_of(runs, place, script: str):
+    """The report on a fit to runs whose names are scripts, some of which it shows in a table."""
     tokens = []
     for path in runs.glob("*/run.json"):
         edit(path, name=script)
         tokens.append(json.loads(path.read_text())["tokens"])
     (runs / "run4" / "run.json").write_text("{" + script)
-    words = ["--holdout", f"tokens > {sorted(tokens)[-4]}", "--bootstrap", "50", "--out", tmp_path / "fit"]
+    words = ["--holdout", f"tokens > {sorted(tokens)[-4]}", "--bootstrap", "50", "--out", place / "fit"]
     fitted = scaling("fit", "chinchilla", runs, *words)
     assert fitted.code == 0, fitted.err
-    assert scaling("report", tmp_path / "fit", "--out", tmp_path / "r.html").code == 0
-    page = (tmp_path / "r.html").read_text()
+    assert scaling("report", place / "fit", "--out", place / "r.html").code == 0
+    return place / "r.html"
+
+
+def test_a_report_runs_no_script_of_a_record(runs, tmp_path):
+    page = report_of(runs, tmp_path, "<script>document.title='owned'</script><img src=x onerror=alert(1)>\"'>").read_text()
     assert "&lt;script&gt;" in page
     elements = Elements(page).found
     assert "script" not in {tag for tag, _ in elements}
     assert not [name for _, attributes in elements for name in attributes if name.startswith("on")]
     assert all(str(attributes.get("src", "")).startswith("data:") for tag, attributes in elements if tag == "img")
+
+
+def test_a_browser_runs_no_script_of_a_record(runs, tmp_path):
+    """That the script would run is seen first, on a page that does not escape it."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    script = "<script>document.documentElement.setAttribute('owned', 1)</script><img src=x onerror=\"document.title='owned'\">"
+
+    def seen(page) -> str:
+        words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/browser", "--dump-dom"]
+        return subprocess.run([*words, f"file://{page}"], capture_output=True, text=True, timeout=60, check=True).stdout
+
+    (tmp_path / "bad.html").write_text(f"<!doctype html><html><body><table><tr><td>{script}</table></body></html>")
+    assert '<html owned="1">' in seen(tmp_path / "bad.html")
+    page = seen(report_of(runs, tmp_path, script))
+    assert "&lt;script&gt;document.documentElement" in page
+    assert "<html owned" not in page
+    assert "<title>owned" not in page
 
 
 def test_many_rows_are_read_and_shown_without_a_text_for_each(tmp_path, monkeypatch):

@@ -86,7 +86,10 @@ def write_state(folder: Path, state: Mapping[str, Tensor], copies: Copies, group
         save(dict(state), storage_writer=writer, planner=_CopiesPlanner(copies), process_group=group)
     except CheckpointException as error:
         rank, (failure, _) = next(iter(error.failures.items()))
-        raise OSError(f"rank {rank}: {failure}") from error
+        # torch's zip writer hides the error of the system behind one of its own.
+        masked = "inline_container" in str(failure)
+        why = "a file could not be written whole (is the disk full?)" if masked else failure
+        raise OSError(f"rank {rank}: {why}") from error
 
 
 class _Unpickler(pickle.Unpickler):

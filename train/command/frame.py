@@ -6,7 +6,7 @@ from collections.abc import Callable
 import typer
 
 from common.errors import UserError, WorkFailed
-from parallel.environment import ProcessEnvironment, die_with_launcher
+from parallel.environment import ProcessEnvironment, die_with_launcher, spin_briefly
 from train.config import Config, require_layout
 
 
@@ -15,6 +15,7 @@ def run_command(function: Callable[..., None], arguments: list[str], *, start: C
 
     `start` starts the processes of a command that needs several (see `process_of`); None: this process is one of them.
     """
+    spin_briefly()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(function)
     try:

@@ -20,6 +20,7 @@ from typing import Any
 
 from common.errors import WorkFailed
 from common.files import write_atomically
+from common.words import speed
 
 log = logging.getLogger("foretrain")
 
@@ -43,9 +44,8 @@ class Checked:
     """files of an index that was written before it had hashes; their content was not compared"""
 
     def __str__(self) -> str:
-        speed = self.bytes / max(self.seconds, 1e-9) / 1e9
         without = f"; {self.unhashed} files have no hash in the index and were not compared" if self.unhashed else ""
-        return f"{self.bytes:,} bytes of tokens verified at {speed:.2f} GB/s{without}"
+        return f"{self.bytes:,} bytes of tokens verified at {speed(self.bytes, self.seconds)}{without}"
 
 
 def verify_tokens(folder: Path, stop: threading.Event | None = None) -> Checked:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from common.errors import UserError, WorkFailed
+from common.words import speed
 from parallel.engine.protocol import Engine
 from train.build.quantization import Quantization
 from train.checkpoint.manifest import NAME as MANIFEST
@@ -46,11 +47,11 @@ class Resumption:
         if verified is not None:
             self._load(verified)
             log.info(
-                "going on from %s (%s tokens); %s bytes verified at %.2f GB/s",
+                "going on from %s (%s tokens); %s bytes verified at %s",
                 verified.folder,
                 f"{verified.manifest.progress.tokens:,}",
                 f"{verified.manifest.total_bytes:,}",
-                verified.bytes_per_second / 1e9,
+                speed(verified.bytes_per_second, 1.0),
             )
         elif directory is not None and directory.existing is not None:
             why = "run.resume=restart" if directory.restarts else f"{directory.path} was left unfinished without a checkpoint"

@@ -254,7 +254,8 @@ def test_numpy_has_nothing_to_say(chinchilla):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert scaling("predict", chinchilla, "--parameters", 1e40, "--tokens", 1e40).code == 0
-        assert scaling("plan", chinchilla, "--flops", 1e40).code == 0
+        scaling("plan", chinchilla, "--flops", 1e40).assert_refused("times those of the largest fitted run", "--insist")
+        assert scaling("plan", chinchilla, "--flops", 1e40, "--insist").code == 0
 
 
 def test_an_interrupt_ends_with_130_and_one_line(monkeypatch):
