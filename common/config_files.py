@@ -39,6 +39,12 @@ def option_values(group: str, option: str) -> dict[str, Any]:
     return values | own
 
 
+def training_defaults(model: str | None) -> dict[str, Any]:
+    """How a model of `configs/model/` is usually trained: key -> value. Empty for the default model."""
+    path = files("configs").joinpath("_training", f"{model}.yaml")
+    return read_config_file("_training", f"{model}.yaml") if path.is_file() else {}
+
+
 def default_options() -> dict[str, str | None]:
     """Group -> its default option; None: no option by default."""
     entries = [entry for entry in read_config_file("config.yaml")["defaults"] if isinstance(entry, dict)]

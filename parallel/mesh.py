@@ -10,8 +10,10 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from common.errors import UserError
 from parallel.environment import ProcessEnvironment, keep_freed_memory
 from parallel.layout import Layout
+from parallel.names import DeviceName
 
 _FOREVER = timedelta(days=14)  # how long others wait while rank 0 tokenises a corpus
 
@@ -36,10 +38,14 @@ class World:
 
 
 @contextmanager
-def connect(environment: ProcessEnvironment) -> Iterator[World]:
+def connect(environment: ProcessEnvironment, device_type: DeviceName = "auto") -> Iterator[World]:
     """Join the process group of this run, and leave it at the end.
 
-    A single process forms a group of one without touching the network, so that one code path serves every layout.
+    `device_type`: what computes; auto: a GPU where there is one. A single process forms a group of one without touching the
+    network, so that one code path serves every layout.
+
+    Raises:
+        UserError: a GPU is asked for, and torch finds none.
     """
     if environment.threads is not None:
         torch.set_num_threads(environment.threads)
@@ -51,7 +57,12 @@ def connect(environment: ProcessEnvironment) -> Iterator[World]:
             store = PrefixStore(f"restart_{environment.restart}", store)
     else:
         store, rank, size = HashStore(), 0, 1
-    if torch.cuda.is_available():
+    if device_type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"train.device=cuda: torch {torch.__version__} finds no GPU here. Leave train.device out, or install a build of "
+            f"torch for your driver (nvidia-smi says which CUDA it has)"
+        )
+    if device_type != "cpu" and torch.cuda.is_available():
         device = torch.device("cuda", environment.local_rank)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"

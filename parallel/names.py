@@ -5,6 +5,9 @@ from typing import Literal
 EngineName = Literal["native"]
 """Each names a module of `parallel.engine`."""
 
+DeviceName = Literal["auto", "cpu", "cuda"]
+"""What computes; cuda is also AMD's. auto: GPUs where there are any."""
+
 ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zbv", "dualpipev"]
 """Order of the micro-batches in a pipeline."""
 

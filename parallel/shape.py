@@ -25,6 +25,7 @@ class ModelShape:
     ffn: FeedForwardName
     tie_embeddings: bool
     qk_norm: bool
+    qkv_bias: bool = False
 
     @property
     def parameters_embedding(self) -> int:
@@ -32,13 +33,19 @@ class ModelShape:
         return self.vocab_size * self.hidden_size
 
     @property
+    def layer_vectors(self) -> int:
+        """Parameters of a block that are no matrices: norms and biases."""
+        norms = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
+        return norms + (self.head_dim * (self.num_heads + 2 * self.num_kv_heads) if self.qkv_bias else 0)
+
+    @property
     def parameters(self) -> int:
         """All parameters: embedding, blocks, final norm and, unless it is tied, the head."""
         query_and_output = 2 * self.hidden_size * self.num_heads * self.head_dim
         key_and_value = 2 * self.hidden_size * self.num_kv_heads * self.head_dim
         ffn = FEED_FORWARD_MATRICES[self.ffn] * self.hidden_size * self.ffn_size
-        norms = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
-        blocks = self.num_layers * (query_and_output + key_and_value + ffn + norms)
+        vectors = self.layer_vectors
+        blocks = self.num_layers * (query_and_output + key_and_value + ffn + vectors)
         head = 0 if self.tie_embeddings else self.parameters_embedding
         return self.parameters_embedding + blocks + self.hidden_size + head
 

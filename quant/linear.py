@@ -69,7 +69,7 @@ class _Quantized(LowPrecisionModule):
 
 
 class QuantLinear(_Quantized, nn.Linear):
-    """A linear without bias that multiplies with its quantized weight once `active`."""
+    """A linear that multiplies with its quantized weight once `active`. Its bias, if it has one, stays as it is."""
 
     def __init__(
         self,
@@ -77,15 +77,16 @@ class QuantLinear(_Quantized, nn.Linear):
         out_features: int,
         precision: Precision,
         *,
+        bias: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
+        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self._add_scale(precision)
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., I) to (..., O)."""
-        return F.linear(self.used_input(input), self.used_weight())
+        return F.linear(self.used_input(input), self.used_weight(), self.bias)
 
     def used_input(self, input: Tensor) -> Tensor:
         """See `LowPrecisionModule`."""
@@ -148,7 +149,8 @@ def swap_modules(model: nn.Module, precision_of: PrecisionOf) -> None:
     def quantizing(name: str, module: nn.Linear | nn.Embedding) -> nn.Module:
         options: dict[str, Any] = {"device": module.weight.device, "dtype": module.weight.dtype}
         if isinstance(module, nn.Linear):
-            return QuantLinear(module.in_features, module.out_features, precision_of(name), **options)
+            bias = module.bias is not None
+            return QuantLinear(module.in_features, module.out_features, precision_of(name), bias=bias, **options)
         return QuantEmbedding(module.num_embeddings, module.embedding_dim, precision_of(name), **options)
 
     replace_modules(model, quantizing)

@@ -37,7 +37,7 @@ def evaluate(
     from parallel.mesh import connect
     from train.trained.evaluation import evaluate_run
 
-    with connect(environment) as world:
+    with connect(environment, "cpu" if config.train.device == "cpu" else "auto") as world:
         result = evaluate_run(run, config, world, quantize)
         if world.rank == 0:
             print(json.dumps(result) if as_json else _words(result))

@@ -31,7 +31,7 @@ def generate(
     from parallel.mesh import connect
     from train.trained.generation import continue_prompt
 
-    with connect(environment) as world:
+    with connect(environment, "cpu" if config.train.device == "cpu" else "auto") as world:
         text = continue_prompt(run, config, prompt, world, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
         if world.rank == 0:
             print(text)

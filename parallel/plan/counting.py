@@ -12,8 +12,7 @@ from parallel.shape import FEED_FORWARD_MATRICES, ModelShape
 def layer_parameters(shape: ModelShape) -> int:
     """Parameters of one block."""
     attention = 2 * shape.hidden_size * shape.head_dim * (shape.num_heads + shape.num_kv_heads)
-    norms = 2 * shape.hidden_size + (2 * shape.head_dim if shape.qk_norm else 0)
-    return attention + FEED_FORWARD_MATRICES[shape.ffn] * shape.hidden_size * shape.ffn_size + norms
+    return attention + FEED_FORWARD_MATRICES[shape.ffn] * shape.hidden_size * shape.ffn_size + shape.layer_vectors
 
 
 def held_parameters(shape: ModelShape, content: Content) -> int:

@@ -63,7 +63,8 @@ def job_of_record(config: Mapping[str, Any], device: str, hardware: str | None =
     model, train = config["model"], config["train"]
     keys = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size", "vocab_size", "ffn")
     sizes = {key: model[key] for key in keys}
-    shape = ModelShape(**sizes, tie_embeddings=bool(model["tie_embeddings"]), qk_norm=bool(model["qk_norm"]))
+    sizes |= {key: bool(model.get(key, False)) for key in ("tie_embeddings", "qk_norm", "qkv_bias")}
+    shape = ModelShape(**sizes)
     quant = config.get("quant") or {}
     return job_of_run(
         shape=shape,

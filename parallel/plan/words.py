@@ -20,13 +20,14 @@ MODEL_KEYS = (
     "ffn",
     "tie_embeddings",
     "qk_norm",
+    "qkv_bias",
 )
 _CHOICES: dict[str, tuple[str, ...]] = {
     "recompute": get_args(Recompute),
     "pipeline_schedule": get_args(ScheduleName),
     "ffn": tuple(FEED_FORWARD_MATRICES),
 }
-_FLAGS = ("tie_embeddings", "qk_norm", "sequence_parallel")
+_FLAGS = ("tie_embeddings", "qk_norm", "qkv_bias", "sequence_parallel")
 LAYOUT_KEYS = tuple(key for key in CHOICE_KEYS)
 
 

@@ -76,16 +76,16 @@ class _Noisy(LowPrecisionModule):
 
 
 class NoisyLinear(_Noisy, nn.Linear):
-    """A linear without bias that multiplies with its noised weight."""
+    """A linear that multiplies with its noised weight. Its bias, if it has one, has no noise."""
 
     def __init__(self, in_features: int, out_features: int, noise: Noise, **options: Any) -> None:
-        """`options`: device and dtype."""
-        super().__init__(in_features, out_features, bias=False, **options)
+        """`options`: bias, device and dtype."""
+        super().__init__(in_features, out_features, **options)
         self._add_bits(noise)
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., I) to (..., O)."""
-        return F.linear(input, self.used_weight())
+        return F.linear(input, self.used_weight(), self.bias)
 
 
 class NoisyEmbedding(_Noisy, nn.Embedding):
@@ -137,7 +137,8 @@ class WeightNoise(Method):
                 return None
             options = {"device": module.weight.device, "dtype": module.weight.dtype}
             if isinstance(module, nn.Linear):
-                return NoisyLinear(module.in_features, module.out_features, self.noise, **options)
+                bias = module.bias is not None
+                return NoisyLinear(module.in_features, module.out_features, self.noise, bias=bias, **options)
             return NoisyEmbedding(module.num_embeddings, module.embedding_dim, self.noise, **options)
 
         replace_modules(model, noisy)

@@ -33,6 +33,7 @@ def shape_for(parameters: float, context: Mapping[str, Any], most: float | None 
         "tie_embeddings": config.get("model.tie_embeddings", False),
         "ffn": config.get("model.ffn", "swiglu"),
         "qk_norm": config.get("model.qk_norm", True),
+        "qkv_bias": config.get("model.qkv_bias", False),
     }
     if parameters > _SMALL:  # the family of tiny runs ends here: two layers of width 32 are no advice for a hundred layers
         aspect = min(max(aspect, _ASPECTS[0]), _ASPECTS[1])
@@ -72,11 +73,13 @@ def decoder_parameters(
     ffn: str,
     tie_embeddings: bool,
     qk_norm: bool,
+    qkv_bias: bool = False,
 ) -> int:
     """All parameters of the trainer's decoder, as its own shape record counts them (a test compares both)."""
     attention = 2 * hidden_size * head_dim * (num_heads + num_kv_heads)
-    norms = 2 * hidden_size + (2 * head_dim if qk_norm else 0)
-    block = attention + (3 if ffn == "swiglu" else 2) * hidden_size * ffn_size + norms
+    biases = head_dim * (num_heads + 2 * num_kv_heads) if qkv_bias else 0
+    vectors = 2 * hidden_size + (2 * head_dim if qk_norm else 0) + biases
+    block = attention + (3 if ffn == "swiglu" else 2) * hidden_size * ffn_size + vectors
     return (1 if tie_embeddings else 2) * vocab_size * hidden_size + num_layers * block + hidden_size
 
 

@@ -7,7 +7,7 @@ import pytest
 from parallel.environment import ProcessEnvironment
 from parallel.layout import Layout
 from parallel.shape import ModelShape
-from train.model.architecture import Architecture, Multipliers
+from train.model.architecture import Architecture, Multipliers, Rope
 
 MULTIPLIERS = Multipliers(embedding=1.0, residual=1.0, attention=1.0, logit=1.0)
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "TORCHELASTIC_RESTART_COUNT")
@@ -62,8 +62,8 @@ def test_processes_share_the_cores_unless_the_user_has_said_otherwise(environmen
 
 @pytest.mark.parametrize("ffn", ["swiglu", "gelu"])
 @pytest.mark.parametrize("tie_embeddings", [False, True])
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_parameters_are_those_of_the_model(ffn, tie_embeddings, qk_norm):
+@pytest.mark.parametrize("qk_norm, qkv_bias", [(False, False), (True, False), (False, True)])
+def test_parameters_are_those_of_the_model(ffn, tie_embeddings, qk_norm, qkv_bias):
     import torch
 
     from train.model.decoder import Decoder
@@ -79,9 +79,10 @@ def test_parameters_are_those_of_the_model(ffn, tie_embeddings, qk_norm):
         ffn=ffn,
         tie_embeddings=tie_embeddings,
         qk_norm=qk_norm,
+        qkv_bias=qkv_bias,
     )
     with torch.device("meta"):
-        architecture = Architecture(shape=shape, rope_theta=1e4, norm_eps=1e-5, multipliers=MULTIPLIERS)
+        architecture = Architecture(shape=shape, rope=Rope(theta=1e4), norm_eps=1e-5, multipliers=MULTIPLIERS)
         model = Decoder(architecture, layers=range(shape.num_layers), first=True, last=True)
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
     tables = [parameter for parameter in model.parameters() if shape.vocab_size in parameter.shape]

@@ -183,6 +183,7 @@ VARIANTS = {
     "gelu": ["model.ffn=gelu", "model.qk_norm=false"],
     "z_loss": ["train.z_loss=1e-2"],
     "clipped": ["optimizer.clip_norm=0.1"],
+    "biases": ["model.qkv_bias=true", "model.qk_norm=false", "model.rope_factor=4", "model.rope_original_sequence=16"],
 }
 GROWING = ["train.batch_warmup_start=256", "train.batch_warmup_tokens=1024"]
 LAYOUTS = DATA | PIPELINE | COMPOSED | CONTEXT
@@ -226,7 +227,7 @@ def _cases() -> dict[tuple[str, str], Case]:
     for layout in ("replicate2_shard2", "tensor2"):
         for name, variant in VARIANTS.items():
             # What a block computes by itself knows nothing of data-parallel ranks.
-            slow = name == "gelu" and layout == "replicate2_shard2"
+            slow = name in ("gelu", "biases") and layout == "replicate2_shard2"
             found[layout, name] = _case(layout, "fp64", *variant, slow=slow)
     for layout in (
         *("single", "replicate2_shard2", "tensor2"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.errors import UserError, WorkFailed
 from parallel.environment import ProcessEnvironment, die_with_launcher, spin_briefly
-from train.config import Config, load_config, require
+from train.config import Config, load_config_and_reasons, require
 from train.config.help import answer_without_running
 from train.loop.stop import StopRequest
 
@@ -36,11 +36,13 @@ def _answer_or_run(arguments: list[str], environment: ProcessEnvironment, stop: 
     try:
         if answer_without_running(arguments):
             return 0
-        config = load_config(arguments)
+        config, reasons = load_config_and_reasons(arguments)
         world_size = config.parallel.layout.world_size if config.train.dry_run else environment.world_size
         require(config, world_size=world_size, overrides=arguments)
         if environment.launched and not environment.by_foretrain and environment.local_rank == 0:
             _warn_of_crowd(config, environment.local_world_size)
+        if environment.rank == 0:
+            print("".join(f"{reason}\n" for reason in reasons), end="", file=sys.stderr)
         if config.train.dry_run:
             from train.build.dry_run import show
 
@@ -50,7 +52,7 @@ def _answer_or_run(arguments: list[str], environment: ProcessEnvironment, stop: 
         from parallel.mesh import connect
         from train.loop.run import run
 
-        with connect(environment) as world:
+        with connect(environment, config.train.device) as world:
             return run(config, world, stop)
     except (UserError, WorkFailed) as error:
         if environment.rank == 0:

@@ -5,8 +5,8 @@ configuration from them, `rules` and `preconditions` check it, `resolve` derives
 """
 
 from train.config.checks import require, require_layout
-from train.config.compose import load_config, parse_config
+from train.config.compose import load_config, load_config_and_reasons, parse_config
 from train.config.resolve.schedule import schedule_of
 from train.config.schema import Config
 
-__all__ = ["Config", "load_config", "parse_config", "require", "require_layout", "schedule_of"]
+__all__ = ["Config", "load_config", "load_config_and_reasons", "parse_config", "require", "require_layout", "schedule_of"]

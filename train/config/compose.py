@@ -3,10 +3,9 @@
 Imports no torch.
 """
 
-import dataclasses
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,9 +17,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.config_files import default_options, group_options, option_values, read_config_file
+from common.config_files import default_options, group_options, option_values, read_config_file, training_defaults
 from common.errors import UserError
 from common.words import nearest
+from train.config.resolve.automatic import resolve, take_automatic
 from train.config.schema import Config
 
 Origins = dict[str, set[str]]
@@ -35,26 +35,22 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: unknown key or option (with the nearest valid one), missing or mistyped value; all of them at once.
     """
+    return load_config_and_reasons(overrides)[0]
+
+
+def load_config_and_reasons(overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
+    """The same, and a line for every key that was `auto`: its value, and why. Raises as `load_config` does."""
     plain = OmegaConf.to_container(_compose(overrides), resolve=True)
     assert isinstance(plain, dict)
     problem = _derive(plain["model"], plain["optimizer"]) if isinstance(plain["model"], dict) else None
-    automatic = isinstance(plain["train"], dict) and plain["train"]["microbatch"] == "auto"
-    if automatic:
-        plain["train"]["microbatch"] = 1
+    automatic = take_automatic(plain)  # type: ignore[arg-type]
     try:
         config = parse_config({str(key): value for key, value in plain.items()})
     except UserError as error:
         _report([problem, str(error)] if problem else [str(error)])
         raise
     _report([problem] if problem else [])
-    return _with_fastest_microbatch(config) if automatic else config
-
-
-def _with_fastest_microbatch(config: Config) -> Config:
-    from train.config.resolve.microbatch import fastest_microbatch  # the planner is only needed here
-
-    microbatch, _ = fastest_microbatch(config)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, microbatch=microbatch))
+    return resolve(config, automatic)
 
 
 def _derive(model: dict[Any, Any], optimizer: Any) -> str | None:
@@ -142,10 +138,11 @@ def _compose(overrides: Sequence[str]) -> Any:
     # Hydra has no syntax for an optional group without an option; that is the default anyway.
     chosen = [str(override.input_line).lstrip("+") for override in options_of.values() if override.value() is not None]
     values = [override for override in parsed if override.key_or_group not in group_options()]
+    words = [*_training_words(options_of, values), *(str(override.input_line).lstrip("+") for override in values)]
     try:
         with initialize_config_module("configs", version_base="1.3"):
             try:
-                composed = compose("config", overrides=chosen + [str(override.input_line).lstrip("+") for override in values])
+                composed = compose("config", overrides=chosen + words)
             except HydraException:
                 options = compose("config", overrides=chosen)
                 _report(problem for override in values if (problem := _misplaced(override, options)))
@@ -161,6 +158,23 @@ def _compose(overrides: Sequence[str]) -> Any:
         where = getattr(error, "full_key", None)
         raise UserError((f"{where}: " if where else "") + str(error).strip().splitlines()[0]) from None
     return composed
+
+
+def _training_words(options_of: Mapping[str, Override], values: Sequence[Override]) -> list[str]:
+    """How the chosen model is usually trained (`configs/_training`), as far as nobody has said otherwise.
+
+    An experiment says otherwise; so does a length in steps, and the power law, whose rates belong together.
+    """
+    chosen = {group: str(override.value()) for group, override in options_of.items() if override.value() is not None}
+    said = {override.key_or_group for override in values}
+    if "experiment" in chosen:
+        said |= set(_names(option_values("experiment", chosen["experiment"])))
+    if "train.steps" in said:
+        said.add("train.tokens")
+    if chosen.get("schedule") == "power":
+        said.add("schedule.peak")
+    usual = training_defaults(chosen.get("model"))
+    return [f"{key}={value}" for key, value in usual.items() if key not in said]
 
 
 def _report(problems: Iterable[str]) -> None:

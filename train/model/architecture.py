@@ -20,12 +20,25 @@ class Multipliers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rope:
+    """The rotary embedding's frequencies: theta^(-2i / head_dim), the low ones divided by up to `factor` (Llama 3.1)."""
+
+    theta: float
+    """base"""
+    factor: float = 1.0
+    """divides the frequencies that turn fewer than `low` times over `original_sequence` tokens; 1: none"""
+    low: float = 1.0
+    high: float = 4.0
+    """frequencies that turn more often stay as they are; between `low` and `high` the division grows smoothly"""
+    original_sequence: int = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A Llama-family decoder: its sizes and its constants."""
 
     shape: ModelShape
-    rope_theta: float
-    """base of the rotary embedding"""
+    rope: Rope
     norm_eps: float
     """epsilon of RMSNorm"""
     multipliers: Multipliers

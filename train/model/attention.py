@@ -4,6 +4,8 @@ Shape suffixes: B batch, S sequence (under context parallelism this rank's part 
 heads, D head_dim.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -11,12 +13,21 @@ from parallel.attention.attend import attend
 from parallel.context.partition import Partition
 from parallel.context.protocol import ContextParallel
 from parallel.shape import ModelShape
+from train.model.architecture import Rope
 
 
-def rotary_angles(positions_S: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Tensor:
-    """Angles of the rotary embedding, shape (S, D / 2), in `dtype` (Su et al., RoFormer, arXiv 2104.09864, eq. 15)."""
+def rotary_angles(positions_S: Tensor, head_dim: int, rope: Rope, dtype: torch.dtype) -> Tensor:
+    """Angles of the rotary embedding, shape (S, D / 2), in `dtype` (Su et al., RoFormer, arXiv 2104.09864, eq. 15).
+
+    Its low frequencies are scaled as in the reference code of Llama 3.1 (`apply_scaling`).
+    """
     exponents = torch.arange(0, head_dim, 2, device=positions_S.device, dtype=dtype) / head_dim
-    return torch.outer(positions_S.to(dtype), theta**-exponents)
+    frequencies = rope.theta**-exponents
+    if rope.factor != 1.0:
+        turns = rope.original_sequence * frequencies / (2 * math.pi)
+        kept = ((turns - rope.low) / (rope.high - rope.low)).clamp(0.0, 1.0)
+        frequencies = (1 - kept) * frequencies / rope.factor + kept * frequencies
+    return torch.outer(positions_S.to(dtype), frequencies)
 
 
 def rotate(heads_BHSD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
@@ -39,9 +50,10 @@ class Attention(nn.Module):
         self.scale = scale
         self.context: ContextParallel | None = None
         self.num_heads, self.num_kv_heads, self.head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
-        self.query = nn.Linear(shape.hidden_size, shape.num_heads * shape.head_dim, bias=False)
-        self.key = nn.Linear(shape.hidden_size, shape.num_kv_heads * shape.head_dim, bias=False)
-        self.value = nn.Linear(shape.hidden_size, shape.num_kv_heads * shape.head_dim, bias=False)
+        queries, keys, bias = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim, shape.qkv_bias
+        self.query = nn.Linear(shape.hidden_size, queries, bias=bias)
+        self.key = nn.Linear(shape.hidden_size, keys, bias=bias)
+        self.value = nn.Linear(shape.hidden_size, keys, bias=bias)
         self.output = nn.Linear(shape.num_heads * shape.head_dim, shape.hidden_size, bias=False)
         self.query_norm = nn.RMSNorm(shape.head_dim, eps=norm_eps) if shape.qk_norm else None
         self.key_norm = nn.RMSNorm(shape.head_dim, eps=norm_eps) if shape.qk_norm else None

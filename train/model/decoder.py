@@ -75,7 +75,7 @@ class Decoder(StageModel):
         """The `first` stage takes tokens, the `last` has the loss, with a term of weight `z_loss`."""
         super().__init__()
         shape, norm_eps = architecture.shape, architecture.norm_eps
-        self.shape, self.rope_theta, self.first, self.last = shape, architecture.rope_theta, first, last
+        self.shape, self.rope, self.first, self.last = shape, architecture.rope, first, last
         self.multipliers = architecture.multipliers
         self.context: ContextParallel | None = None
         has_table = first or (last and shape.tie_embeddings)
@@ -136,7 +136,7 @@ class Decoder(StageModel):
         else:
             pieces_or_partition = self.context.partition(document_BS)
             positions_S = self.context.positions(pieces_or_partition)
-        angles_SD = rotary_angles(positions_S.to(hidden_BSE.device), self.shape.head_dim, self.rope_theta, angle_dtype)
+        angles_SD = rotary_angles(positions_S.to(hidden_BSE.device), self.shape.head_dim, self.rope, angle_dtype)
         cos_SD, sin_SD = angles_SD.cos(), angles_SD.sin()
         for block in self.blocks.values():
             hidden_BSE = block(hidden_BSE, cos_SD, sin_SD, pieces_or_partition)

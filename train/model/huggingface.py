@@ -17,16 +17,21 @@ from safetensors import SafetensorError, safe_open
 from common.errors import UserError
 from common.words import hydra_word
 from parallel.shape import ModelShape
-from train.model.architecture import Architecture
+from train.model.architecture import Architecture, Rope
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # This decoder has Llama's RMSNorm, rotary pairing and SwiGLU. With qk_norm it also has Qwen3's norm of queries and keys: per
-# head, before the rotation.
-ARCHITECTURES = {False: ("LlamaForCausalLM", "llama"), True: ("Qwen3ForCausalLM", "qwen3")}  # by qk_norm
+# head, before the rotation. With qkv_bias it has Qwen2's biases.
+ARCHITECTURES = {  # by (qk_norm, qkv_bias)
+    (False, False): ("LlamaForCausalLM", "llama"),
+    (True, False): ("Qwen3ForCausalLM", "qwen3"),
+    (False, True): ("Qwen2ForCausalLM", "qwen2"),
+}
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 _SHOWN = 3  # names in a message
 
+_BIASED = ("attention.query", "attention.key", "attention.value")
 # Model key -> key of config.json.
 _SIZES = {
     "num_layers": "num_hidden_layers",
@@ -65,10 +70,13 @@ def places(shape: ModelShape) -> dict[str, Place]:
     }
     if not shape.qk_norm:
         del block["attention.query_norm"], block["attention.key_norm"]
+    biases = {name: (block[name][0], block[name][1][:1]) for name in _BIASED} if shape.qkv_bias else {}
     by_name = {"embedding.weight": Place("model.embed_tokens.weight", (shape.vocab_size, hidden))}
     for layer in range(shape.num_layers):
         for name, (hf_name, sizes) in block.items():
             by_name[f"blocks.{layer}.{name}.weight"] = Place(f"model.layers.{layer}.{hf_name}.weight", sizes)
+        for name, (hf_name, sizes) in biases.items():
+            by_name[f"blocks.{layer}.{name}.bias"] = Place(f"model.layers.{layer}.{hf_name}.bias", sizes)
     by_name["norm.weight"] = Place("model.norm.weight", (hidden,))
     if not shape.tie_embeddings:
         by_name["head.weight"] = Place("lm_head.weight", (shape.vocab_size, hidden))
@@ -82,9 +90,10 @@ def folded(name: str, architecture: Architecture) -> float:
     """
     shape, multipliers = architecture.shape, architecture.multipliers
     table, head = ("embedding.weight", "norm.weight" if shape.tie_embeddings else "head.weight")
+    query = multipliers.attention / (1 / math.sqrt(shape.head_dim))
     return {
-        f"attention.{'query_norm' if shape.qk_norm else 'query'}.weight": multipliers.attention
-        / (1 / math.sqrt(shape.head_dim)),
+        f"attention.{'query_norm' if shape.qk_norm else 'query'}.weight": query,
+        "attention.query.bias": 1.0 if shape.qk_norm else query,
         "attention.output.weight": multipliers.residual,
         "ffn.down.weight": multipliers.residual,
         table: multipliers.embedding,
@@ -109,18 +118,22 @@ def describe(architecture: Architecture, *, init_std: float, end_of_text: int, s
             f"the run's model.hidden_size={model.hidden_size} is not a multiple of its model.num_heads={model.num_heads}, "
             "which Hugging Face's Llama refuses; only with model.qk_norm=true is there an architecture for such sizes (Qwen3)"
         )
-    name, model_type = ARCHITECTURES[model.qk_norm]
+    if (model.qk_norm, model.qkv_bias) not in ARCHITECTURES:
+        raise UserError("the run has model.qk_norm=true and model.qkv_bias=true: no architecture of Hugging Face's has both")
+    name, model_type = ARCHITECTURES[model.qk_norm, model.qkv_bias]
+    rope = _stored_rope(architecture.rope)
     return {
         "architectures": [name],
         "model_type": model_type,
         **{hf_key: getattr(model, key) for key, hf_key in _SIZES.items()},
         "hidden_act": "silu",
-        "attention_bias": False,
+        **({} if model.qkv_bias else {"attention_bias": False}),
         "attention_dropout": 0.0,
-        **({} if model.qk_norm else {"mlp_bias": False}),
+        **({"mlp_bias": False} if model_type == "llama" else {}),
         "rms_norm_eps": architecture.norm_eps,
-        "rope_theta": architecture.rope_theta,  # until transformers 4
-        "rope_parameters": {"rope_theta": architecture.rope_theta, "rope_type": "default"},  # from transformers 5
+        "rope_theta": architecture.rope.theta,  # until transformers 4, and the next line too
+        **({"rope_scaling": rope} if architecture.rope.factor != 1.0 else {}),
+        "rope_parameters": {"rope_theta": architecture.rope.theta, **rope},  # from transformers 5
         "tie_word_embeddings": model.tie_embeddings,
         "max_position_embeddings": sequence,
         "initializer_range": init_std,
@@ -131,11 +144,30 @@ def describe(architecture: Architecture, *, init_std: float, end_of_text: int, s
     }
 
 
+# Model key -> key of `rope_parameters`, of the kind "llama3".
+_ROPE = {
+    "rope_factor": "factor",
+    "rope_low_frequency_factor": "low_freq_factor",
+    "rope_high_frequency_factor": "high_freq_factor",
+    "rope_original_sequence": "original_max_position_embeddings",
+}
+
+
+def _stored_rope(rope: Rope) -> dict[str, Any]:
+    if rope.factor == 1.0:
+        return {"rope_type": "default"}
+    numbers = rope.factor, rope.low, rope.high, rope.original_sequence
+    return {"rope_type": "llama3", **dict(zip(_ROPE.values(), numbers, strict=True))}
+
+
 def problems(folder: Path, architecture: Architecture) -> Iterator[str]:
     """Why a decoder cannot start from the weights in `folder`, one line per reason: first config.json, then the tensors."""
     try:
         stored = _model_keys(_read_json(folder, "config.json"))
-        wanted = {**asdict(architecture.shape), "rope_theta": architecture.rope_theta, "norm_eps": architecture.norm_eps}
+        rope = architecture.rope
+        numbers = rope.theta, rope.factor, rope.low, rope.high, rope.original_sequence
+        wanted = {**asdict(architecture.shape), "norm_eps": architecture.norm_eps}
+        wanted |= dict(zip(("rope_theta", *_ROPE), numbers, strict=True))
         if differences := [key for key, value in stored.items() if wanted[key] != value]:
             yield _another_model(stored, wanted, differences)
             return
@@ -210,14 +242,14 @@ def _model_keys(plain: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: it has another architecture, or settings that this decoder does not support.
     """
-    qk_norm = _has_qk_norm(plain)
+    qk_norm, qkv_bias = _kind(plain)
     unsupported = list(_unsupported(plain))
     if unsupported:
         raise UserError(f"its config.json has {', '.join(unsupported)}, which this decoder does not compute")
     heads, width = plain.get("num_attention_heads"), plain.get("hidden_size")
     sizes = {**plain}
-    if qk_norm:
-        sizes = {"num_key_value_heads": 32, "head_dim": 128, **sizes}
+    if qk_norm or qkv_bias:
+        sizes = {"num_key_value_heads": 32, **({"head_dim": 128} if qk_norm else {}), **sizes}
     if sizes.get("num_key_value_heads") is None:
         sizes["num_key_value_heads"] = heads
     if sizes.get("head_dim") is None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
@@ -229,26 +261,32 @@ def _model_keys(plain: dict[str, Any]) -> dict[str, Any]:
                 f"its config.json has {hf_key}={json.dumps(sizes.get(hf_key))}: it must be a whole number from 1 up"
             )
         keys[key] = sizes[hf_key]
-    numbers = {"rope_theta": _rope(plain).get("rope_theta", 10_000.0), "norm_eps": plain.get("rms_norm_eps", 1e-6)}
+    rope = _rope(plain)
+    numbers = {"rope_theta": rope.get("rope_theta", 10_000.0), "norm_eps": plain.get("rms_norm_eps", 1e-6)}
+    if _rope_kind(rope) == "llama3":
+        numbers |= {key: rope.get(hf_key) for key, hf_key in _ROPE.items()}
     for key, number in numbers.items():
         if not isinstance(number, int | float) or not 0 < number < math.inf:
             raise UserError(f"its config.json has {json.dumps(number)} where model.{key} belongs")
         keys[key] = float(number)
     tied = bool(plain.get("tie_word_embeddings", False))
-    return {**keys, "ffn": "swiglu", "tie_embeddings": tied, "qk_norm": qk_norm}
+    if "rope_factor" not in keys:
+        keys["rope_factor"] = 1.0
+    return {**keys, "ffn": "swiglu", "tie_embeddings": tied, "qk_norm": qk_norm, "qkv_bias": qkv_bias}
 
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _has_qk_norm(plain: dict[str, Any]) -> bool:
+def _kind(plain: dict[str, Any]) -> tuple[bool, bool]:
+    """(qk_norm, qkv_bias) of the architecture that a config.json names."""
     architectures = plain.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else None
-    for qk_norm, (name, model_type) in ARCHITECTURES.items():
+    for kind, (name, model_type) in ARCHITECTURES.items():
         if architecture == name or (architecture is None and plain.get("model_type") == model_type):
-            return qk_norm
-    readable = " and ".join(name for name, _ in ARCHITECTURES.values())
+            return kind
+    readable = ", ".join(name for name, _ in ARCHITECTURES.values())
     other = json.dumps(architecture or plain.get("model_type"))
     raise UserError(f"its config.json names the architecture {other}; {readable} can be read")
 
@@ -263,6 +301,10 @@ def _rope(plain: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _rope_kind(rope: dict[str, Any]) -> Any:
+    return rope.get("rope_type", rope.get("type", "default"))
+
+
 def _unsupported(plain: dict[str, Any]) -> Iterator[str]:
     """Settings of a config.json that this decoder does not support."""
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
@@ -273,8 +315,8 @@ def _unsupported(plain: dict[str, Any]) -> Iterator[str]:
     if plain.get("hidden_act", "silu") not in ("silu", "swish"):
         yield f"hidden_act={json.dumps(plain['hidden_act'])}"
     rope = _rope(plain)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default" or rope.get("factor", 1.0) != 1.0:
+    kind = _rope_kind(rope)
+    if kind not in ("default", "llama3") or (kind == "default" and rope.get("factor", 1.0) != 1.0):
         yield f"rope scaling ({json.dumps(kind)})"
     if any(isinstance(value, dict) for value in rope.values()):
         yield "a rotary embedding for each kind of layer"

@@ -20,7 +20,7 @@ CHUNK = 1 << 15  # elements: the temporaries (about 1.5 MiB of float64 and uint6
 
 
 def init_std(name: str, num_layers: int, std: float, mup_width: float | None) -> float | None:
-    """Standard deviation of a parameter's initial values; None for a norm, which starts at one.
+    """Standard deviation of a parameter's initial values; None for a norm, which starts at one; 0 for a bias.
 
     Projections into the residual stream are scaled by 1 / sqrt(2 x layers), so that the stream's variance does not grow
     with depth (Radford et al., GPT-2, section 2.3).
@@ -30,6 +30,8 @@ def init_std(name: str, num_layers: int, std: float, mup_width: float | None) ->
     """
     if name.endswith("norm.weight"):
         return None
+    if name.endswith(".bias"):
+        return 0.0
     if mup_width is not None:
         return std / math.sqrt(mup_width) if is_inner_matrix(name) else std
     if name.endswith(("attention.output.weight", "ffn.down.weight")):
@@ -39,7 +41,7 @@ def init_std(name: str, num_layers: int, std: float, mup_width: float | None) ->
 
 def is_inner_matrix(name: str) -> bool:
     """Whether a parameter is a matrix of a block: muP scales these with the width, and Muon orthogonalises their updates."""
-    return name.startswith("blocks.") and not name.endswith("norm.weight")
+    return name.startswith("blocks.") and name.endswith(".weight") and not name.endswith("norm.weight")
 
 
 def fill(local: Tensor, offset: Sequence[int], global_shape: Sequence[int], *, name: str, seed: int, std: float | None) -> None:
@@ -48,8 +50,8 @@ def fill(local: Tensor, offset: Sequence[int], global_shape: Sequence[int], *, n
     `local` is the contiguous slice that starts at `offset` (one number per dimension) of a tensor of `global_shape`.
     `std` None fills with ones.
     """
-    if std is None:
-        local.fill_(1.0)
+    if not std:
+        local.fill_(1.0 if std is None else 0.0)
         return
     key = derive_key(seed, "init", name)
     flat = local.view(-1)

@@ -24,9 +24,9 @@ class Cast:
         return FLOAT_FORMATS[self.name]
 
     def applies_to(self, parameter: str) -> bool:
-        """Whether it casts that parameter. Norms are never cast."""
-        module = parameter.rpartition(".")[0]
-        return not module.endswith("norm") and (self.outer or module not in ("embedding", "head"))
+        """Whether it casts that parameter. Norms and biases are never cast."""
+        module, _, key = parameter.rpartition(".")
+        return key == "weight" and not module.endswith("norm") and (self.outer or module not in ("embedding", "head"))
 
     def __str__(self) -> str:
         return f"cast to {self.name} in blocks of {self.block}"

@@ -75,11 +75,11 @@ class Weights:
         return COMPUTE_DTYPES[self.config.train.precision]
 
     def precision(self, parameter: str) -> Precision | None:
-        """How a parameter is quantized; None: it is not. Norms never are."""
+        """How a parameter is quantized; None: it is not. Norms and biases never are."""
         module, _, key = parameter.rpartition(".")
         return (
             learned_scales(self.quant).precision(module)
-            if self.quant is not None and not module.endswith("norm") and key
+            if self.quant is not None and not module.endswith("norm") and key == "weight"
             else None
         )
 

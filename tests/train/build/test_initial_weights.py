@@ -33,6 +33,19 @@ SHAPES = {
         {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10},
         ["model.num_heads=3", "model.num_kv_heads=1", "model.head_dim=10"],
     ),
+    "llama31": (
+        "Llama",
+        {"max_position_embeddings": 128, "rope_parameters": {
+            "rope_theta": 500.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }},
+        ["model.qk_norm=false", "model.rope_theta=500", "model.rope_factor=8", "model.rope_original_sequence=64"],
+    ),
+    "qwen2": (
+        "Qwen2",
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4},
+        ["model.qk_norm=false", "model.qkv_bias=true", "model.num_heads=4", "model.num_kv_heads=2"],
+    ),
 }  # fmt: skip
 
 
@@ -150,6 +163,8 @@ OTHERS = [
     ["model.ffn=gelu"],
     ["model.rope_theta=20000", "model.norm_eps=1e-5"],
     ["model.qk_norm=true"],
+    ["model.qkv_bias=true"],
+    ["model.rope_factor=8"],
 ]
 
 
@@ -177,7 +192,11 @@ def test_what_is_tied_there_is_tied_here(tmp_path, settings, word):
 FOREIGN = {
     "attention_bias": ({"attention_bias": True}, "attention_bias=true"),
     "mlp_bias": ({"mlp_bias": True}, "mlp_bias=true"),
-    "llama3 rope": ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, 'rope scaling ("llama3")'),
+    "yarn": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0}}, 'rope scaling ("yarn")'),
+    "half a llama3": (
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
+        "has null where model.rope_low_frequency_factor belongs",
+    ),
     "old rope": ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, 'rope scaling ("linear")'),
     "part": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     "layers": ({"layer_types": ["full_attention", "sliding_attention"]}, "layers of sliding_attention"),

@@ -21,6 +21,7 @@ NOT_IDENTITY = {
     "train.profile",
     "train.dry_run",
     "train.microbatch",
+    "train.device",
     "train.compile",
     "train.attention",
     "eval.every_tokens",

@@ -30,6 +30,11 @@ SHAPES = {
     ),
     "tied": (["model.qk_norm=false", "model.tie_embeddings=true"], "LlamaForCausalLM"),
     "wide_heads": (["model.qk_norm=false", "model.head_dim=14"], "LlamaForCausalLM"),
+    "biases": (["model.qk_norm=false", "model.qkv_bias=true"], "Qwen2ForCausalLM"),
+    "longer": (
+        ["model.qk_norm=false", "model.rope_theta=500", "model.rope_factor=8", "model.rope_original_sequence=64"],
+        "LlamaForCausalLM",
+    ),
     "normed": (["model.qk_norm=true"], "Qwen3ForCausalLM"),
     "normed_uneven": (
         ["model.qk_norm=true", "model.num_heads=3", "model.num_kv_heads=1", "model.head_dim=10", "model.tie_embeddings=true"],

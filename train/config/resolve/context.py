@@ -1,12 +1,9 @@
 """The context-parallel method of a configuration. Imports no torch."""
 
-from pathlib import Path
-
 from parallel.context.choose import ASSUMED, AttentionCall, choose
 from parallel.context.names import Method
+from train.config.resolve.gpus import gpu_names
 from train.config.schema import Config
-
-_GPU_DRIVERS = ("/proc/driver/nvidia/version", "/dev/kfd")  # NVIDIA's and AMD's on Linux, found without torch
 
 
 def context_method(config: Config) -> tuple[Method, str]:
@@ -27,6 +24,6 @@ def _choose(config: Config) -> tuple[Method, str]:
         batch=train.microbatch,
         element_bytes={"bf16": 2, "fp32": 4, "fp64": 8}[train.precision],
     )
-    device = "cuda" if any(Path(driver).exists() for driver in _GPU_DRIVERS) else "cpu"
+    device = "cuda" if gpu_names() and train.device != "cpu" else "cpu"
     method, reason = choose(call, ASSUMED[device][config.parallel.context_topology])
     return method, f"auto, at assumed rates: {reason}"

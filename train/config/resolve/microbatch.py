@@ -1,15 +1,16 @@
-"""`train.microbatch=auto`: the fastest micro-batch that fits, as the planner predicts it. Imports no torch."""
+"""The fastest micro-batch and recomputation that fit, as the planner predicts them. Imports no torch."""
 
 import math
 from dataclasses import asdict, replace
-from pathlib import Path
 
+from parallel.names import Recompute
 from parallel.plan.hardware import HOST_SHARE, Hardware, hardware_of, host_memory, load_hardware
 from parallel.plan.job import Job
 from parallel.plan.memory import capacity_gib, memory
-from parallel.plan.native import job_of_run, with_microbatch
-from parallel.plan.search import problem
+from parallel.plan.native import job_of_run
+from parallel.plan.search import LEVELS, problem
 from parallel.plan.step_time import step_parts
+from train.config.resolve.gpus import gpu_names
 from train.config.schema import Config
 
 LARGEST = 64
@@ -32,27 +33,38 @@ def job_of(config: Config, hardware: Hardware) -> Job:
 
 def local_hardware(ranks: int) -> Hardware:
     """The machine this process sees, by what the driver says; on a CPU, `ranks` processes share its memory."""
-    for entry in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        lines = entry.read_text(encoding="utf-8").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model:")]
-        if names and (found := hardware_of(names[0])) is not None:
+    for name in gpu_names():
+        if (found := hardware_of(name)) is not None:
             return found
     return replace(load_hardware("cpu"), memory_gib=HOST_SHARE * host_memory() / 2**30 / ranks)
 
 
-def fastest_microbatch(config: Config) -> tuple[int, str]:
-    """The micro-batch with the shortest predicted step among those that fit and divide the batch, and why in a line; 1 if none
-    fits."""
+def fastest(config: Config, *, choose_recompute: bool) -> tuple[int, Recompute, str]:
+    """(micro-batch, recomputation, why in a line): those with the shortest predicted step among those that fit and divide the
+    batch. If none fits, those that take the least memory.
+
+    Without `choose_recompute` the configuration's recomputation stays.
+    """
     train, layout = config.train, config.parallel.layout
     machine = local_hardware(layout.world_size)
     job = job_of(config, machine)
     smallest = math.gcd(train.batch_tokens, train.batch_warmup_start or train.batch_tokens)
     rows = smallest // (train.sequence * layout.data_parallel)
-    options = [with_microbatch(job, count) for count in range(1, min(rows, LARGEST) + 1) if rows % count == 0]
+    counts = [count for count in range(1, min(rows, LARGEST) + 1) if rows % count == 0]
+    levels = LEVELS if choose_recompute else (config.parallel.recompute,)
+    options = [
+        replace(job, choice=replace(job.choice, microbatch=count, recompute=level)) for level in levels for count in counts
+    ]
     possible = [option for option in options if problem(option) is None]
-    fitting = [option for option in possible if memory(option)["total"] / 2**30 <= capacity_gib(option)]
+    fitting = [option for option in possible if _gib(option) <= capacity_gib(option)]
     if not fitting:
-        return 1, f"no micro-batch is predicted to fit {capacity_gib(job):.1f} GiB of {machine.name}"
-    best = min(fitting, key=lambda option: step_parts(option)["total"])
-    gib = memory(best)["total"] / 2**30
-    return best.choice.microbatch, f"{gib:.2f} of {capacity_gib(job):.1f} GiB of {machine.name}, predicted"
+        smallest_recompute = levels[-1]
+        return 1, smallest_recompute, f"nothing is predicted to fit {capacity_gib(job):.1f} GiB of {machine.name}"
+    best = min(fitting, key=lambda option: step_parts(option)["total"]).choice
+    chosen = replace(job, choice=best)
+    why = f"the fastest of what fits, {_gib(chosen):.2f} of {capacity_gib(job):.1f} GiB of {machine.name}, predicted"
+    return best.microbatch, best.recompute, why
+
+
+def _gib(job: Job) -> float:
+    return memory(job)["total"] / 2**30

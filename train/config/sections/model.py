@@ -34,8 +34,19 @@ class ModelConfig:
     """use the embedding table as the head"""
     qk_norm: bool
     """RMSNorm on queries and keys, per head"""
+    qkv_bias: bool
+    """biases on queries, keys and values, as Qwen2 has them"""
     rope_theta: Annotated[float, Field(gt=0)]
     """base of the rotary embedding"""
+    rope_factor: Annotated[float, Field(ge=1)]
+    """how many times longer than rope_original_sequence contexts become: low frequencies turn this much slower, as in
+    Llama 3.1; 1: no frequency is changed"""
+    rope_low_frequency_factor: Annotated[float, Field(gt=0)]
+    """with rope_factor: frequencies with fewer turns than this over rope_original_sequence are divided by all of it"""
+    rope_high_frequency_factor: Annotated[float, Field(gt=0)]
+    """with rope_factor: frequencies with more turns than this stay; between the two, the division grows smoothly"""
+    rope_original_sequence: PositiveInt
+    """with rope_factor: the sequence that the frequencies were first trained with"""
     norm_eps: Annotated[float, Field(gt=0)]
     """epsilon of RMSNorm"""
     init_std: Annotated[float, Field(gt=0)]
@@ -49,7 +60,7 @@ class ModelConfig:
     logit_multiplier: Annotated[float, Field(gt=0)]
     """factor of the logits; null: 1, with optimizer.mup mup_base_width / hidden_size"""
     initial_weights: str | None
-    """folder of the weights to start from (Hugging Face's format, Llama or Qwen3); null: random weights"""
+    """folder of the weights to start from (Hugging Face's format, Llama, Qwen2 or Qwen3); null: random weights"""
 
     @property
     def shape(self) -> ModelShape:

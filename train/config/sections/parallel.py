@@ -40,7 +40,8 @@ class ParallelConfig:
     virtual_stages: PositiveInt
     """stages per rank under the interleaved schedule"""
     recompute: Recompute
-    """what a block's backward pass recomputes: none, selective (all but matrix products and attention), or full"""
+    """what a block's backward pass recomputes: none, selective (all but matrix products and attention), or full;
+    auto, with train.microbatch=auto: what is fastest of what fits"""
 
     oversubscribe: bool
     """foretrain starts more processes than this machine has cores or devices, or more than its memory holds"""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from parallel.names import KernelName
+from parallel.names import DeviceName, KernelName
 from train.config.sections.types import FREE, STRICT, NonNegativeFloat, PositiveInt
 
 
@@ -48,13 +48,16 @@ class TrainConfig:
     """tokens per sequence"""
     microbatch: Annotated[PositiveInt, FREE]
     """sequences per rank and forward pass; auto: as many as the planner finds fastest among those that fit"""
+    device: Annotated[DeviceName, FREE]
+    """what computes: cuda is a GPU of NVIDIA's or AMD's for each rank; auto: GPUs where torch finds them, else the CPU"""
     precision: Literal["fp32", "bf16", "fp64"]
-    """bf16: bf16 compute, fp32 parameters and gradient reduction; fp64 is for proving that layouts compute the same"""
+    """bf16: bf16 compute, fp32 parameters and gradient reduction; fp64 is for proving that layouts compute the same; auto: bf16
+    on a GPU that has it, else fp32"""
     attention: Annotated[KernelName, FREE]
     """fused: torch's kernel for the device, which holds no scores; plain: the formula, on any device and in any precision;
     auto: fused where the device has it"""
     compile: Annotated[bool, FREE]
-    """torch.compile, block by block"""
+    """torch.compile, block by block; auto: on GPUs"""
     z_loss: NonNegativeFloat
     """weight of log(Z)^2 per token in the objective"""
     profile: Annotated[bool, FREE]

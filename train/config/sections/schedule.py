@@ -16,7 +16,7 @@ class WarmupConfig:
     peak: Annotated[float, Field(gt=0)]
     """the largest learning rate"""
     warmup_tokens: Annotated[int, Field(ge=0)]
-    """tokens of warmup"""
+    """tokens of warmup; auto: a hundredth of the run, at least 80,000, at most a sixteenth of the run"""
     warmup_shape: WarmupName
     """shape of the rise"""
     warmup_start: Annotated[float, Field(ge=0, le=1)]

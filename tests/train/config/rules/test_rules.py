@@ -291,7 +291,8 @@ def test_a_run_shorter_than_the_demos_warmup_is_told_what_to_type():
 
 def test_a_large_preset_is_told_the_batch_to_type():
     def of_8b(*words: str) -> list[str]:
-        return list(check(load_config(["model=8b", "parallel.shard=8", *words]), world_size=8))
+        config = load_config(["model=8b", "parallel.shard=8", "train.batch_tokens=131072", "train.microbatch=8", *words])
+        return list(check(config, world_size=8))
 
     words = re.search(r"type (train\.batch_tokens=\d+), or (train\.microbatch=\d+)", of_8b()[0])
     assert words is not None, of_8b()
