@@ -17,7 +17,7 @@ def cores(monkeypatch):
 
 
 def test_a_thousand_processes_on_a_few_cores_start_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(local, "_start_workers", lambda *words: pytest.fail("started"))
+    monkeypatch.setattr(local, "start_workers", lambda *words: pytest.fail("started"))
     assert local.main(["parallel.shard=1000", "train.batch_tokens=2048000"]) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) <= 5

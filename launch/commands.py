@@ -1,0 +1,79 @@
+"""`foretrain launch`: local, slurm, ladder, status, preflight. Everything heavy is imported when a command runs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from common.errors import UserError, WorkFailed
+
+if TYPE_CHECKING:
+    from launch.local import Place
+
+_COMMANDS = ("local",)
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Put runs on machines: here, on SLURM, a whole ladder of them; see how they do; look at the machines first.",
+)
+_Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="as of foretrain train")]
+_Nodes = Annotated[int, typer.Option(min=1, help="how many nodes this is started on")]
+_NodeRank = Annotated[int, typer.Option(min=0, envvar="SLURM_NODEID", help="number of this node")]
+_Rendezvous = Annotated[str, typer.Option(metavar="HOST:PORT", help="of the first node, where there are several")]
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command. Returns the exit code: 0 done, 1 the work failed, 2 the request is wrong, 75 stopped and saved."""
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
+        from common.words import nearest
+
+        near = nearest(arguments[0], _COMMANDS)
+        hint = f"; did you mean '{near}'?" if near else ""
+        print(f"error: no command '{arguments[0]}'{hint} (commands: {', '.join(_COMMANDS)})", file=sys.stderr)
+        return 2
+    try:
+        app(args=arguments or ["--help"], prog_name="foretrain launch", standalone_mode=True)
+    except (UserError, WorkFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as ending:
+        return int(ending.code or 0) if arguments else 2
+    return 0
+
+
+@app.command()
+def local(
+    overrides: _Overrides = None,
+    max_restarts: Annotated[int, typer.Option(min=0, help="start a run that failed again, so often")] = 3,
+    run: Annotated[Path | None, typer.Option(metavar="FILE", help="overrides, a JSON list; others come after them")] = None,
+    nodes: _Nodes = 1,
+    node_rank: _NodeRank = 0,
+    rendezvous: _Rendezvous = "",
+) -> None:
+    """Train here, with as many processes as the layout needs, and start again what fails.
+
+    The exit code is 0 if the run is finished, 75 if it was stopped and has saved: the same command goes on.
+    """
+    from launch.supervise import read_words, run_local
+
+    words = [*(read_words(run) if run is not None else []), *(overrides or [])]
+    raise typer.Exit(run_local(words, max_restarts=max_restarts, place=_place(nodes, node_rank, rendezvous)))
+
+
+@app.callback()
+def _launch() -> None:
+    pass
+
+
+def _place(nodes: int, node_rank: int, rendezvous: str) -> "Place":
+    from launch.local import ALONE, Place
+
+    if nodes == 1:
+        return ALONE
+    host, _, port = rendezvous.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--nodes {nodes} needs --rendezvous HOST:PORT of the first node, such as node001:29500")
+    if node_rank >= nodes:
+        raise UserError(f"--node-rank {node_rank}: nodes are numbered 0 to {nodes - 1}")
+    return Place(nodes, node_rank, rendezvous)
