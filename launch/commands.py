@@ -1,6 +1,7 @@
 """`foretrain launch`: local, slurm, ladder, status, preflight. Everything heavy is imported when a command runs."""
 
 import sys
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from common.errors import UserError, WorkFailed
 if TYPE_CHECKING:
     from launch.local import Place
 
-_COMMANDS = ("local",)
+_COMMANDS = ("local", "ladder")
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -61,9 +62,42 @@ def local(
     raise typer.Exit(run_local(words, max_restarts=max_restarts, place=_place(nodes, node_rank, rendezvous)))
 
 
-@app.callback()
-def _launch() -> None:
-    pass
+@app.command()
+def ladder(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a ladder in YAML, or what `scaling plan --json` wrote")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="of every run")] = None,
+    processes: Annotated[int, typer.Option(min=0, help="at once; 0: as many as there are devices or cores")] = 0,
+    hardware: Annotated[str | None, typer.Option(help="for the forecast; what is found here unless given")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="dollars per device and hour")] = None,
+    trunks: Annotated[bool, typer.Option(help="train once what several runs have in common")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the table, start nothing")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")] = False,
+) -> None:
+    """Show a ladder of runs, then train it: what is finished is left out, what was stopped goes on."""
+    from launch.ladder.file import read_ladder
+    from launch.ladder.queue import Queue, locked
+    from launch.ladder.table import as_json, rows_of, show
+    from launch.ladder.trunks import jobs_of
+    from launch.machine import places_for_processes
+    from parallel.plan.hardware import load_hardware
+    from train.config import local_hardware
+
+    jobs = jobs_of(read_ladder(file, overrides or []), share=trunks)
+    processes = processes or places_for_processes()
+    machine = load_hardware(hardware) if hardware is not None else local_hardware(processes)
+    rows = rows_of(jobs, machine, price)
+    if json:
+        print(dumps(as_json(rows, machine), indent=2))
+    else:
+        show(rows, machine)
+    if dry_run:
+        return
+    too_many = next((job for job in jobs if job.processes > processes), None)
+    if too_many is not None:
+        raise UserError(f"run {too_many.name} needs {too_many.processes} processes: type --processes {too_many.processes}")
+    with locked(jobs):
+        code = Queue(jobs, processes).run()
+    raise typer.Exit(code)
 
 
 def _place(nodes: int, node_rank: int, rendezvous: str) -> "Place":

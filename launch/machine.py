@@ -81,6 +81,11 @@ def free_bytes() -> int | None:
     return min(found, default=None)
 
 
+def places_for_processes() -> int:
+    """Devices of this machine, or cores where it has none."""
+    return _devices() or len(os.sched_getaffinity(0))
+
+
 def _devices() -> int:
     import torch
 

@@ -1,5 +1,6 @@
 """`foretrain launch local`: a run with restarts, on this machine or as one node of several."""
 
+import importlib
 import json
 import sys
 import time
@@ -33,7 +34,10 @@ def run_local(words: Sequence[str], *, max_restarts: int, place: Place) -> int:
     began = _step(config)
     failed_at = -1
     for restart in range(max_restarts + 1):
-        code = start_workers(world_size, TRAIN, list(words), place, last_lines=LAST_LINES)
+        if world_size == 1 and max_restarts == 0:
+            code = int(importlib.import_module(TRAIN).main(list(words)))
+        else:
+            code = start_workers(world_size, TRAIN, list(words), place, last_lines=LAST_LINES)
         if code == 0:
             return _ending(config, began)
         if code != 1:
