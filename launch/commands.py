@@ -12,13 +12,14 @@ from common.errors import UserError, WorkFailed
 if TYPE_CHECKING:
     from launch.local import Place
 
-_COMMANDS = ("local", "ladder")
+_COMMANDS = ("local", "slurm", "ladder")
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Put runs on machines: here, on SLURM, a whole ladder of them; see how they do; look at the machines first.",
 )
 _Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="as of foretrain train")]
+_Preflight = Annotated[bool, typer.Option("--preflight", help="look at the nodes first, in the same job")]
 _Nodes = Annotated[int, typer.Option(min=1, help="how many nodes this is started on")]
 _NodeRank = Annotated[int, typer.Option(min=0, envvar="SLURM_NODEID", help="number of this node")]
 _Rendezvous = Annotated[str, typer.Option(metavar="HOST:PORT", help="of the first node, where there are several")]
@@ -63,10 +64,39 @@ def local(
 
 
 @app.command()
+def slurm(
+    overrides: _Overrides = None,
+    cluster: Annotated[str, typer.Option(help="a file of configs/cluster by name, or the path of your own")] = "gpu",
+    partition: Annotated[str | None, typer.Option(help="instead of the cluster's")] = None,
+    account: Annotated[str | None, typer.Option(help="instead of the cluster's")] = None,
+    time: Annotated[str | None, typer.Option(metavar="[DAYS-]HOURS:MINUTES[:SECONDS]", help="of a job")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="the most that the job may have")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=0, help="instead of the cluster's")] = None,
+    processes_per_node: Annotated[int | None, typer.Option(min=1, help="instead of the cluster's")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option(min=1, help="instead of the cluster's")] = None,
+    preflight: _Preflight = False,
+    force: Annotated[bool, typer.Option("--force", help="queue what the forecast speaks against")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the script, queue nothing")] = False,
+) -> None:
+    """Queue a run on SLURM. It saves before its time is over, requeues itself, and goes on."""
+    from launch.slurm.cluster import load_cluster
+    from launch.slurm.run import run_slurm
+
+    site = load_cluster(
+        cluster, partition=partition, account=account, time=time, nodes=nodes, gpus_per_node=gpus_per_node,
+        processes_per_node=processes_per_node, cpus_per_node=cpus_per_node,
+    )  # fmt: skip
+    run_slurm(overrides or [], site, dry_run=dry_run, preflight=preflight, force=force)
+
+
+@app.command()
 def ladder(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a ladder in YAML, or what `scaling plan --json` wrote")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="of every run")] = None,
     processes: Annotated[int, typer.Option(min=0, help="at once; 0: as many as there are devices or cores")] = 0,
+    cluster: Annotated[str | None, typer.Option(help="queue it there as SLURM arrays, instead of running it here")] = None,
+    jobs_at_once: Annotated[int, typer.Option(min=0, help="of an array; 0: as many as the scheduler likes")] = 0,
+    preflight: _Preflight = False,
     hardware: Annotated[str | None, typer.Option(help="for the forecast; what is found here unless given")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="dollars per device and hour")] = None,
     trunks: Annotated[bool, typer.Option(help="train once what several runs have in common")] = True,
@@ -79,17 +109,24 @@ def ladder(
     from launch.ladder.table import as_json, rows_of, show
     from launch.ladder.trunks import jobs_of
     from launch.machine import places_for_processes
+    from launch.slurm.cluster import load_cluster
+    from launch.slurm.run import queue_ladder
     from parallel.plan.hardware import load_hardware
     from train.config import local_hardware
 
     jobs = jobs_of(read_ladder(file, overrides or []), share=trunks)
     processes = processes or places_for_processes()
-    machine = load_hardware(hardware) if hardware is not None else local_hardware(processes)
+    site = load_cluster(cluster) if cluster is not None else None
+    name = hardware or (site and site.hardware)
+    machine = load_hardware(name) if name else local_hardware(processes)
     rows = rows_of(jobs, machine, price)
     if json:
         print(dumps(as_json(rows, machine), indent=2))
     else:
         show(rows, machine)
+    if site is not None:
+        queue_ladder(jobs, site, most_at_once=jobs_at_once, dry_run=dry_run, preflight=preflight)
+        return
     if dry_run:
         return
     too_many = next((job for job in jobs if job.processes > processes), None)
