@@ -12,7 +12,7 @@ from common.errors import UserError, WorkFailed
 if TYPE_CHECKING:
     from launch.local import Place
 
-_COMMANDS = ("local", "slurm", "ladder")
+_COMMANDS = ("local", "slurm", "ladder", "status", "preflight")
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -135,6 +135,50 @@ def ladder(
     with locked(jobs):
         code = Queue(jobs, processes).run()
     raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="a run, or a folder of runs")] = Path("runs"),
+    live: Annotated[bool, typer.Option("--live", help="refresh until nothing runs")] = False,
+    web: Annotated[bool, typer.Option("--web", help="serve it as a page on this machine's loopback")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of --web; 0: any")] = 8265,
+    stuck_factor: Annotated[float, typer.Option(min=1, help="stuck: no step for so many usual step times")] = 10.0,
+    json: Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")] = False,
+) -> None:
+    """How every run in a folder does: state, progress, loss, speed, time left. Names runs that are stuck."""
+    from launch.status.table import as_json, watch
+    from launch.status.view import views
+
+    if web:
+        from launch.status.web import serve
+
+        serve(folder, port, stuck_factor)
+    elif json:
+        print(as_json(views(folder, stuck_factor)))
+    else:
+        watch(folder, stuck_factor, live=live)
+
+
+@app.command()
+def preflight(
+    processes: Annotated[int, typer.Option(min=0, help="on every node; 0: as many as there are devices, or one")] = 0,
+    run_dir: Annotated[Path, typer.Option(help="where runs will be written")] = Path("runs"),
+    least_disk_gib: Annotated[float, typer.Option(min=0, help="that must be free there")] = 1.0,
+    least_gb_per_second: Annotated[float, typer.Option(min=0, help="of every link; 0: as the others")] = 0.0,
+    nodes: _Nodes = 1,
+    node_rank: _NodeRank = 0,
+    rendezvous: _Rendezvous = "",
+    json: Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")] = False,
+) -> None:
+    """Look at the nodes: devices, memory, disk, speed, links, clocks, versions. Names those that are slow or odd."""
+    from launch.local import start_workers
+    from launch.machine import devices
+
+    here = processes or devices() or 1
+    words = [str(run_dir), str(least_disk_gib), str(least_gb_per_second), "json" if json else "table"]
+    place = _place(nodes, node_rank, rendezvous)
+    raise typer.Exit(start_workers(here * nodes, "launch.preflight.worker", words, place))
 
 
 def _place(nodes: int, node_rank: int, rendezvous: str) -> "Place":

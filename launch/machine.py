@@ -27,8 +27,8 @@ def require_room(config: Config, copies: int = TRAINING, nodes: int = 1) -> None
     if config.parallel.oversubscribe or config.train.dry_run:
         return
     size = config.parallel.layout.world_size // nodes
-    devices = _devices() if size > 1 else 0
-    problems = [*_processes(size, devices), *_memory(config, size, 0 if devices else copies, nodes)]
+    gpus = devices() if size > 1 else 0
+    problems = [*_processes(size, gpus), *_memory(config, size, 0 if gpus else copies, nodes)]
     if problems:
         raise UserError(
             "\n".join(
@@ -83,10 +83,11 @@ def free_bytes() -> int | None:
 
 def places_for_processes() -> int:
     """Devices of this machine, or cores where it has none."""
-    return _devices() or len(os.sched_getaffinity(0))
+    return devices() or len(os.sched_getaffinity(0))
 
 
-def _devices() -> int:
+def devices() -> int:
+    """GPUs of this machine."""
     import torch
 
     return torch.cuda.device_count()

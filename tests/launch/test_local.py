@@ -66,7 +66,7 @@ def test_what_fails_twice_at_one_step_is_not_started_a_third_time(tmp_path):
     (["launch", "locl"], "did you mean 'local'"),
     (["launch", "local", "parallel.shrad=2"], "did you mean 'parallel.shard'"),
     (["launch", "local", "--nodes", "2", "parallel.shard=2"], "--rendezvous HOST:PORT"),
-    (["launch", "local", "--nodes", "2", "--rendezvous", "a:1", "parallel.shard=3", "train.batch_tokens=6144"], "do not divide over 2 nodes"),
+    (["launch", "local", "--nodes", "2", "--rendezvous", "a:1", "train.batch_tokens=6144", "parallel.shard=3"], "2 nodes"),
     (["launch", "local", "--run", "/no/file"], "--run /no/file"),
 ])  # fmt: skip
 def test_wrong_requests(words, said, capsys):
