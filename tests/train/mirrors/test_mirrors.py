@@ -20,7 +20,7 @@ from train.mirrors.tags import values_of
 RUN = [
     *("model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "model.ffn_size=32", "model.vocab_size=260"),
     *("train.sequence=32", "train.batch_tokens=256", "train.microbatch=4", "checkpoint.every_tokens=2560", "eval.tokens=512"),
-    *("eval.every_tokens=7680", "train.steps=60", "logger=[wandb,tensorboard]"),
+    *("eval.every_tokens=7680", "schedule.warmup_tokens=512", "logger=[wandb,tensorboard]"),
 ]
 
 
@@ -145,7 +145,7 @@ def test_a_mirror_that_fails_stops_nothing(tmp_path, monkeypatch):
     (broken / "__init__.py").write_text("raise RuntimeError('broken on purpose')\n")
     monkeypatch.setenv("PYTHONPATH", f"{broken.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     words = [f"run.dir={tmp_path}/runs", "run.name=b", *corpus_of_letters(tmp_path, 300), *RUN]
-    answer = console.real("train", *words, "logger=tensorboard", "train.steps=5", "schedule.warmup_tokens=0")
+    answer = console.real("train", *words, "logger=tensorboard", "train.steps=5", "schedule.warmup_tokens=256")
     assert answer.code == 0, answer.err
     assert "the mirror tensorboard failed, which changed nothing" in answer.err
     assert "broken on purpose" in (tmp_path / "runs" / "b" / "logs" / "mirror_tensorboard.log").read_text()
