@@ -93,14 +93,15 @@ def _links(reports: Sequence[dict[str, Any]], names: dict[int, str], least: floa
     }
     if not rates:
         return
-    usual = statistics.median_high(rates.values())
+    places = 1 + max(place for pair in rates for place in pair)
+    # One slow node among three makes two of three pairs slow; the best link of every node tells what is usual.
+    usual = statistics.median_high([max(rate for pair, rate in rates.items() if place in pair) for place in range(places)])
     limit = max(SLOW_LINK * usual if len(rates) > 1 else 0.0, least or 0.0)
     slow = {pair: rate for pair, rate in rates.items() if rate < limit}
     of_places: dict[int, list[float]] = {}
     for pair, rate in slow.items():
         for place in pair:
             of_places.setdefault(place, []).append(rate)
-    places = 1 + max(place for pair in rates for place in pair)
     wholly = {place for place, found in of_places.items() if len(found) == places - 1 and places > 2}
     words = {place: names[place] if several else f"rank {place}" for place in range(places)}
     for place in sorted(wholly):

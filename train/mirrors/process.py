@@ -25,8 +25,8 @@ def main(name: str, run: Path) -> None:
     try:
         while True:
             ended = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])
-            for number, line in follower.new_lines():
-                mirror.write(number, line)
+            for index, line in follower.new_lines():
+                mirror.write(index, line)
             mirror.flush()
             if ended:
                 return

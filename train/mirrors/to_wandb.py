@@ -57,7 +57,7 @@ class WandbMirror:
 
     def close(self) -> None:
         """Write the rest."""
-        self._wandb.finish(exit_code=0, quiet=True)
+        self._wandb.finish(exit_code=0)
 
 
 def open_mirror(run: Path) -> WandbMirror:
