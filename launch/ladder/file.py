@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ class _Option:
 
     label: str
     words: tuple[str, ...]
-    seen: dict[str, Any] = field(default_factory=dict)
 
 
 def read_ladder(path: Path, more: Sequence[str] = ()) -> list[Wanted]:
@@ -105,9 +104,10 @@ def _crossed(path: Path, plain: dict[str, Any], more: Sequence[str]) -> list[Wan
     seeds = plain.get("seeds", [])
     if not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"{path}: seeds must be whole numbers, such as seeds: [0, 1]")
+    parameters_of = {size: load_config([*shared, *size.words]).model.shape.parameters for size in sizes}
     runs = []
     for size, ratio, schedule, seed in itertools.product(sizes, ratios, schedules, seeds or [None]):
-        parameters = load_config([*shared, *size.words]).model.shape.parameters
+        parameters = parameters_of[size]
         for width, fraction in _quantized(widths, fractions):
             label = [name, size.label, f"{ratio:g}x", *([width.label] if width.label else [])]
             label += [f"qat{fraction:g}"] if fraction is not None and len(fractions) > 1 else []

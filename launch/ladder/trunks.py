@@ -7,7 +7,7 @@ is equal to. Schedules are functions of tokens alone, so it computes what it wou
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -149,7 +149,7 @@ def _job(run: Wanted, config: Config, origin: Job | None, *, is_trunk: bool = Fa
     return Job(
         name=run.name,
         words=words,
-        config=load_config(words),
+        config=replace(config, run=replace(config.run, trunk=checkpoint)) if checkpoint is not None else config,
         folder=folder,
         is_trunk=is_trunk,
         needs=None if origin is None else origin.folder,

@@ -18,7 +18,7 @@ from launch.status.table import as_json, cells, state_words
 from launch.status.view import View, curve, views
 
 _SECONDS = 5
-_MOST_CURVES = 12
+_MOST_CURVES = 10
 _DRAWING = Lock()  # matplotlib is not made for threads
 
 

@@ -61,7 +61,9 @@ def test_a_run_and_the_trunks_before_it_compute_what_the_run_alone_would(tmp_pat
     trained = sum(job.config.total_tokens - job.trunk_tokens for job in jobs)
     assert trained < 0.5 * sum(job.config.total_tokens for job in runs)
     assert all(trunk.folder.parent.name == FOLDER for trunk in trunks.values())
-    assert not [job for job in jobs_of(read_ladder(written(tmp_path, bits=[None, 4])), share=False) if job.is_trunk]
+    assert not [
+        job for job in jobs_of(read_ladder(written(tmp_path, bits=[None, 4], qat_fractions=[0.2])), share=False) if job.is_trunk
+    ]
 
 
 def test_cosine_has_no_trunk_and_one_run_alone_has_none(tmp_path):
@@ -70,7 +72,7 @@ def test_cosine_has_no_trunk_and_one_run_alone_has_none(tmp_path):
 
 
 def test_the_table_comes_first_and_a_dry_run_starts_nothing(tmp_path, capsys):
-    file = written(tmp_path, bits=[None, 4])
+    file = written(tmp_path, bits=[None, 4], qat_fractions=[0.2])
     assert main(["ladder", str(file), "--dry-run", "--json", "--hardware", "h100", "--price", "2"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert len(said["runs"]) == 4
@@ -111,10 +113,10 @@ def test_a_wrong_file_starts_nothing(tmp_path, keys, said, capsys):
 def test_the_ladder_of_a_plan_goes_straight_in(tmp_path, capsys):
     """`scaling plan --json` of a fit to a real law's runs."""
     place = tmp_path / "study.csv"
-    assert console.warm("scaling", "simulate", "chinchilla", "--out", str(place)).code == 0
+    assert console.warm("scaling", "simulate", "chinchilla", "--noise", "0.02", "--out", str(place)).code == 0
     fitted = console.warm("scaling", "fit", "chinchilla", str(place), "--bootstrap", "50", "--json")
     (tmp_path / "fit.json").write_text(fitted.out)
-    planned = console.warm("scaling", "plan", str(tmp_path / "fit.json"), "--flops", "1e21", "--json")
+    planned = console.warm("scaling", "plan", str(tmp_path / "fit.json"), "--flops", "1e22", "--ladder-share", "0.3", "--json")
     (tmp_path / "plan.json").write_text(planned.out)
     proposed = json.loads(planned.out)["ladder"]["runs"]
     assert proposed, planned.out[-500:]
