@@ -18,6 +18,16 @@ def _read(*path: str) -> dict[str, Any]:
     return values
 
 
+CLUSTERS = "cluster"
+"""the folder of clusters, which the launcher reads: no group of a run's configuration"""
+
+
+@cache
+def cluster_names() -> list[str]:
+    """The clusters that come with the project."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in files("configs").joinpath(CLUSTERS).iterdir())
+
+
 @cache
 def group_options() -> dict[str, list[str]]:
     """Every configuration group and its options. A file whose name begins with `_` is not an option: others build upon it."""
@@ -25,7 +35,7 @@ def group_options() -> dict[str, list[str]]:
     return {
         folder.name: sorted(option.name.removesuffix(".yaml") for option in folder.iterdir() if not option.name.startswith("_"))
         for folder in folders
-        if not folder.name.startswith("_")
+        if not folder.name.startswith("_") and folder.name != CLUSTERS
     }
 
 

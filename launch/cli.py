@@ -20,6 +20,7 @@ COMMANDS = {
     ),
     "export": ("train.export:main", "write a trained model for other programs, or packed (python -m train.export)"),
     "layout": ("parallel.plan.commands:main", "plan | check | calibrate | simulate: will it fit, how fast, which layout"),
+    "launch": ("launch.commands:main", "local | slurm | ladder | status | preflight: put runs on machines, and watch them"),
     "scaling": (
         "scaling.cli:main",
         "table | fit | predict | plan | report | simulate: runs, laws, forecasts (python -m scaling)",

@@ -7,20 +7,22 @@ from pathlib import Path
 
 from parallel.environment import LOST
 
-_LAST_LINES = 2
+LAST_LINES = 2
 
 
-def report(codes: Mapping[int, int], logs: Path, *, asked_to_stop: bool) -> int:
+def report(
+    codes: Mapping[int, int], logs: Path, *, asked_to_stop: bool, first_rank: int = 0, last_lines: int = LAST_LINES
+) -> int:
     """Say in one message why the run ended, unless a worker has said it. Returns the exit code of the launcher.
 
     `codes`: exit code of every rank that had failed; negative: killed by that signal. `logs`: the folder of their stderr.
-    `asked_to_stop`: whether the launcher has forwarded a signal to them.
+    `asked_to_stop`: whether the launcher has forwarded a signal to them. `first_rank`: of this node.
     """
     # torchrun sends a SIGTERM to the others when one has died, and a SIGKILL to those who do not stop.
     died = any(code < 0 and code != -signal.SIGTERM for code in codes.values())
     if (asked_to_stop or not died) and (stopped := [code for code in codes.values() if code > 128]):
         return stopped[0]  # by a signal to the run, which the worker has reported
-    said = {rank: _last_lines(logs, rank) for rank in _ranks(logs)}
+    said = {first_rank + local: _last_lines(logs, local, last_lines) for local in _local_ranks(logs)}
     rank = _first(codes, said)
     code = codes.get(rank, LOST) if rank is not None else LOST
     if code in (1, 2) and (rank == 0 or not any("rror" in line for line in said.get(rank or 0, ()))):
@@ -59,12 +61,12 @@ def _ending(code: int) -> str:
     return "failed" if code == LOST else f"ended with exit code {code}"
 
 
-def _ranks(logs: Path) -> list[int]:
+def _local_ranks(logs: Path) -> list[int]:
     return sorted(int(path.parent.name) for path in logs.glob("*/attempt_*/*/stderr.log"))
 
 
-def _last_lines(logs: Path, rank: int) -> list[str]:
-    for path in logs.glob(f"*/attempt_*/{rank}/stderr.log"):
+def _last_lines(logs: Path, local_rank: int, count: int) -> list[str]:
+    for path in logs.glob(f"*/attempt_*/{local_rank}/stderr.log"):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [line.strip()[:200] for line in lines if line.strip()][-_LAST_LINES:]
+        return [line.strip()[:200] for line in lines if line.strip()][-count:]
     return []

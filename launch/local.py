@@ -10,16 +10,19 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from common.errors import UserError
-from launch.deaths import report
+from launch.deaths import LAST_LINES, report
 from launch.machine import require_room
 from parallel.environment import LAUNCHER
 from train.config import Config, load_config, require
 
+RENDEZVOUS_SECONDS = 900
+"""how long nodes wait for each other: containers and file systems start at their own speed"""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 WORKER = Path(__file__).with_name("worker.py")
 TRAIN, BRANCH, GENERATE, EVALUATE = (
@@ -28,6 +31,20 @@ TRAIN, BRANCH, GENERATE, EVALUATE = (
     "train.generate",
     "train.evaluate",
 )  # by name: launch imports nothing of train but its configuration
+
+
+@dataclass(frozen=True)
+class Place:
+    """This node among those of a run. One that has several is started on each of them."""
+
+    nodes: int = 1
+    rank: int = 0
+    """of this node"""
+    rendezvous: str = "localhost:0"
+    """HOST:PORT of the first node"""
+
+
+ALONE = Place()
 
 
 def main(arguments: list[str]) -> int:
@@ -45,7 +62,7 @@ def main(arguments: list[str]) -> int:
         return 2
     if world_size == 1 or config.train.dry_run:
         return int(importlib.import_module(TRAIN).main(arguments))
-    return _start_workers(world_size, "train", arguments)
+    return start_workers(world_size, "train", arguments)
 
 
 def branch(arguments: list[str]) -> int:
@@ -66,12 +83,18 @@ def evaluate(arguments: list[str]) -> int:
 def _answer(module: str, arguments: list[str]) -> int:
     def start(config: Config) -> int:
         require_room(config, copies=1)
-        return _start_workers(config.parallel.layout.world_size, module, arguments)
+        return start_workers(config.parallel.layout.world_size, module, arguments)
 
     return int(importlib.import_module(module).main(arguments, start=start))
 
 
-def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:
+def start_workers(
+    world_size: int, module: str, arguments: list[str], place: Place = ALONE, *, last_lines: int = LAST_LINES
+) -> int:
+    """Start this node's share of the processes of a run, and wait for their end. Returns the exit code.
+
+    `module` is the command that they run. `last_lines`: how many of the rank that failed first are shown.
+    """
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -82,19 +105,21 @@ def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     # -P: Python must not import a folder named `train` in the working directory instead of ours; see worker.py for PYTHONPATH.
     command = [sys.executable, "-P", str(WORKER), module, *arguments]
+    here, alone = world_size // place.nodes, place.nodes == 1
     with tempfile.TemporaryDirectory(prefix="foretrain_") as folder:
         config = LaunchConfig(
-            run_id=uuid.uuid4().hex,
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=world_size,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
+            run_id=uuid.uuid4().hex if alone else "foretrain",
+            min_nodes=place.nodes,
+            max_nodes=place.nodes,
+            nproc_per_node=here,
+            rdzv_backend="c10d" if alone else "static",
+            rdzv_endpoint=place.rendezvous,
+            rdzv_configs={} if alone else {"rank": place.rank, "timeout": RENDEZVOUS_SECONDS},
             max_restarts=0,
             # STOP_SIGNALS are for the workers, see _forward_signals. These two end the agent, and the workers with it.
             signals_to_handle="SIGHUP,SIGQUIT",
             # Rank 0 keeps the terminal. What the others say is shown too, and kept for the message about one that died.
-            logs_specs=DefaultLogsSpecs(folder, tee=dict.fromkeys(range(1, world_size), Std.ERR)),
+            logs_specs=DefaultLogsSpecs(folder, tee=dict.fromkeys(range(int(place.rank == 0), here), Std.ERR)),
             log_line_prefix_template="[rank ${rank}] ",
         )
         try:
@@ -105,7 +130,8 @@ def _start_workers(world_size: int, module: str, arguments: list[str]) -> int:
             return 128 + error.sigval
         except ChildFailedError as error:
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-            return report(codes, Path(folder), asked_to_stop=bool(forwarded))
+            asked, first = bool(forwarded), place.rank * here
+            return report(codes, Path(folder), asked_to_stop=asked, first_rank=first, last_lines=last_lines)
     return 0
 
 

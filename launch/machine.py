@@ -16,19 +16,19 @@ _GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def require_room(config: Config, copies: int = TRAINING) -> None:
+def require_room(config: Config, copies: int = TRAINING, nodes: int = 1) -> None:
     """Refuse a layout that this machine cannot carry, unless `parallel.oversubscribe` is set.
 
-    Every weight is held `copies` times by the ranks of a replica together.
+    Every weight is held `copies` times by the ranks of a replica together. This is one of `nodes`.
 
     Raises:
         UserError: the processes are more than cores or devices, or need more memory than is free.
     """
     if config.parallel.oversubscribe or config.train.dry_run:
         return
-    size = config.parallel.layout.world_size
-    devices = _devices() if size > 1 else 0
-    problems = [*_processes(size, devices), *_memory(config, size, 0 if devices else copies)]
+    size = config.parallel.layout.world_size // nodes
+    gpus = devices() if size > 1 else 0
+    problems = [*_processes(size, gpus), *_memory(config, size, 0 if gpus else copies, nodes)]
     if problems:
         raise UserError(
             "\n".join(
@@ -49,11 +49,11 @@ def _processes(size: int, devices: int) -> Iterator[str]:
         yield f"{size:,} processes on {room} {kind}{'s' * (room != 1)}"
 
 
-def _memory(config: Config, size: int, copies: int) -> Iterator[str]:
+def _memory(config: Config, size: int, copies: int, nodes: int) -> Iterator[str]:
     free = free_bytes()
     itemsize = 8 if config.train.precision == "fp64" else 4
     replicas = config.parallel.replicate
-    state = config.model.shape.parameters * replicas * itemsize * copies
+    state = config.model.shape.parameters * replicas * itemsize * copies / nodes
     needed = size * WORKER_GIB * _GIB + state
     if free is not None and needed > free:
         kinds = "weights, gradients and optimizer state" if copies == TRAINING else "weights"
@@ -81,7 +81,13 @@ def free_bytes() -> int | None:
     return min(found, default=None)
 
 
-def _devices() -> int:
+def places_for_processes() -> int:
+    """Devices of this machine, or cores where it has none."""
+    return devices() or len(os.sched_getaffinity(0))
+
+
+def devices() -> int:
+    """GPUs of this machine."""
     import torch
 
     return torch.cuda.device_count()

@@ -27,6 +27,11 @@ def die_with_launcher() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def end_with_parent() -> None:
+    """Ask the kernel to send this process a SIGTERM when its parent dies: it saves and ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 def keep_freed_memory() -> None:
     """Ask glibc not to return freed memory to the kernel, which would clear the same pages again for the next step.
 

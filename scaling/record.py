@@ -6,7 +6,7 @@ one per evaluation. Loss is nats per token.
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,16 +163,21 @@ def read_metrics(folder: Path, unreadable: list[str] | None = None) -> Iterator[
         ValueError: a line is damaged, and `unreadable` is None.
     """
     with open(folder / "metrics.jsonl", "rb") as stream:
-        for number, text in enumerate(stream, start=1):
-            if not text.endswith(b"\n"):
-                return
-            try:
-                yield _line(text)
-            except (ValueError, TypeError) as error:
-                problem = f"{stream.name}:{number} is not a metrics line: {error}"
-                if unreadable is None:
-                    raise ValueError(problem) from None
-                unreadable.append(problem)
+        yield from read_lines(stream, stream.name, unreadable)
+
+
+def read_lines(texts: Iterable[bytes], name: str, unreadable: list[str] | None = None) -> Iterator[StepLine | EvaluationLine]:
+    """The same for lines of a file of that `name`, each with its end."""
+    for number, text in enumerate(texts, start=1):
+        if not text.endswith(b"\n"):
+            return
+        try:
+            yield _line(text)
+        except (ValueError, TypeError) as error:
+            problem = f"{name}:{number} is not a metrics line: {error}"
+            if unreadable is None:
+                raise ValueError(problem) from None
+            unreadable.append(problem)
 
 
 def _line(text: bytes) -> StepLine | EvaluationLine:

@@ -20,7 +20,7 @@ from scaling.plan.shape import DEFAULT_VOCABULARY, shape_for
 # Not copied: chosen by the plan, or no part of what a run computes.
 _CHOSEN = ("model.num_layers", "model.hidden_size", "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.ffn_size")
 _SKIPPED = ("run.name", "run.resume", "run.resume_force", "train.tokens", "train.steps", "train.profile", "train.dry_run")
-_GROUPS = ("data", "tokenizer", "optimizer", "schedule", "quant", "logger")
+_GROUPS = ("data", "tokenizer", "optimizer", "schedule", "quant")
 NO_FRACTION = 1e-3
 """A QAT fraction below this is no phase."""
 
@@ -110,7 +110,11 @@ def _shared_words(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(chosen, str) and chosen != default_options().get(group):
             words[group] = chosen
     for key, value in config.items():
-        if key in _CHOSEN + _SKIPPED or key.startswith(("parallel.", "checkpoint.", "health.")) or key.endswith(".name"):
+        if (
+            key in _CHOSEN + _SKIPPED
+            or key.startswith(("parallel.", "checkpoint.", "health.", "logger."))
+            or key.endswith(".name")
+        ):
             continue
         default = _default_of(key, config)
         if isinstance(default, str) and default.startswith("${"):

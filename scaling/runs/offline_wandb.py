@@ -47,6 +47,23 @@ def wandb_row(path: Path) -> dict[str, Any]:
     return {key.replace("/", "_"): value for key, value in flat.items() if not key.startswith("_")} | {SOURCE: str(path.parent)}
 
 
+def history(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows that a run logged, in order, with wandb's own `_step`; one cut off by a crash is left out.
+
+    Raises:
+        ValueError: the file is not one of wandb's, or damaged.
+    """
+    content = path.read_bytes()
+    if not content.startswith(_IDENT):
+        raise ValueError(f"{path} is not a file of wandb's")
+    for record in _records(content):
+        for number, part in _fields(record):
+            if number == _HISTORY:
+                row: dict[str, Any] = {}
+                _update(row, part)
+                yield row
+
+
 def _records(content: bytes) -> Iterator[bytes]:
     """The records of a log; one cut off by a crash is left out."""
     place, record = _HEADER, b""

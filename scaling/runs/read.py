@@ -140,8 +140,9 @@ def _read_directory(folder: Path) -> pd.DataFrame:
 
 
 def _within(folder: Path, pattern: str) -> list[Path]:
-    """Files in a folder, its folders and theirs: runs/, runs/ladder/a/, not what a checkpoint holds."""
-    return sorted({path for depth in ("", "*/", "*/*/") for path in folder.glob(depth + pattern) if path.is_file()})
+    """Files in a folder, its folders and theirs: runs/, runs/ladder/a/, not what a checkpoint or a hidden folder holds."""
+    found = {path for depth in ("", "*/", "*/*/") for path in folder.glob(depth + pattern) if path.is_file()}
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _readable(read: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:

@@ -41,14 +41,14 @@ def test_an_unknown_command_names_the_nearest(foretrain):
 
 def test_the_layout_decides_how_many_processes_are_started(foretrain, monkeypatch):
     started = []
-    monkeypatch.setattr(local, "_start_workers", lambda size, *rest: started.append((size, *rest)) or 5)
+    monkeypatch.setattr(local, "start_workers", lambda size, *rest: started.append((size, *rest)) or 5)
     words = ["parallel.shard=2", "parallel.replicate=3", "train.batch_tokens=12288", "parallel.oversubscribe=true"]
     assert foretrain("train", *words)[0] == 5
     assert started == [(6, "train", words)]
 
 
 def test_a_wrong_request_starts_nothing(foretrain, monkeypatch):
-    monkeypatch.setattr(local, "_start_workers", lambda *words: pytest.fail("started"))
+    monkeypatch.setattr(local, "start_workers", lambda *words: pytest.fail("started"))
     code, out, err = foretrain("train", "parallel.shard=2", "train.batch_tokens=100", "model.num_kv_heads=3")
     assert (code, out) == (2, "")
     assert err.count("error: ") == 1
@@ -60,7 +60,7 @@ def test_under_torchrun_it_is_one_of_the_workers(foretrain, monkeypatch):
     """It must not start workers of its own: three processes were started for a layout of two."""
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(local, "_start_workers", lambda *words: pytest.fail("started"))
+    monkeypatch.setattr(local, "start_workers", lambda *words: pytest.fail("started"))
     code, _, err = foretrain("train", "parallel.shard=2")
     assert code == 2
     assert "3 processes were started" in err

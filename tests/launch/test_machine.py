@@ -12,12 +12,12 @@ from train.config import load_config
 @pytest.fixture
 def cores(monkeypatch):
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(machine, "_devices", lambda: 0)
+    monkeypatch.setattr(machine, "devices", lambda: 0)
     monkeypatch.setattr(machine, "free_bytes", lambda: 16 * 2**30)
 
 
 def test_a_thousand_processes_on_a_few_cores_start_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(local, "_start_workers", lambda *words: pytest.fail("started"))
+    monkeypatch.setattr(local, "start_workers", lambda *words: pytest.fail("started"))
     assert local.main(["parallel.shard=1000", "train.batch_tokens=2048000"]) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) <= 5
@@ -43,7 +43,7 @@ def test_cores_and_memory_are_the_limits(cores, words, problem):
 
 
 def test_devices_are_the_limit_where_there_are_any(cores, monkeypatch):
-    monkeypatch.setattr(machine, "_devices", lambda: 4)
+    monkeypatch.setattr(machine, "devices", lambda: 4)
     require_room(load_config(["parallel.shard=4", "model=1t"]))  # the host holds none of it
     with pytest.raises(UserError, match="8 processes on 4 GPUs"):
         require_room(load_config(["parallel.shard=8"]))

@@ -106,7 +106,7 @@ def parse_config(plain: dict[str, Any]) -> Config:
 
 def with_defaults(plain: dict[str, Any]) -> dict[str, Any]:
     """A configuration with its missing keys at their defaults: one that was written before there were such keys."""
-    filled = dict(plain)
+    filled = {"logger": section_defaults("logger", None)} | plain
     for section, values in plain.items():
         option = values.get("name") if isinstance(values, dict) and section in group_options() else None
         if isinstance(values, dict) and (option is None or option in group_options()[section]):
@@ -215,6 +215,8 @@ def _unknown(override: Override) -> str | None:
     if key in group_options():
         options = group_options()[key]
         value = override.value()
+        if isinstance(value, list) and value and all(str(item) in options for item in value):
+            return None
         if str(value) in options or (value is None and key in _optional_groups()):
             return None
         return f"{key}={_word(value)}: no such option, there is {', '.join(options)}{_hint(str(value), options, 0.5)}"
@@ -277,11 +279,12 @@ def _optional_groups() -> set[str]:
 
 def section_defaults(section: str, option: str | None) -> dict[str, Any]:
     """The default values of a section, not resolved; `option` None: the group's default option."""
+    shared = dict(read_config_file("config.yaml").get(section, {}))  # of every option
     if section not in group_options():
-        return dict(read_config_file("config.yaml").get(section, {}))
+        return shared
     chosen = option or default_options()[section]
     assert chosen is not None
-    return option_values(section, chosen)
+    return shared | option_values(section, chosen)
 
 
 def _names(tree: dict[str, Any], prefix: str = "") -> list[str]:

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from schedulers.batch import BatchWarmup
 from train.config.sections.corpus import Corpus
+from train.config.sections.logger import LoggerConfig
 from train.config.sections.model import ModelConfig
 from train.config.sections.optimizer import AdamWConfig, Optimizer
 from train.config.sections.parallel import ParallelConfig
@@ -35,6 +36,7 @@ class Config:
     eval: EvalConfig
     checkpoint: Annotated[CheckpointConfig, FREE]
     health: Annotated[HealthConfig, FREE]
+    logger: Annotated[LoggerConfig, FREE]
 
     @property
     def batches(self) -> BatchWarmup:

@@ -20,6 +20,7 @@ from train.loop.bit_widths import draw_bit_widths, histograms
 from train.loop.loss_curve import draw_loss
 from train.loop.new_record import new_record
 from train.loop.throughput import Throughput
+from train.mirrors.start import Mirrors
 
 log = logging.getLogger("foretrain")
 
@@ -85,6 +86,7 @@ class RunRecorder(Recorder):
         self.record = new_record(config, world)
         self.record.corpus, self.record.tokenizer = shards.folder.name, shards.tokenizer_sha256
         self._started = time.perf_counter()
+        self._mirrors: Mirrors | None = None
         self._earlier_seconds = 0.0  # wall time of the run's earlier processes
 
     def begin(self, resumed: Verified | None, progress: Progress, last_step: int) -> None:
@@ -102,6 +104,7 @@ class RunRecorder(Recorder):
         self._count(progress)
         self._measure()
         self.directory.begin(self.record, self.shards.folder, progress.step)
+        self._mirrors = Mirrors(self.directory.path, self.config.logger.mirrors)
         self._restore_measurements()
         console.announce(self.config, self.shards, last_step)
         self.record.predicted = prediction.announce(
@@ -187,6 +190,9 @@ class RunRecorder(Recorder):
             self._measure()
             record.status, record.ended = ending, timestamp()
             self.directory.write(record)
+        if self._mirrors is not None:
+            self.directory.metrics.flush()
+            self._mirrors.close()
 
     def manifest(self, progress: Progress, files: dict[str, tuple[int, str]]) -> Manifest:
         """Runs on the saver's thread. Also syncs the metrics, so that they are as durable as the checkpoint."""
