@@ -2,9 +2,6 @@
 
 from typing import Literal
 
-EngineName = Literal["native"]
-"""Each names a module of `parallel.engine`."""
-
 ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zbv", "dualpipev"]
 """Order of the micro-batches in a pipeline."""
 

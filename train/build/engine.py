@@ -59,6 +59,9 @@ def blueprint_of(config: Config, meshes: Meshes, fill: Fill) -> Blueprint:
         context=_context(config, meshes),
         build_optimizer=partial(build_optimizer, config),
         clip_norm=config.optimizer.clip_norm,
+        zero_stage=parallel.zero_stage,
+        offload=parallel.offload,
+        fused_optimizer=parallel.fused_optimizer,
         tied=("embedding.weight", *(method.tied("embedding") if method is not None else ()))
         if config.model.tie_embeddings
         else (),

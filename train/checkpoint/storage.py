@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
+from parallel.flat import FlatPart
 from train.checkpoint.manifest import BrokenCheckpointError
 
 METADATA = ".metadata"
@@ -49,7 +50,7 @@ Copies = Mapping[str, Tensor]
 """Name -> a copy of this rank's slice, on the CPU, unchanged until it is written."""
 
 
-def copy_to_cpu(state: Mapping[str, Tensor], into: dict[str, Tensor]) -> None:
+def copy_to_cpu(state: Mapping[str, Tensor | FlatPart], into: dict[str, Tensor]) -> None:
     """Copy this rank's slices into the buffers `into`. Missing buffers are made (pinned for a GPU)."""
     for name, tensor in state.items():
         local = _local(tensor)
@@ -60,7 +61,9 @@ def copy_to_cpu(state: Mapping[str, Tensor], into: dict[str, Tensor]) -> None:
         torch.cuda.synchronize()
 
 
-def _local(tensor: Tensor) -> Tensor:
+def _local(tensor: Tensor | FlatPart) -> Tensor:
+    if isinstance(tensor, FlatPart):
+        return tensor.flat
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -72,10 +75,14 @@ class _CopiesPlanner(DefaultSavePlanner):
         self._copies = copies
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        return self._copies[write_item.index.fqn]
+        name = write_item.index.fqn
+        part = self.state_dict[name]
+        if isinstance(part, FlatPart):
+            return part.with_values(self._copies[name]).__get_tensor_shard__(write_item.index)
+        return self._copies[name]
 
 
-def write_state(folder: Path, state: Mapping[str, Tensor], copies: Copies, group: dist.ProcessGroup) -> None:
+def write_state(folder: Path, state: Mapping[str, Tensor | FlatPart], copies: Copies, group: dist.ProcessGroup) -> None:
     """Write the copies of a state, each slice once even if several ranks hold it. A collective of `group`.
 
     Raises:
@@ -135,13 +142,13 @@ class _TensorsOnly(DefaultLoadPlanner):
         raise BrokenCheckpointError("it holds something that is not a tensor")
 
 
-def read_state(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
+def read_state(folder: Path, state: Mapping[str, Tensor | FlatPart], group: dist.ProcessGroup | None = None) -> None:
     """Read a checkpoint into the tensors of `state`, each rank its slices. A collective of `group`; None: no collective.
 
     Raises:
         BrokenCheckpointError: it lacks a tensor, or has one of another shape.
     """
-    stored = read_metadata(folder).state_dict_metadata
+    stored, slices = read_metadata(folder).state_dict_metadata, dict(state)
     for name, tensor in state.items():
         entry = stored.get(name)
         if not isinstance(entry, TensorStorageMetadata):
@@ -153,7 +160,7 @@ def read_state(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup 
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         warnings.filterwarnings("ignore", message="torch.distributed is unavailable")
         try:
-            load(state, storage_reader=_Reader(folder), planner=_TensorsOnly(), process_group=group, no_dist=group is None)
+            load(slices, storage_reader=_Reader(folder), planner=_TensorsOnly(), process_group=group, no_dist=group is None)
         except CheckpointException as error:
             rank, (failure, _) = next(iter(error.failures.items()))
             raise BrokenCheckpointError(f"rank {rank} cannot read it: {type(failure).__name__} {failure}") from error
