@@ -26,6 +26,9 @@ class Blueprint:
     microbatch: int
     """sequences in a rank's micro-batch"""
     composition: Composition
+    norm_eps: float
+    rope_theta: float
+    """base of the rotary embedding"""
     compute_dtype: torch.dtype
     """dtype of activations"""
     build_stage: BuildStage

@@ -117,7 +117,7 @@ class ZeroEngine(PartsEngine):
             for group in self._zero.optimizer.param_groups:
                 group["lr"] = learning_rate * group["lr_scale"]
             self._engine.step()  # changes nothing if the norm is not finite
-        norm = float("inf") if self._zero.overflow else self._engine.get_global_grad_norm()
+        norm = float("inf") if getattr(self._zero, "overflow", False) else self._engine.get_global_grad_norm()
         return StepResult(sums[0] / tokens, torch.as_tensor(norm, device=self.device))
 
     def whole(self, name: str) -> Tensor:
@@ -137,11 +137,10 @@ class ZeroEngine(PartsEngine):
             fill(name, value, (0,) * value.dim(), shapes[name])
             for piece in self._pieces:
                 if piece.name == name:
-                    flat = piece.part(piece.master).flat
-                    flat.copy_(value.flatten()[piece.start : piece.start + piece.count])
+                    piece.flat(piece.master).copy_(value.flatten()[piece.start : piece.start + piece.count])
                     for key, moment in self._zero.optimizer.state.get(piece.master, {}).items():
                         # The parameters of a method have groups of their own, so their steps begin together.
-                        (moment if key == "step" else piece.part(moment).flat).zero_()
+                        (moment if key == "step" else piece.flat(moment)).zero_()
         self.excluded = frozenset()
         publish(self._zero)
 

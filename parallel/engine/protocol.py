@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from parallel.batch import Batch
 from parallel.compose import Fill
-from parallel.flat import FlatPart
+from parallel.rectangles import Rectangles
 
-State = dict[str, Tensor | FlatPart]
-"""This rank's slices of named tensors, which know their places: whole, as DTensors, or as consecutive elements."""
+State = dict[str, Tensor | Rectangles]
+"""This rank's parts of named tensors, which know their places: whole tensors, DTensors, or rectangles."""
 
 
 @dataclass(frozen=True)

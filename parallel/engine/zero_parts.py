@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel.compose import Fill
-from parallel.flat import FlatPart
+from parallel.rectangles import Rectangles, consecutive
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,23 @@ class Piece:
     master: Tensor
     offset: int
 
-    def part(self, flat: Tensor) -> FlatPart:
-        """The piece in a buffer that is laid out as `master` is: the weights themselves, or a moment."""
-        return FlatPart(flat.detach()[self.offset : self.offset + self.count], self.shape, self.start)
+    def flat(self, buffer: Tensor) -> Tensor:
+        """The elements in a buffer that is laid out as `master` is: the weights themselves, or a moment."""
+        return buffer.detach()[self.offset : self.offset + self.count]
+
+    def part(self, buffer: Tensor) -> Rectangles:
+        """The same as a part of the whole parameter."""
+        return Rectangles(self.shape, list(consecutive(self.flat(buffer), self.shape, self.start)))
 
     def fill(self, fill: Fill) -> None:
         """Set the weights."""
-        for offset, view in self.part(self.master).rectangles():
+        for offset, view in self.part(self.master).parts:
             fill(self.name, view, offset, self.shape)
 
 
 def pieces(zero: Any, named_parameters: Iterable[tuple[str, nn.Parameter]], rank: int) -> Iterator[Piece]:
     """The pieces that this rank, the `rank`-th of the data ranks, has of a ZeRO optimizer."""
-    find = _of_parameter if hasattr(zero, "fp32_partitioned_groups_flat") else _of_group
+    find = _of_parameter if _divides_parameters(zero) else _of_group
     for name, parameter in named_parameters:
         found = find(zero, name, parameter, rank)
         if found is not None:
@@ -50,7 +54,7 @@ def _of_group(zero: Any, name: str, parameter: Any, rank: int) -> Piece | None:
     if mapping is None:
         return None
     here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
-    master = zero.single_partition_of_fp32_groups[mapping.param_group_index]
+    master = masters(zero)[mapping.param_group_index]
     return Piece(name, tuple(parameter.shape), here.start, here.numel, master, there.start)
 
 
@@ -60,13 +64,13 @@ def _of_parameter(zero: Any, name: str, parameter: Any, rank: int) -> Piece | No
     count = min(size, parameter.ds_numel - start)  # the last part is padded
     if count <= 0:
         return None
-    return Piece(name, tuple(parameter.ds_shape), start, count, zero.fp32_partitioned_groups_flat[group], offset)
+    return Piece(name, tuple(parameter.ds_shape), start, count, masters(zero)[group], offset)
 
 
 @torch.no_grad()
 def publish(zero: Any) -> None:
     """Give the model the values of the fp32 buffers. A collective."""
-    if not hasattr(zero, "fp32_partitioned_groups_flat"):
+    if not _divides_parameters(zero):
         zero.update_lp_params()
         return
     for group in range(len(zero.fp16_groups)):
@@ -78,16 +82,25 @@ def publish(zero: Any) -> None:
 
 def masters(zero: Any) -> list[Tensor]:
     """The flat fp32 buffers, one for each (sub-)group."""
-    found = getattr(zero, "fp32_partitioned_groups_flat", None)
-    return list(zero.single_partition_of_fp32_groups if found is None else found)
+    # Of stage 3; of stages 1 and 2; of stage 1 with weights in bf16 and gradients in fp32, which is a class of its own.
+    kinds = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+    return list(next(getattr(zero, kind) for kind in kinds if hasattr(zero, kind)))
+
+
+def _divides_parameters(zero: Any) -> bool:
+    return hasattr(zero, "fp32_partitioned_groups_flat")
 
 
 def create_state(zero: Any) -> None:
     """Take a step of the optimizer under ZeRO with zero gradients at learning rate 0, after which its state is there."""
     for group in zero.optimizer.param_groups:
         group["lr"] = 0.0
+    before = [master.grad for master in masters(zero)]
     for number, master in enumerate(masters(zero)):
-        before = master.grad
         master.grad = torch.zeros_like(master)
-        zero._optimizer_step(number)
-        master.grad = before
+        if _divides_parameters(zero):  # only then are the buffers among the optimizer's parameters
+            zero._optimizer_step(number)
+    if not _divides_parameters(zero):
+        zero.optimizer.step()
+    for master, gradient in zip(masters(zero), before, strict=True):
+        master.grad = gradient

@@ -52,6 +52,8 @@ def blueprint_of(config: Config, meshes: Meshes, fill: Fill) -> Blueprint:
             compile=train.compile,
             bf16=train.precision == "bf16",
         ),
+        norm_eps=config.model.norm_eps,
+        rope_theta=config.model.rope_theta,
         compute_dtype=COMPUTE_DTYPES[train.precision],
         build_stage=build_stage,
         convert=(lambda model: ()) if method is None else method.convert,

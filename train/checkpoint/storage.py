@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from parallel.flat import FlatPart
+from parallel.rectangles import Rectangles
 from train.checkpoint.manifest import BrokenCheckpointError
 
 METADATA = ".metadata"
@@ -50,20 +50,24 @@ Copies = Mapping[str, Tensor]
 """Name -> a copy of this rank's slice, on the CPU, unchanged until it is written."""
 
 
-def copy_to_cpu(state: Mapping[str, Tensor | FlatPart], into: dict[str, Tensor]) -> None:
-    """Copy this rank's slices into the buffers `into`. Missing buffers are made (pinned for a GPU)."""
-    for name, tensor in state.items():
-        local = _local(tensor)
+def copy_to_cpu(state: Mapping[str, Tensor | Rectangles], into: dict[str, Tensor]) -> None:
+    """Copy this rank's parts into the buffers `into`. Missing buffers are made (pinned for a GPU)."""
+    on_gpu = False
+    for name, value in state.items():
+        like = value.like if isinstance(value, Rectangles) else _local(value)
+        shape = (value.numel(),) if isinstance(value, Rectangles) else like.shape
+        on_gpu |= (pinned := like.device.type == "cuda")
         if name not in into:
-            into[name] = torch.empty_like(local, device="cpu", pin_memory=local.device.type == "cuda")
-        into[name].copy_(local, non_blocking=True)
-    if any(_local(tensor).device.type == "cuda" for tensor in state.values()):
+            into[name] = torch.empty(shape, dtype=like.dtype, pin_memory=pinned)
+        if isinstance(value, Rectangles):
+            value.copy_to(into[name])
+        else:
+            into[name].copy_(like, non_blocking=True)
+    if on_gpu:
         torch.cuda.synchronize()
 
 
-def _local(tensor: Tensor | FlatPart) -> Tensor:
-    if isinstance(tensor, FlatPart):
-        return tensor.flat
+def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -77,12 +81,12 @@ class _CopiesPlanner(DefaultSavePlanner):
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
         name = write_item.index.fqn
         part = self.state_dict[name]
-        if isinstance(part, FlatPart):
-            return part.with_values(self._copies[name]).__get_tensor_shard__(write_item.index)
+        if isinstance(part, Rectangles):
+            return part.backed_by(self._copies[name]).__get_tensor_shard__(write_item.index)
         return self._copies[name]
 
 
-def write_state(folder: Path, state: Mapping[str, Tensor | FlatPart], copies: Copies, group: dist.ProcessGroup) -> None:
+def write_state(folder: Path, state: Mapping[str, Tensor | Rectangles], copies: Copies, group: dist.ProcessGroup) -> None:
     """Write the copies of a state, each slice once even if several ranks hold it. A collective of `group`.
 
     Raises:
@@ -142,7 +146,7 @@ class _TensorsOnly(DefaultLoadPlanner):
         raise BrokenCheckpointError("it holds something that is not a tensor")
 
 
-def read_state(folder: Path, state: Mapping[str, Tensor | FlatPart], group: dist.ProcessGroup | None = None) -> None:
+def read_state(folder: Path, state: Mapping[str, Tensor | Rectangles], group: dist.ProcessGroup | None = None) -> None:
     """Read a checkpoint into the tensors of `state`, each rank its slices. A collective of `group`; None: no collective.
 
     Raises:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.errors import UserError
-from parallel.flat import FlatPart
+from parallel.rectangles import Rectangles
 from train.checkpoint.manifest import NAME as MANIFEST
 from train.checkpoint.manifest import BrokenCheckpointError, newest_first
 from train.checkpoint.storage import read_metadata, read_state, read_whole
@@ -32,7 +32,7 @@ def newest_checkpoint(run: Path) -> Path:
     return folders[0]
 
 
-def read_weights(folder: Path, state: Mapping[str, Tensor | FlatPart], group: dist.ProcessGroup | None = None) -> None:
+def read_weights(folder: Path, state: Mapping[str, Tensor | Rectangles], group: dist.ProcessGroup | None = None) -> None:
     """Read a checkpoint's tensors into those of `state`, each rank of `group` its slices.
 
     Raises:

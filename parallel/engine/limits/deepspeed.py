@@ -20,6 +20,11 @@ def obstacles(request: Request) -> Iterator[str]:
     yield from _numerics(request)
     if request.offload == "parameters" and request.zero_stage != 3:
         yield "parallel.offload=parameters: only parallel.zero_stage=3 divides parameters, and can keep them elsewhere"
+    if request.zero_stage == 3 and request.recompute == "selective":
+        yield (
+            "parallel.recompute=selective with parallel.zero_stage=3: a block gathers its parameters again when it is "
+            "recomputed, and the saved results do not fit; type parallel.recompute=full"
+        )
     if request.compile:
         yield "train.compile=true: ZeRO's hooks on parameters break compiled blocks; type train.compile=false"
 
