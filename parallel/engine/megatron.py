@@ -142,7 +142,9 @@ class MegatronEngine(PartsEngine):
 
     def forward(self, batch: Batch, *, loss: bool) -> Tensor | None:
         """See `Runner`."""
-        found = self._schedule([batch], backward=False, loss=loss)
+        # The interleaved schedule wants as many micro-batches as ranks.
+        repeated = [batch] * (self.pipeline_group.size() if self._chunks else 1)
+        found = self._schedule(repeated, backward=False, loss=loss)
         return found[0] if found else None
 
     def train(self, batches: Sequence[Batch], tokens: int) -> Tensor:
