@@ -18,6 +18,7 @@ COMMANDS = {
         "validation loss of a trained model, rounded to few bits if asked (python -m train.evaluate)",
     ),
     "export": ("train.export:main", "write a trained model for other programs, or packed (python -m train.export)"),
+    "convert": ("train.convert:main", "weights of another framework's checkpoint, to start from (python -m train.convert)"),
     "layout": ("parallel.plan.commands:main", "plan | check | calibrate | simulate: will it fit, how fast, which layout"),
     "scaling": (
         "scaling.cli:main",

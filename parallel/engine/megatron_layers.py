@@ -27,7 +27,7 @@ class Norm(nn.RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **others: Any) -> None:
         super().__init__(hidden_size, eps=eps)
-        self.weight.sequence_parallel = config.sequence_parallel
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 class Attention(nn.Module):
@@ -43,8 +43,8 @@ class Attention(nn.Module):
     def forward(  # noqa: D102 - described by its class
         self, query_SBHD: Tensor, key_SBKD: Tensor, value_SBKD: Tensor, attention_mask: Tensor, **others: Any
     ) -> Tensor:
-        heads_first = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBHD, key_SBKD, value_SBKD))
-        attended_BHSD = attend(*heads_first, attention_mask, self.scale)
+        query_BHSD, key_BKSD, value_BKSD = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBHD, key_SBKD, value_SBKD))
+        attended_BHSD = attend(query_BHSD, key_BKSD, value_BKSD, attention_mask, self.scale)
         return attended_BHSD.permute(2, 0, 1, 3).flatten(2).contiguous()
 
 

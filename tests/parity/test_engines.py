@@ -152,7 +152,8 @@ def moving(group, corpus, tmp_path):
         words = [(NATIVE[0], "whole", None)]
         words += [(how, "moving", None if leg == len(legs) - 1 else steps) for leg, (how, steps) in enumerate(legs)]
         configured = [(load_config([*run, f"run.name={name}", *how]), steps) for how, name, steps in words]
-        whole, *_, moved = group(2).run(megatron_on_cpu.stop_and_go, configured, timeout=400.0)[0]
+        case = (megatron_on_cpu if any(leg in OF_MEGATRON.values() for leg in legs) else whole_runs).stop_and_go
+        whole, *_, moved = group(2).run(case, configured, timeout=400.0)[0]
         assert [line["step"] for line in moved] == [line["step"] for line in whole]
         for key in ("loss", "gradient_norm"):
             values = [[line[key] for line in lines if key in line] for lines in (moved, whole)]

@@ -36,18 +36,21 @@ class _OnCpu(TorchFunctionMode):
 @contextlib.contextmanager
 def on_cpu() -> Iterator[None]:
     """Megatron-Core runs on the CPU."""
-    states = {
-        "current_device": lambda: CPU,
-        "synchronize": lambda *device: None,
-        "get_rng_state": lambda *device: torch.get_rng_state(),
-        "set_rng_state": lambda state, *device: torch.set_rng_state(state),
-        "manual_seed": lambda seed: None,
-        "_lazy_call": lambda call, **keywords: None,
+    from megatron.core.tensor_parallel import random
+
+    generator = torch.Generator()  # stands for the GPU's; nothing of our models draws from it
+    answers = {
+        (torch.cuda, "current_device"): lambda: CPU,
+        (torch.cuda, "synchronize"): lambda *device: None,
+        (torch.cuda, "get_rng_state"): lambda *device: generator.get_state(),
+        (torch.cuda, "manual_seed"): generator.manual_seed,
+        (random, "_get_cuda_rng_state"): lambda *device, **keywords: generator.get_state(),
+        (random, "_set_cuda_rng_state"): lambda state, *device, **keywords: generator.set_state(state),
+        (limits, "has_gpu"): lambda: True,
     }
     with contextlib.ExitStack() as stack:
-        for name, answer in states.items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, answer))
-        stack.enter_context(mock.patch.object(limits, "has_gpu", return_value=True))
+        for (module, name), answer in answers.items():
+            stack.enter_context(mock.patch.object(module, name, answer))
         stack.enter_context(_OnCpu())
         yield
 
