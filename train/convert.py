@@ -16,7 +16,7 @@ from train.model.huggingface import SINGLE, describe, places
 
 
 def convert(
-    folder: Annotated[Path, typer.Argument(help="the folder of a checkpoint of Megatron-LM or DeepSpeed")],
+    folder: Annotated[Path, typer.Argument(help="the folder of another framework's checkpoint, see docs/engines.md")],
     out: Annotated[Path, typer.Option(help="the folder to write; it must be empty or not exist")],
 ) -> None:
     """Write the weights of another framework's newest checkpoint for model.initial_weights."""

@@ -83,9 +83,15 @@ class ZeroEngine(PartsEngine):
         made = dict(model.named_parameters())
         for group in optimizer.param_groups:
             group["params"] = [made[names[id(parameter)]] for parameter in group["params"]]
+        if blueprint.fused_optimizer:
+            on_cpu = device.type == "cpu" or blueprint.offload != "none"
+            optimizer = (deepspeed.ops.adam.DeepSpeedCPUAdam if on_cpu else deepspeed.ops.adam.FusedAdam)(
+                optimizer.param_groups
+            )
         self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)[0]
         self._zero: Any = self._engine.optimizer
         self._named_parameters = list(model.named_parameters())
+        self._counts: dict[int, Tensor] = {}
         self._ranks = dist.get_world_size()
         self._pieces = list(pieces(self._zero, self._named_parameters, dist.get_rank()))
         with torch.no_grad():
@@ -151,16 +157,42 @@ class ZeroEngine(PartsEngine):
             if piece.name in self.excluded:
                 continue
             state[f"model.{piece.name}"] = piece.part(piece.master)
-            moments = self._zero.optimizer.state.get(piece.master, {}) if optimizer else {}
-            for key, value in moments.items():
-                state[f"optimizer.{piece.name}.{key}"] = value if key == "step" else piece.part(value)
+            if optimizer:
+                for key in MOMENTS:
+                    if key in (moments := self._zero.optimizer.state.get(piece.master, {})):
+                        state[f"optimizer.{piece.name}.{key}"] = piece.part(moments[key])
+                if (steps := self._steps(piece.master)) is not None:
+                    state[f"optimizer.{piece.name}.step"] = steps
         return state
+
+    def _steps(self, master: Tensor) -> Tensor | None:
+        """How many steps the optimizer has taken on a buffer, as torch's has it; DeepSpeed's count in Python's numbers."""
+        holder = self._step_holder(master)
+        if holder is None:
+            return None
+        count = holder["step"]
+        if isinstance(count, Tensor):
+            return count
+        kept = self._counts.setdefault(id(master), torch.zeros(()))
+        return kept.fill_(float(count))
+
+    def _step_holder(self, master: Tensor) -> dict[str, Any] | None:
+        """Where an optimizer counts: in the state of a buffer or, for all of a group, in the group."""
+        base = self._zero.optimizer
+        if "step" in base.state.get(master, {}):
+            found: dict[str, Any] = base.state[master]
+            return found
+        return next((group for group in base.param_groups if "step" in group), None)
 
     def load(self, read: Callable[[State], None], *, optimizer: bool = True) -> None:
         """See `Engine.load`."""
         if optimizer and any(piece.master not in self._zero.optimizer.state for piece in self._pieces):
             create_state(self._zero)
         read(self.state(optimizer=optimizer))
+        for piece in self._pieces if optimizer else ():
+            holder, count = self._step_holder(piece.master), self._counts.get(id(piece.master))
+            if holder is not None and count is not None:
+                holder["step"] = int(count)
         publish(self._zero)
 
 

@@ -87,6 +87,9 @@ def transformer_config(blueprint: Blueprint, layout: Layout) -> TransformerConfi
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,
+        # Between two ranks a batch would hold messages both ways, and mix them up (Megatron-LM refuses it likewise).
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         batch_p2p_sync=False,
         deallocate_pipeline_outputs=False,
     )

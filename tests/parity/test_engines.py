@@ -89,6 +89,14 @@ def test_zero_in_every_way(compare):
 
 
 @pytest.mark.slow
+def test_zero_with_its_own_optimizer(compare, moving):
+    """Which is compiled, if it has not been."""
+    own = (["parallel.engine=deepspeed", "parallel.shard=2", "parallel.zero_stage=2", "parallel.fused_optimizer=true"], 6)
+    compare({"shard": 2}, [[*ZERO, *own[0], "train.microbatch=4"]])
+    moving(NATIVE, own, own, NATIVE)
+
+
+@pytest.mark.slow
 def test_zero_across_the_switch_to_quantized_weights(compare):
     compare({"shard": 2}, [[*ZERO, *QAT, f"parallel.zero_stage={stage}", "train.microbatch=4"] for stage in (1, 2, 3)])
 
@@ -148,7 +156,8 @@ def moving(group, corpus, tmp_path):
 
     def moving(*legs, tolerance=1e-5):
         run = [*corpus, *resumed_runs.MODEL, "model.num_layers=4", "train.precision=fp32", "schedule.warmup_tokens=512"]
-        run += [f"train.steps={6 * len(legs)}", f"run.dir={tmp_path}", "train.microbatch=1"]
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        run += [f"train.steps={6 * len(legs)}", f"run.dir={place}", "train.microbatch=1"]
         words = [(NATIVE[0], "whole", None)]
         words += [(how, "moving", None if leg == len(legs) - 1 else steps) for leg, (how, steps) in enumerate(legs)]
         configured = [(load_config([*run, f"run.name={name}", *how]), steps) for how, name, steps in words]

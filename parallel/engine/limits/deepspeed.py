@@ -15,7 +15,7 @@ _AXES = {
 
 def obstacles(request: Request) -> Iterator[str]:
     """A line for every reason why ZeRO cannot carry out a run."""
-    yield from library("deepspeed", "deepspeed", OLDEST)
+    yield from library("deepspeed", "deepspeed", OLDEST, request)
     yield from axes_of_one("deepspeed", request, _AXES)
     yield from _numerics(request)
     if request.offload == "parameters" and request.zero_stage != 3:

@@ -16,8 +16,8 @@ _AXES = {
 
 def obstacles(request: Request) -> Iterator[str]:
     """A line for every reason why Megatron-Core cannot carry out a run."""
-    yield from library("megatron", "megatron-core", OLDEST)
-    if not has_gpu():
+    yield from library("megatron", "megatron-core", OLDEST, request)
+    if request.here and not has_gpu():
         yield "parallel.engine=megatron needs a GPU, and this machine has none: type parallel.engine=native"
     yield from axes_of_one("megatron", request, _AXES)
     yield from _pipeline(request)

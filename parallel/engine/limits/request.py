@@ -15,6 +15,8 @@ from parallel.shape import ModelShape
 class Request:
     """A run as an engine sees it. Names as in the configuration."""
 
+    here: bool
+    """whether it is to be carried out on this machine, and not only looked at"""
     layout: Layout
     shape: ModelShape
     pipeline_schedule: ScheduleName
@@ -36,8 +38,10 @@ class Request:
     """micro-batches a step"""
 
 
-def library(engine: str, distribution: str, oldest: tuple[int, int]) -> Iterator[str]:
+def library(engine: str, distribution: str, oldest: tuple[int, int], request: Request) -> Iterator[str]:
     """A line if an engine's library is missing or too old. It is found by its metadata, without an import."""
+    if not request.here:
+        return
     install = f"type pip install '.[{engine}]' in Foretrain's folder"
     try:
         found = version(distribution)

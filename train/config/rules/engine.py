@@ -12,6 +12,7 @@ def engine_rules(config: Config) -> Iterator[str]:
     """A line for every reason why the engine cannot carry the run out."""
     parallel, train = config.parallel, config.train
     request = Request(
+        here=not train.dry_run,
         layout=parallel.layout,
         shape=config.model.shape,
         pipeline_schedule=parallel.pipeline_schedule,

@@ -72,6 +72,11 @@ def test_without_a_gpu_megatron_is_refused(monkeypatch):
     assert "needs a GPU, and this machine has none: type parallel.engine=native" in problems("engine=megatron")
 
 
+def test_what_is_only_looked_at_needs_neither_gpu_nor_library(monkeypatch):
+    monkeypatch.setattr(megatron, "has_gpu", lambda: False)
+    assert problems("engine=megatron", "tensor=2", "train.dry_run=true") == ""
+
+
 @pytest.mark.parametrize("engine, library", [("deepspeed", "deepspeed"), ("megatron", "megatron-core")])
 def test_a_missing_or_old_library_is_told_by_its_extra(monkeypatch, gpu, engine, library):
     found: list[str] = []
