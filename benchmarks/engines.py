@@ -1,6 +1,6 @@
 """Step times of the engines on this machine over the native engine's, and the planner's forecast of that ratio.
 
-    .venv/bin/python -m benchmarks.engines [--steps 7]
+    .venv/bin/python -m benchmarks.engines [--steps 7] [--set 'tensor ranks']
 
 Two processes hold an engine of every kind and step them in turn; the ratio is of each round's step times, the median of rounds.
 On a CPU Megatron-Core runs through the tests' shim (`tests/support/megatron_on_cpu.py`), whose cost is in its figures; with one
@@ -94,6 +94,7 @@ def compare(title: str, runs: dict[str, list[str]], steps: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=7, help="measured steps of every engine")
+    parser.add_argument("--set", choices=[*SETS], action="append", help="which tables; default: all")
     arguments = parser.parse_args()
-    for name, engines_of_set in SETS.items():
-        compare(name, engines_of_set, arguments.steps)
+    for name in arguments.set or SETS:
+        compare(name, SETS[name], arguments.steps)
