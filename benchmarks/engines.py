@@ -26,10 +26,10 @@ from train.config import load_config
 from train.config.resolve.microbatch import job_of, local_hardware
 
 MODEL = [
-    *("model.num_layers=4", "model.hidden_size=256", "model.ffn_size=768", "model.vocab_size=4096", "tokenizer=bytes"),
-    *("train.sequence=256", "train.microbatch=4", "train.batch_tokens=4096"),
+    *("model.num_layers=4", "model.hidden_size=128", "model.ffn_size=384", "model.vocab_size=2048", "tokenizer=bytes"),
+    *("train.sequence=256", "train.microbatch=2", "train.batch_tokens=2048"),
 ]
-SHARD, TENSOR = ["parallel.shard=2"], ["parallel.tensor=2", "train.microbatch=8"]
+SHARD, TENSOR = ["parallel.shard=2"], ["parallel.tensor=2", "train.microbatch=4"]
 SETS = {
     "data ranks": {
         "native, shard 2": SHARD,
