@@ -5,7 +5,6 @@ among them. ZeRO keeps fp32 weights, clips, and steps the optimizer that the blu
 our objective is a sum, so it is multiplied by their number first.
 """
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from parallel.compose import Fill, StageModel
 from parallel.engine.blueprint import Blueprint
 from parallel.engine.parts import PartsEngine
 from parallel.engine.protocol import State, StepResult
+from parallel.engine.quiet import quietly
 from parallel.engine.zero_parts import create_state, pieces, publish
 from parallel.mesh import Meshes
 from parallel.recompute import recompute_blocks
@@ -26,6 +26,7 @@ from parallel.region import region
 from parallel.stages import cut
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LARGEST_BUCKET = 500_000_000
 
 
 def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "ZeroEngine":
@@ -35,12 +36,12 @@ def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "ZeroEn
     if blueprint.context is not None:
         model.share_sequences(blueprint.context)
     recompute_blocks(model.block_list(), blueprint.composition.recompute)
-    return ZeroEngine(model, blueprint, meshes, device)
+    with quietly():
+        return ZeroEngine(model, blueprint, meshes, device)
 
 
 def _library(device: torch.device) -> Any:
-    """DeepSpeed, quiet, and without the compilation of its own all-reduce for the processes of a CPU: gloo has one."""
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    """DeepSpeed without the compilation of its own all-reduce for the processes of a CPU: gloo has one."""
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # it refuses to start without, even as a single process
     import deepspeed
 
@@ -51,7 +52,12 @@ def _library(device: torch.device) -> Any:
 def _settings(blueprint: Blueprint, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's configuration: gradients are added up and reduced in fp32, whatever the weights are."""
     elsewhere = {"device": "cpu", "pin_memory": device.type == "cuda"}
-    zero: dict[str, Any] = {"stage": blueprint.zero_stage or 1, "overlap_comm": device.type == "cuda"}
+    zero: dict[str, Any] = {
+        "stage": blueprint.zero_stage or 1,
+        "overlap_comm": device.type == "cuda",
+        # Elements of the buffer in which gradients are collected: it is there from the first step on, two GB by default.
+        "reduce_bucket_size": min(LARGEST_BUCKET, blueprint.shape.parameters),
+    }
     if blueprint.offload != "none":
         zero["offload_optimizer"] = elsewhere
     if blueprint.offload == "parameters":

@@ -23,6 +23,7 @@ from parallel.engine.blueprint import Blueprint
 from parallel.engine.megatron_names import Rows, parts, rows_of
 from parallel.engine.parts import PartsEngine
 from parallel.engine.protocol import State, StepResult
+from parallel.engine.quiet import quietly
 from parallel.gradients import clip
 from parallel.layout import Layout
 from parallel.mesh import Meshes
@@ -43,7 +44,8 @@ def build(blueprint: Blueprint, meshes: Meshes, device: torch.device) -> "Megatr
             "parallel.engine=megatron needs a GPU, and this machine has none: type parallel.engine=native"
         ) from None
     layout = Layout(**{axis: meshes.axes[axis].size() for axis in asdict(Layout())})
-    return MegatronEngine(blueprint, layout, meshes, device)
+    with quietly():
+        return MegatronEngine(blueprint, layout, meshes, device)
 
 
 def _initialize(layout: Layout, chunks: int | None) -> None:
