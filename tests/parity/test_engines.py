@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support import megatron_on_cpu, quantized_reference, reference, resumed_runs, whole_runs
+from tests.support import broken_steps, megatron_on_cpu, quantized_reference, reference, resumed_runs, whole_runs
 from tests.support.group import Group
 from train.config import load_config
 from train.data.prepare import prepare
@@ -188,6 +188,16 @@ def test_a_run_moves_between_the_native_engine_and_zero(moving):
     """With AdamW's moments, both ways, and on under the same engine."""
     pytest.importorskip("deepspeed")
     moving(NATIVE, STAGES[1], STAGES[3], STAGES[3], NATIVE)
+
+
+@pytest.mark.slow
+def test_a_step_that_is_not_finite_changes_nothing(group):
+    """And the next one does."""
+    for stage in (1, 2, 3):
+        for precision in ("fp32", "bf16"):
+            words = [*RUN, *ZERO, f"train.precision={precision}", f"parallel.zero_stage={stage}", "parallel.shard=2"]
+            words += ["train.microbatch=4", "tokenizer=bytes"]
+            assert group(2).run(broken_steps.step_with_a_broken_gradient, words) == [True, True], words
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from parallel.engine.limits.request import Request, axes_of_one, library
 
+DISTRIBUTION = "deepspeed"
 OLDEST = (0, 19)
 
 _AXES = {
@@ -15,7 +16,7 @@ _AXES = {
 
 def obstacles(request: Request) -> Iterator[str]:
     """A line for every reason why ZeRO cannot carry out a run."""
-    yield from library("deepspeed", "deepspeed", OLDEST, request)
+    yield from library("deepspeed", DISTRIBUTION, OLDEST, request)
     yield from axes_of_one("deepspeed", request, _AXES)
     yield from _numerics(request)
     if request.offload == "parameters" and request.zero_stage != 3:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from parallel.engine.limits.request import Request, axes_of_one, library
 
+DISTRIBUTION = "megatron-core"
 OLDEST = (0, 16)
 
 _AXES = {
@@ -16,7 +17,7 @@ _AXES = {
 
 def obstacles(request: Request) -> Iterator[str]:
     """A line for every reason why Megatron-Core cannot carry out a run."""
-    yield from library("megatron", "megatron-core", OLDEST, request)
+    yield from library("megatron", DISTRIBUTION, OLDEST, request)
     if request.here and not has_gpu():
         yield "parallel.engine=megatron needs a GPU, and this machine has none: type parallel.engine=native"
     yield from axes_of_one("megatron", request, _AXES)
