@@ -187,7 +187,7 @@ def moving(group, corpus, tmp_path):
 def test_a_run_moves_between_the_native_engine_and_zero(moving):
     """With AdamW's moments, both ways, and on under the same engine."""
     pytest.importorskip("deepspeed")
-    moving(NATIVE, STAGES[1], STAGES[3], STAGES[3], NATIVE)
+    moving(NATIVE, STAGES[1], STAGES[3], NATIVE)
 
 
 @pytest.mark.slow
