@@ -19,6 +19,7 @@ COMMANDS = {
         "validation loss of a trained model, rounded to few bits if asked (python -m train.evaluate)",
     ),
     "export": ("train.export:main", "write a trained model for other programs, or packed (python -m train.export)"),
+    "convert": ("train.convert:main", "weights of another framework's checkpoint, to start from (python -m train.convert)"),
     "layout": ("parallel.plan.commands:main", "plan | check | calibrate | simulate: will it fit, how fast, which layout"),
     "launch": ("launch.commands:main", "local | slurm | ladder | status | preflight: put runs on machines, and watch them"),
     "scaling": (

@@ -12,6 +12,8 @@ WORKER_GIB = 0.25
 """memory of a process before it holds anything of the model: the interpreter and torch"""
 
 TRAINING = 4  # weights, gradients and AdamW's two moments, as `train.dry_run=true` counts them
+OFFLOADED = {"none": 0, "optimizer": 4, "parameters": 5}
+"""what lies in the host's memory beside a GPU: master weights, gradients, two moments; with the parameters, these too"""
 _GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -27,8 +29,8 @@ def require_room(config: Config, copies: int = TRAINING, nodes: int = 1) -> None
     if config.parallel.oversubscribe or config.train.dry_run:
         return
     size = config.parallel.layout.world_size // nodes
-    gpus = devices() if size > 1 else 0
-    problems = [*_processes(size, gpus), *_memory(config, size, 0 if gpus else copies, nodes)]
+    gpus = devices() if size > 1 or config.parallel.offload != "none" else 0
+    problems = [*_processes(size, gpus), *_memory(config, size, OFFLOADED[config.parallel.offload] if gpus else copies, nodes)]
     if problems:
         raise UserError(
             "\n".join(
@@ -56,7 +58,7 @@ def _memory(config: Config, size: int, copies: int, nodes: int) -> Iterator[str]
     state = config.model.shape.parameters * replicas * itemsize * copies / nodes
     needed = size * WORKER_GIB * _GIB + state
     if free is not None and needed > free:
-        kinds = "weights, gradients and optimizer state" if copies == TRAINING else "weights"
+        kinds = "weights, gradients and optimizer state" if copies >= TRAINING else "weights"
         held = f" and {state / _GIB:,.2f} GiB of {kinds}" if state else ""
         yield (
             f"{needed / _GIB:,.1f} GiB are needed, {free / _GIB:,.1f} GiB are free: {size:,} x {WORKER_GIB} GiB for the "

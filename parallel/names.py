@@ -2,9 +2,6 @@
 
 from typing import Literal
 
-EngineName = Literal["native"]
-"""Each names a module of `parallel.engine`."""
-
 DeviceName = Literal["auto", "cpu", "cuda"]
 """What computes; cuda is also AMD's. auto: GPUs where there are any."""
 

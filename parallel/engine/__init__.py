@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from parallel.names import EngineName
+from parallel.engine.names import EngineName
 
 if TYPE_CHECKING:
     import torch

@@ -8,6 +8,7 @@ from torch import nn
 
 from parallel.compose import BuildStage, Composition, Convert, Fill
 from parallel.context.protocol import ContextParallel
+from parallel.engine.names import Offload
 from parallel.engine.protocol import Optimizer
 from parallel.shape import ModelShape
 
@@ -25,6 +26,9 @@ class Blueprint:
     microbatch: int
     """sequences in a rank's micro-batch"""
     composition: Composition
+    norm_eps: float
+    rope_theta: float
+    """base of the rotary embedding"""
     compute_dtype: torch.dtype
     """dtype of activations"""
     build_stage: BuildStage
@@ -35,5 +39,10 @@ class Blueprint:
     build_optimizer: BuildOptimizer
     clip_norm: float
     """larger gradients are scaled down to this l2 norm"""
+    zero_stage: int | None
+    """what an engine with ZeRO divides over data ranks; None: its own choice"""
+    offload: Offload
+    fused_optimizer: bool
+    """whether the engine takes its own AdamW, with the groups of `build_optimizer`"""
     tied: Collection[str]
     """names of the parameters that the first and the last stage of a pipeline share"""

@@ -1,16 +1,16 @@
 """The default engine: PyTorch's own FSDP2, DTensor and pipelining under plain autograd."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from parallel.batch import Batch
 from parallel.compose import Fill, compose
 from parallel.engine.blueprint import Blueprint
-from parallel.engine.protocol import StepResult
+from parallel.engine.parts import PartsEngine
+from parallel.engine.protocol import State, StepResult
 from parallel.engine.runner import Runner, WholeModelRunner
 from parallel.gradients import align_gradients, clip, gradient_norm, sum_tied_gradients
 from parallel.mesh import Meshes
@@ -68,7 +68,7 @@ def _pipeline_runner(blueprint: Blueprint, parts: list[Part], meshes: Meshes, de
     )
 
 
-class NativeEngine:
+class NativeEngine(PartsEngine):
     """Runs micro-batches, sums gradients over the data ranks, clips, steps."""
 
     def __init__(
@@ -80,21 +80,11 @@ class NativeEngine:
         meshes: Meshes,
         device: torch.device,
     ) -> None:
-        self.parts = parts
+        super().__init__([part.module for part in parts], runner, blueprint, meshes, device)
+        self.parts, self.replicas = parts, replicas
         # Listed once: between forward passes FSDP may put gathered tensors in the place of parameters.
         self._named_parameters = [pair for part in parts for pair in part.module.named_parameters()]
-        self.runner, self.replicas = runner, replicas
         self.optimizer = blueprint.build_optimizer(self._named_parameters)
-        self.device = device
-        self.clip_norm = blueprint.clip_norm
-        self.vocab_size = blueprint.shape.vocab_size
-        self.context = blueprint.context
-        self.data_group = meshes.data.get_group("data")
-        self.tensor_group = meshes.parameters.get_group("tensor")
-        self.context_group = meshes.axes.get_group("context")
-        self.pipeline_group = meshes.axes.get_group("pipeline")
-        self.pipelined = self.pipeline_group.size() > 1
-        self.excluded: frozenset[str] = frozenset()
         self.tied = {name: _tied_copies(parts, name) for name in blueprint.tied} if self.pipelined else {}
         # Stages in a loop: the other copy is at the other end of the pipeline. V shape: both copies are on the first rank.
         self.tied_peer = self.pipeline_group.size() - 1 if any(part.stage.first for part in parts) else 0
@@ -117,58 +107,6 @@ class NativeEngine:
         return StepResult(sums[0] / tokens, norm)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> float:
-        """See `Engine.evaluate`."""
-        self._eval_mode()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for batch in batches:
-            local = self._local_part(batch).to(self.device)
-            of_batch = self.runner.forward(local, loss=True)
-            if of_batch is not None:
-                sums += of_batch[1:]
-        cross_entropy, targets = self._over_ranks(sums).tolist()
-        return float(cross_entropy / targets)
-
-    @torch.no_grad()
-    def next_token_logits(self, tokens_S: Tensor) -> Tensor:
-        """See `Engine.next_token_logits`."""
-        self._eval_mode()
-        # The ranks must divide the sequence evenly. The padding comes after it, where causal attention does not look.
-        divisor = self.tensor_group.size() * (self.context.divisor if self.context is not None else 1)
-        tokens_BS = nn.functional.pad(tokens_S, (0, -tokens_S.shape[0] % divisor))[None]
-        last_BS = torch.arange(tokens_BS.shape[1])[None] == tokens_S.shape[0] - 1  # passed as targets
-        local = self._local_part(Batch(tokens_BS, last_BS, torch.zeros_like(tokens_BS))).to(self.device)
-        local_BSV = self.runner.forward(local, loss=False)
-        # Zeros except for this rank's part. The sum over ranks is complete, whichever ranks have the position, the last stage
-        # and the slices of the vocabulary.
-        logits_V = torch.zeros(self.vocab_size, dtype=torch.float64, device=self.device)
-        if local_BSV is not None:
-            for local_V in local_BSV[local.targets_BS]:
-                logits_V[self.tensor_group.rank() * local_V.numel() :][: local_V.numel()] = local_V
-        for group in (self.tensor_group, self.context_group, self.pipeline_group):
-            dist.all_reduce(logits_V, group=group)
-        return logits_V
-
-    def _local_part(self, batch: Batch) -> Batch:
-        return batch if self.context is None else self.context.take(batch)
-
-    def _eval_mode(self) -> None:
-        for part in self.parts:
-            part.module.eval()
-
-    def named_parameters(self) -> Sequence[tuple[str, nn.Parameter]]:
-        """See `Engine.named_parameters`."""
-        return self._named_parameters
-
-    def modules(self) -> Sequence[nn.Module]:
-        """See `Engine.modules`."""
-        return [part.module for part in self.parts]
-
-    def exclude(self, names: Collection[str]) -> None:
-        """See `Engine.exclude`."""
-        self.excluded = frozenset(names)
-
-    @torch.no_grad()
     def include_all(self, fill: Fill) -> None:
         """See `Engine.include_all`."""
         for name, parameter in self._named_parameters:
@@ -179,9 +117,9 @@ class NativeEngine:
                     moment.zero_()
         self.excluded = frozenset()
 
-    def state(self, *, optimizer: bool = True) -> dict[str, Tensor]:
+    def state(self, *, optimizer: bool = True) -> State:
         """See `Engine.state`."""
-        state: dict[str, Tensor] = {}
+        state: State = {}
         for name, parameter in self._included():
             state[f"model.{name}"] = parameter.detach()
             if optimizer:
@@ -189,7 +127,7 @@ class NativeEngine:
                 state |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
         return state
 
-    def load(self, read: Callable[[dict[str, Tensor]], None], *, optimizer: bool = True) -> None:
+    def load(self, read: Callable[[State], None], *, optimizer: bool = True) -> None:
         """See `Engine.load`."""
         if optimizer and any(parameter not in self.optimizer.state for _, parameter in self._included()):
             self._create_optimizer_state()
@@ -218,12 +156,6 @@ class NativeEngine:
 
     def _included(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, parameter) for name, parameter in self._named_parameters if name not in self.excluded)
-
-    def _over_ranks(self, sums: Tensor) -> Tensor:
-        dist.all_reduce(sums, group=self.data_group)
-        if self.pipelined:
-            dist.all_reduce(sums, group=self.pipeline_group)
-        return sums
 
     def _finish_gradients(self) -> Tensor:
         """Complete the gradients and clip them. Returns their norm before clipping, over all stages."""

@@ -8,6 +8,10 @@ from torch import Tensor, nn
 
 from parallel.batch import Batch
 from parallel.compose import Fill
+from parallel.rectangles import Rectangles
+
+State = dict[str, Tensor | Rectangles]
+"""This rank's parts of named tensors, which know their places: whole tensors, DTensors, or rectangles."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,11 @@ class Engine(Protocol):
         ...
 
     def named_parameters(self) -> Sequence[tuple[str, Tensor]]:
-        """This rank's parameters with their names in the whole model; slices are DTensors."""
+        """This rank's parameters with their names in the whole model, as the engine holds them."""
+        ...
+
+    def whole(self, name: str) -> Tensor:
+        """The whole value of a parameter of this rank's stages. A collective of the ranks that have these stages."""
         ...
 
     def modules(self) -> Sequence[nn.Module]:
@@ -72,14 +80,14 @@ class Engine(Protocol):
         ranks; their optimizer state starts from zero."""
         ...
 
-    def state(self, *, optimizer: bool = True) -> dict[str, Tensor]:
+    def state(self, *, optimizer: bool = True) -> State:
         """This rank's part of everything that a later step depends on, under names that are the same on every layout.
 
-        "model.NAME" is a parameter, "optimizer.NAME.KEY" its optimizer state (which exists from the first step on). Slices are
-        DTensors, which know their place in the whole tensor. The tensors are the engine's own, not copies.
+        "model.NAME" is a parameter, "optimizer.NAME.KEY" its optimizer state (which exists from the first step on). The tensors
+        are the engine's own, not copies.
         """
         ...
 
-    def load(self, read: Callable[[dict[str, Tensor]], None], *, optimizer: bool = True) -> None:
+    def load(self, read: Callable[[State], None], *, optimizer: bool = True) -> None:
         """Load a state: `read` overwrites the tensors of `state`, and the engine keeps no copy of the former values."""
         ...

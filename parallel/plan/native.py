@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from parallel.engine.names import DEFAULT
 from parallel.names import V_SHAPED
 from parallel.plan.hardware import Hardware, hardware_of, load_hardware
 from parallel.plan.job import Choice, Job
@@ -23,7 +24,8 @@ def job_of_run(
     quant: Mapping[str, Any] | None = None,
 ) -> Job:
     """The job of a run: `parallel` has the keys of the configuration's section, `quant` those of its low-precision method."""
-    recipe = load_recipe("native")
+    own, recipe = load_recipe(DEFAULT), load_recipe(str(parallel.get("engine", DEFAULT)))
+    zero = int(parallel.get("zero_stage") or recipe.zero)
     schedule, pipeline = parallel["pipeline_schedule"], parallel["pipeline"]
     choice = Choice(
         replicate=int(parallel["replicate"]),
@@ -35,7 +37,7 @@ def job_of_run(
         recompute=parallel["recompute"],
         pipeline_schedule=schedule if pipeline > 1 else "1f1b",
         virtual_stages=int(parallel["virtual_stages"]) if pipeline > 1 and schedule == "interleaved" else 1,
-        zero=3,
+        zero=zero,
     )
     assert schedule not in V_SHAPED or choice.virtual_stages == 1
     return Job(
@@ -46,7 +48,8 @@ def job_of_run(
         recipe=recipe,
         choice=choice,
         precision=precision,
-        constants=recipe.constants_for(hardware.kind),
+        # Of a machine on which only our own engine was measured, its constants are the nearest there are.
+        constants=(recipe if recipe.fitted(hardware.kind) else own).constants_for(hardware.kind),
         extra={"quant": dict(quant)} if quant else {},
     )
 

@@ -42,6 +42,15 @@ def test_cores_and_memory_are_the_limits(cores, words, problem):
         require_room(config)
 
 
+def test_what_is_offloaded_lies_in_the_hosts_memory(cores, monkeypatch):
+    monkeypatch.setattr(machine, "_devices", lambda: 4)
+    words = ["parallel.shard=4", "model=1t", "parallel.engine=deepspeed", "parallel.zero_stage=3"]
+    require_room(load_config(words))
+    for offload, thousands in (("optimizer", 15), ("parameters", 18)):
+        with pytest.raises(UserError, match=rf"{thousands},\d{{3}}\.\d GiB are needed"):
+            require_room(load_config([*words, f"parallel.offload={offload}"]))
+
+
 def test_devices_are_the_limit_where_there_are_any(cores, monkeypatch):
     monkeypatch.setattr(machine, "devices", lambda: 4)
     require_room(load_config(["parallel.shard=4", "model=1t"]))  # the host holds none of it

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.words import ranges
+from parallel.engine.names import DEFAULT
 from parallel.names import stage_count
 from parallel.plan.memory import rank_memory
 from parallel.stages import cut, rank_of_stage
@@ -39,6 +40,9 @@ class Share:
 def shares(config: Config) -> list[Share]:
     """The shares for all pipeline coordinates, from the model's shapes and the roles of its submodules."""
     parallel, layout, method = config.parallel, config.parallel.layout, method_of(config.quant)
+    # ZeRO's stages 1 and 2 leave the weights whole; the default engine divides them, as stage 3 does.
+    divides = parallel.engine == DEFAULT or parallel.zero_stage == 3
+    divisor = layout.shard * layout.context if divides else 1
     num_stages = stage_count(layout.pipeline, parallel.pipeline_schedule, parallel.virtual_stages)
     slices: dict[int, list[int]] = {rank: [] for rank in range(layout.pipeline)}
     layers: dict[int, list[int]] = {rank: [] for rank in range(layout.pipeline)}
@@ -54,7 +58,7 @@ def shares(config: Config) -> list[Share]:
             if (dim := SPLIT_DIMS.get(role)) is not None and sizes[dim] > 1:
                 sizes[dim] //= layout.tensor
             if name not in added:  # the method's parameters are replicated over data ranks
-                sizes[0] = -(-sizes[0] // (layout.shard * layout.context))
+                sizes[0] = -(-sizes[0] // divisor)
             slices[rank].append(math.prod(sizes))
     return [Share(rank, layers[rank], sum(slices[rank]), max(slices[rank])) for rank in slices]
 
@@ -90,18 +94,21 @@ def _share_table(config: Config) -> Table:
     weight_bytes = PARAMETER_DTYPES[config.train.precision].itemsize
     per_coordinate = layout.world_size // layout.pipeline
     title = f"{layout}: {layout.world_size} processes, {config.accumulation} micro-batches a step"
-    columns = ("ranks", "layers", "parameters", "weights", "gradients", "AdamW state", "together", "peak, predicted")
+    columns = ("ranks", "layers", "parameters", "weights", "gradients", "optimizer state", "together", "peak, predicted")
     table = Table(*columns, title=title)
     job = job_of(config, local_hardware(layout.world_size))
     for share in shares(config):
         first = share.pipeline_rank * per_coordinate
+        predicted = rank_memory(job, share.pipeline_rank)
         weights = share.parameters * weight_bytes
+        held = [weights, weights, 2 * weights]
+        if config.parallel.engine != DEFAULT:  # whose master weights and buffers the planner knows
+            held = [int(predicted[part]) for part in ("weights", "gradients", "optimizer")]
         table.add_row(
             f"{first}-{first + per_coordinate - 1}" if per_coordinate > 1 else str(first),
             ranges(share.layers),
             f"{share.parameters:,}",
-            *(_gib(count * weights) for count in (1, 1, 2, 4)),
-            _gib(int(rank_memory(job, share.pipeline_rank)["total"])),
+            *(_gib(size) for size in (*held, sum(held), int(predicted["total"]))),
         )
     return table
 

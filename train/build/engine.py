@@ -52,6 +52,8 @@ def blueprint_of(config: Config, meshes: Meshes, fill: Fill) -> Blueprint:
             compile=train.compile,
             bf16=train.precision == "bf16",
         ),
+        norm_eps=config.model.norm_eps,
+        rope_theta=config.model.rope_theta,
         compute_dtype=COMPUTE_DTYPES[train.precision],
         build_stage=build_stage,
         convert=(lambda model: ()) if method is None else method.convert,
@@ -59,6 +61,9 @@ def blueprint_of(config: Config, meshes: Meshes, fill: Fill) -> Blueprint:
         context=_context(config, meshes),
         build_optimizer=partial(build_optimizer, config),
         clip_norm=config.optimizer.clip_norm,
+        zero_stage=parallel.zero_stage,
+        offload=parallel.offload,
+        fused_optimizer=parallel.fused_optimizer,
         tied=("embedding.weight", *(method.tied("embedding") if method is not None else ()))
         if config.model.tie_embeddings
         else (),

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from parallel.engine.protocol import Engine
 from quant.learned_scales import LearnedScales
@@ -94,9 +93,8 @@ class Quantization:
         method = self._method
         if method is None or not self.active:
             return {}
-        own = ((name, value) for name, value in self._engine.named_parameters() if method.owns(name))
-        whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in own}
-        mine = {method.weight_of(name): method.bit_widths(value.detach()).flatten().tolist() for name, value in whole.items()}
+        whole = {name: self._engine.whole(name) for name in self._own}
+        mine = {method.weight_of(name): method.bit_widths(value).flatten().tolist() for name, value in whole.items()}
         of_ranks: list[dict[str, list[float]]] = [{}] * dist.get_world_size()
         dist.all_gather_object(of_ranks, mine)
         return {name: widths for of_rank in of_ranks for name, widths in of_rank.items() if widths}
@@ -107,13 +105,12 @@ class Quantization:
 
     def begin(self) -> None:
         """Switch to low precision: compute the method's parameters from the weights, equal on every layout. A collective."""
-        method, weights = self._method, dict(self._engine.named_parameters())
+        method = self._method
         assert method is not None
 
         def fill(name: str, local: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> None:
             # From the whole matrix, so that the order of its sums is the same on every layout.
-            weight: Tensor = weights[method.weight_of(name)].detach()
-            whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+            whole = self._engine.whole(method.weight_of(name))
             value = method.first_value(name, whole.to(self._compute_dtype))
             local.copy_(value[tuple(slice(start, start + size) for start, size in zip(offset, local.shape, strict=True))])
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.files import sync_folder
+from parallel.rectangles import Rectangles
 from train.checkpoint.manifest import ForGood, Manifest, Progress, folder_of, remove, retain
 from train.checkpoint.storage import METADATA, Copies, copy_to_cpu, write_state
 from train.checkpoint.verify import hash_files
@@ -73,7 +74,7 @@ class Saver:
         self._in_flight: Future[Saved] | None = None
         self._out_of_step = False  # whether a rank failed between the group's collectives, so that the group is unusable
 
-    def save(self, state: Mapping[str, Tensor], progress: Progress) -> bool:
+    def save(self, state: Mapping[str, Tensor | Rectangles], progress: Progress) -> bool:
         """Begin to save. Returns whether it has begun: it does not while the previous save is still running."""
         start = time.perf_counter()
         if self._in_flight is not None:
@@ -139,7 +140,7 @@ class Saver:
         assert isinstance(group, dist.ProcessGroup)
         return group
 
-    def _write(self, state: Mapping[str, Tensor], copies: Copies, progress: Progress) -> Saved:
+    def _write(self, state: Mapping[str, Tensor | Rectangles], copies: Copies, progress: Progress) -> Saved:
         """Write a checkpoint. Runs in the background, on every rank."""
         folder = folder_of(self.checkpoints, progress.step)
         try:
@@ -159,7 +160,7 @@ class Saver:
             )
         return saved
 
-    def _write_all(self, folder: Path, state: Mapping[str, Tensor], copies: Copies, progress: Progress) -> Saved:
+    def _write_all(self, folder: Path, state: Mapping[str, Tensor | Rectangles], copies: Copies, progress: Progress) -> Saved:
         start, cpu = time.perf_counter(), time.thread_time()
         self._on_rank_0(lambda: self._make_folder(folder))  # before any rank writes
         write_state(folder, state, copies, self._group)

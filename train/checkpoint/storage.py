@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem, WriteItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
+from parallel.rectangles import Rectangles
 from train.checkpoint.manifest import BrokenCheckpointError
 
 METADATA = ".metadata"
@@ -49,14 +50,20 @@ Copies = Mapping[str, Tensor]
 """Name -> a copy of this rank's slice, on the CPU, unchanged until it is written."""
 
 
-def copy_to_cpu(state: Mapping[str, Tensor], into: dict[str, Tensor]) -> None:
-    """Copy this rank's slices into the buffers `into`. Missing buffers are made (pinned for a GPU)."""
-    for name, tensor in state.items():
-        local = _local(tensor)
+def copy_to_cpu(state: Mapping[str, Tensor | Rectangles], into: dict[str, Tensor]) -> None:
+    """Copy this rank's parts into the buffers `into`. Missing buffers are made (pinned for a GPU)."""
+    on_gpu = False
+    for name, value in state.items():
+        like = value.like if isinstance(value, Rectangles) else _local(value)
+        shape = (value.numel(),) if isinstance(value, Rectangles) else like.shape
+        on_gpu |= (pinned := like.device.type == "cuda")
         if name not in into:
-            into[name] = torch.empty_like(local, device="cpu", pin_memory=local.device.type == "cuda")
-        into[name].copy_(local, non_blocking=True)
-    if any(_local(tensor).device.type == "cuda" for tensor in state.values()):
+            into[name] = torch.empty(shape, dtype=like.dtype, pin_memory=pinned)
+        if isinstance(value, Rectangles):
+            value.copy_to(into[name])
+        else:
+            into[name].copy_(like, non_blocking=True)
+    if on_gpu:
         torch.cuda.synchronize()
 
 
@@ -72,10 +79,14 @@ class _CopiesPlanner(DefaultSavePlanner):
         self._copies = copies
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        return self._copies[write_item.index.fqn]
+        name = write_item.index.fqn
+        part = self.state_dict[name]
+        if isinstance(part, Rectangles):
+            return part.backed_by(self._copies[name]).__get_tensor_shard__(write_item.index)
+        return self._copies[name]
 
 
-def write_state(folder: Path, state: Mapping[str, Tensor], copies: Copies, group: dist.ProcessGroup) -> None:
+def write_state(folder: Path, state: Mapping[str, Tensor | Rectangles], copies: Copies, group: dist.ProcessGroup) -> None:
     """Write the copies of a state, each slice once even if several ranks hold it. A collective of `group`.
 
     Raises:
@@ -134,17 +145,30 @@ class _TensorsOnly(DefaultLoadPlanner):
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
+    def set_up_planner(
+        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        # Without torch's look at every value for what is on the meta device: it would copy what it does not know.
+        self.state_dict, self.original_state_dict = state_dict, state_dict
+        self.metadata, self.is_coordinator = metadata, is_coordinator
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        value = self.state_dict[index.fqn]
+        if isinstance(value, Rectangles):  # torch's own look-up asks tensors alone
+            return value.__get_tensor_shard__(index)
+        return super().lookup_tensor(index)
+
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         raise BrokenCheckpointError("it holds something that is not a tensor")
 
 
-def read_state(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
+def read_state(folder: Path, state: Mapping[str, Tensor | Rectangles], group: dist.ProcessGroup | None = None) -> None:
     """Read a checkpoint into the tensors of `state`, each rank its slices. A collective of `group`; None: no collective.
 
     Raises:
         BrokenCheckpointError: it lacks a tensor, or has one of another shape.
     """
-    stored = read_metadata(folder).state_dict_metadata
+    stored, slices = read_metadata(folder).state_dict_metadata, dict(state)
     for name, tensor in state.items():
         entry = stored.get(name)
         if not isinstance(entry, TensorStorageMetadata):
@@ -156,7 +180,7 @@ def read_state(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup 
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         warnings.filterwarnings("ignore", message="torch.distributed is unavailable")
         try:
-            load(state, storage_reader=_Reader(folder), planner=_TensorsOnly(), process_group=group, no_dist=group is None)
+            load(slices, storage_reader=_Reader(folder), planner=_TensorsOnly(), process_group=group, no_dist=group is None)
         except CheckpointException as error:
             rank, (failure, _) = next(iter(error.failures.items()))
             raise BrokenCheckpointError(f"rank {rank} cannot read it: {type(failure).__name__} {failure}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from common.words import timestamp
+from parallel.engine.limits import distribution
 from parallel.mesh import World
 from scaling.record import RunRecord
 from train.build.quantization import method_of
@@ -19,6 +20,7 @@ from train.config.resolve.context import context_method
 def new_record(config: Config, world: World) -> RunRecord:
     """The record of a run that starts now."""
     shape, method = config.model.shape, method_of(config.quant)
+    library = distribution(config.parallel.engine)
     return RunRecord(
         name=config.run.name,
         status="running",
@@ -44,7 +46,7 @@ def new_record(config: Config, world: World) -> RunRecord:
         world_size=world.size,
         config_hash=config.identity_hash(),
         git_commit=_git_commit(),
-        versions={name: version(name) for name in ("foretrain", "torch", "numpy", "tokenizers")}
+        versions={name: version(name) for name in ("foretrain", "torch", "numpy", "tokenizers", library) if name}
         | {"python": platform.python_version()},
         started=timestamp(),
     )

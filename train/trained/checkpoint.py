@@ -1,11 +1,13 @@
 """Reads the weights of a run from its newest checkpoint, which is verified first."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
 from torch import Tensor
 
 from common.errors import UserError
+from parallel.rectangles import Rectangles
 from train.checkpoint.manifest import NAME as MANIFEST
 from train.checkpoint.manifest import BrokenCheckpointError, newest_first
 from train.checkpoint.storage import read_metadata, read_state, read_whole
@@ -30,7 +32,7 @@ def newest_checkpoint(run: Path) -> Path:
     return folders[0]
 
 
-def read_weights(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
+def read_weights(folder: Path, state: Mapping[str, Tensor | Rectangles], group: dist.ProcessGroup | None = None) -> None:
     """Read a checkpoint's tensors into those of `state`, each rank of `group` its slices.
 
     Raises:

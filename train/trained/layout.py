@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from parallel.engine.names import DEFAULT
 from parallel.layout import Layout
 from train.config import Config
 from train.folder.reading import load_run_config
@@ -32,6 +33,7 @@ def config_on_layout(run: Path, layout: list[str]) -> Config:
         sizes[axis] = int(size)
     config = load_run_config(run)
     axes: dict[str, Any] = {**dataclasses.asdict(Layout()), **sizes, "pipeline_schedule": "gpipe", "recompute": "none"}
+    axes |= {"engine": DEFAULT, "zero_stage": None, "offload": "none", "fused_optimizer": False}
     axes["oversubscribe"] = oversubscribe in layout
     axes |= {"context_method": "auto", "context_partition": "zigzag"}  # the run's method may not suit the number of ranks
     parallel = dataclasses.replace(config.parallel, **axes)

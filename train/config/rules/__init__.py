@@ -5,6 +5,7 @@ A rule sees the configuration alone: it reads no disk and queries no device. Imp
 
 from collections.abc import Iterator, Sequence
 
+from train.config.rules.engine import engine_rules
 from train.config.rules.layout import layout_rules
 from train.config.rules.model import model_rules
 from train.config.rules.optimization import optimizer_rules, schedule_rules
@@ -15,6 +16,7 @@ from train.config.schema import Config
 def check(config: Config, *, world_size: int, overrides: Sequence[str] = ()) -> Iterator[str]:
     """One line for every broken rule, with its numbers. `overrides`, which the user typed, go into the commands suggested."""
     yield from layout_rules(config, world_size, overrides)
+    yield from engine_rules(config)
     yield from model_rules(config)
     yield from optimizer_rules(config)
     yield from noise_rules(config)

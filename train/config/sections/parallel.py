@@ -6,8 +6,9 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from parallel.context.names import Method, PartitionName
+from parallel.engine.names import EngineName, Offload
 from parallel.layout import Layout
-from parallel.names import EngineName, Recompute, ScheduleName
+from parallel.names import Recompute, ScheduleName
 from train.config.sections.types import STRICT, PositiveInt
 
 
@@ -16,7 +17,13 @@ class ParallelConfig:
     """The layout. The product of the five axes is the number of processes."""
 
     engine: EngineName
-    """backend that runs a step: native (PyTorch's FSDP2)"""
+    """backend that runs a step; each but the default needs the extra of its name"""
+    zero_stage: Literal[1, 2, 3] | None
+    """what an engine with ZeRO divides over data ranks: optimizer state (1), also gradients (2), also parameters (3)"""
+    offload: Offload
+    """what such an engine keeps in the host's memory: none, optimizer, or parameters (and the optimizer's state)"""
+    fused_optimizer: bool
+    """the engine's own fused AdamW in place of torch's; the first start compiles it"""
     replicate: PositiveInt
     """data-parallel replicas of all shards (HSDP)"""
     shard: PositiveInt
