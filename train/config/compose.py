@@ -23,6 +23,8 @@ from common.words import nearest
 from train.config.resolve.automatic import resolve, take_automatic
 from train.config.schema import Config
 
+_SEVERAL = "logger"  # the one group of which several options may be chosen at once
+
 Origins = dict[str, set[str]]
 """Key -> the group options ("data=files") that have it; an empty set if every run has it."""
 
@@ -215,7 +217,7 @@ def _unknown(override: Override) -> str | None:
     if key in group_options():
         options = group_options()[key]
         value = override.value()
-        if isinstance(value, list) and value and all(str(item) in options for item in value):
+        if key == _SEVERAL and isinstance(value, list) and value and all(str(item) in options for item in value):
             return None
         if str(value) in options or (value is None and key in _optional_groups()):
             return None

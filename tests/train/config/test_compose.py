@@ -65,7 +65,9 @@ def flat(tree: dict[str, typing.Any], prefix: str = "") -> dict[str, typing.Any]
 def test_every_option_of_every_group_composes_and_types(option):
     config = load_config([option, *NEEDED.get(option, [])])
     group, name = option.split("=")
-    if group not in ("model", "experiment"):
+    if group == "logger":
+        assert config.logger.mirrors == [each for each in [name] if each != "none"]
+    elif group not in ("model", "experiment"):
         assert getattr(config, group).name == name
     assert parse_config(config.as_dict()) == config
     assert parse_config(yaml.safe_load(yaml.safe_dump(config.as_dict()))) == config
@@ -259,9 +261,17 @@ def test_special_characters_are_shown_with_the_quotes_they_need():
     assert load_config(['run.dir="~/a b"']).run.dir == "~/a b"
 
 
+FREE_SECTIONS = ("parallel.", "checkpoint.", "health.", "logger.")
+
+
+def test_several_mirrors_at_once():
+    assert load_config(["logger=[wandb,tensorboard]"]).logger.mirrors == ["wandb", "tensorboard"]
+    assert "no such option, there is none, tensorboard, wandb" in refused("logger=[wandb,mlflow]")
+
+
 def test_identity_has_everything_but_what_losses_do_not_depend_on():
     config = load_config()
-    everything = {key for key in flat(config.as_dict()) if not key.startswith(("parallel.", "checkpoint.", "health."))}
+    everything = {key for key in flat(config.as_dict()) if not key.startswith(FREE_SECTIONS)}
     assert set(flat(config.identity())) == everything - NOT_IDENTITY
 
 
