@@ -38,7 +38,8 @@ def convert(
         tensors = dict(found.tensors)
     else:
         plain = Multipliers(embedding=1.0, residual=1.0, attention=found.shape.head_dim**-0.5, logit=1.0)
-        architecture = Architecture(shape=found.shape, rope=Rope(theta=found.rope_theta), norm_eps=found.norm_eps, multipliers=plain)
+        rope = Rope(theta=found.rope_theta)
+        architecture = Architecture(shape=found.shape, rope=rope, norm_eps=found.norm_eps, multipliers=plain)
         description = describe(architecture, init_std=0.02, end_of_text=0, sequence=found.sequence, dtype="float32")
         tensors = {place.name: found.tensors[name] for name, place in places(found.shape).items()}
     with output_folder(out) as temporary:
