@@ -184,6 +184,7 @@ def moving(group, corpus, tmp_path):
     return moving
 
 
+@pytest.mark.slow
 def test_a_run_moves_between_the_native_engine_and_zero(moving):
     """With AdamW's moments, both ways, and on under the same engine."""
     pytest.importorskip("deepspeed")
