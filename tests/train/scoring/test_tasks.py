@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from scaling.record import EvaluationLine, StepLine, read_metrics, read_record
 from tests.support import console, small_runs
 from train.scoring.scorer import Scored
 from train.scoring.tasks import Question, Task, read_tasks, score_task
@@ -79,3 +80,27 @@ def test_the_command_answers_a_task_near_chance_with_weights_that_know_nothing(t
     assert abs(score["accuracy"] - score["chance"]) < 4 * score["standard_error"]
     answer = console.warm("evaluate", str(run), "--tasks", str(tmp_path / "none.jsonl"))
     assert (answer.code, "cannot read the task" in answer.err) == (2, True)
+
+
+def test_a_run_evaluates_tasks_and_its_record_has_their_errors(tmp_path):
+    """The same errors as the command gives, and the same losses as without tasks."""
+    lines = [{"question": f"line {i} of", "choices": [" é", " zzz"], "answer": 0} for i in range(5)]
+    path = tmp_path / "next.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with_tasks = small_runs.train(tmp_path, "with", *small_runs.HOT, f"eval.tasks=[{path}]")
+    without = small_runs.train(tmp_path, "without", *small_runs.HOT)
+    answer = console.warm("evaluate", str(with_tasks), "--tasks", str(path), "--json")
+    record, result = read_record(with_tasks), json.loads(answer.out)
+    assert record.standard_errors == {"next": result["tasks"]["next"]["standard_error"]}
+    assert record.errors == result["errors"]
+    assert [line.errors for line in read_metrics(with_tasks) if isinstance(line, EvaluationLine)][-1] == record.errors
+    losses = [[line.loss for line in read_metrics(run) if isinstance(line, StepLine)] for run in (with_tasks, without)]
+    assert losses[0] == losses[1]
+    assert record.loss == read_record(without).loss
+
+
+def test_a_wrong_task_ends_a_run_before_it_begins(tmp_path):
+    (tmp_path / "text.txt").write_text(small_runs.TEXT)
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    answer = console.warm("train", "run.name=bad", *small_runs.words(tmp_path), f"eval.tasks=[{tmp_path}/bad.jsonl]")
+    assert (answer.code, "bad.jsonl:1: no answer" in answer.err) == (2, True)
