@@ -91,6 +91,8 @@ class RunRecord:
     """by the layout planner, before the run: peak_memory_bytes, tokens_per_second, fits"""
     bit_widths: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     """of every matrix with learned bit widths, how many of its blocks have which, in quarters of a bit"""
+    standard_errors: dict[str, float] = dataclasses.field(default_factory=dict)
+    """of `errors`, by task: sqrt(p (1 - p) / (n - 1)) of n questions"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

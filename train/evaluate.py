@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from common.errors import UserError
 from parallel.environment import leave
 from train.command.frame import process_of, run_command
 from train.config import Config
+from train.data.corpus import open_files
 from train.trained.layout import evaluation_config
 from train.trained.rounding import check_rounding
 
@@ -24,28 +26,66 @@ def evaluate(
             help="first round full-precision weights to nearest, bits=4 or bits=4,group=64; or cast any to format=e2m1"
         ),
     ] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option(help="score these texts instead of the validation set: a glob of .txt, .jsonl, ... ; may be repeated"),
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="the field or column of --files that holds the text")] = "text",
+    per_document: Annotated[bool, typer.Option("--per-document", help="with --files: bits of every document")] = False,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(help="answer the questions of this file of JSON lines instead; may be repeated"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
     layout: Annotated[
         list[str] | None, typer.Argument(help="for a model too large for one process: parallel.tensor=2, ...")
     ] = None,
 ) -> None:
-    """Validation loss of a run's newest weights, over as many tokens as the run itself evaluates on."""
+    """Validation loss of a run's newest weights, over as many tokens as the run itself evaluates on; or scores of
+    --files, or errors of --tasks."""
+    if per_document and not files:
+        raise UserError("--per-document gives the bits of your documents: add --files 'texts/*.jsonl'")
     config = evaluation_config(run, layout or [])
     if quantize is not None:
         check_rounding(config, quantize)
+    if files and tasks:
+        raise UserError("--files and --tasks are two requests: type them in two commands")
+    from train.scoring.tasks import read_tasks
+
+    questions = read_tasks(tasks) if tasks else None
+    corpus = open_files(files, text_column) if files else None
     environment = process_of(context, config)
     from parallel.mesh import connect
-    from train.trained.evaluation import evaluate_run
+    from train.trained.evaluation import evaluate_run, score_files, score_tasks
 
     with connect(environment, "cpu" if config.train.device == "cpu" else "auto") as world:
-        result = evaluate_run(run, config, world, quantize)
+        if questions is not None:
+            result = score_tasks(run, config, world, questions, quantize=quantize)
+        elif corpus is None:
+            result = evaluate_run(run, config, world, quantize)
+        else:
+            texts = corpus.documents()
+            result = score_files(run, config, world, texts, quantize=quantize, per_document=per_document)
         if world.rank == 0:
             print(json.dumps(result) if as_json else _words(result))
 
 
 def _words(result: dict[str, Any]) -> str:
+    if "tasks" in result:
+        return "\n".join(
+            f"{name}: accuracy {score['accuracy']:.4f} +- {score['standard_error']:.4f}, normalised by length "
+            f"{score['accuracy_normalised']:.4f}, chance {score['chance']:.4f}, {score['questions']:,} questions"
+            for name, score in result["tasks"].items()
+        )
     per_byte = f"{result['bits_per_byte']:.4f} bits per byte"
-    return f"validation loss {result['loss']:.4f} nats per token, {per_byte} ({result['weights']})"
+    what = "validation loss" if "validation" in result["losses"] else "loss"
+    lines = [f"{what} {result['loss']:.4f} nats per token, {per_byte} ({result['weights']})"]
+    for number, score in enumerate(result.get("documents", ())):
+        lines.append(
+            f"document {number}: {score['bits_per_character']:.4f} bits per character, {score['bits_per_byte']:.4f} bits per "
+            f"byte, {score['tokens']:,} tokens"
+        )
+    return "\n".join(lines)
 
 
 def main(arguments: list[str], start: Callable[[Config], int] | None = None) -> int:

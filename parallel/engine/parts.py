@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from parallel.batch import Batch
 from parallel.engine.blueprint import Blueprint
 from parallel.engine.runner import Runner
+from parallel.log_probabilities import log_probabilities
 from parallel.mesh import Meshes
 
 
@@ -64,6 +65,23 @@ class PartsEngine:
         for group in (self.tensor_group, self.context_group, self.pipeline_group):
             dist.all_reduce(logits_V, group=group)
         return logits_V
+
+    @torch.no_grad()
+    def target_log_probabilities(self, batch: Batch) -> Tensor:
+        """See `Engine.target_log_probabilities`."""
+        self._eval_mode()
+        local = self._local_part(batch).to(self.device)
+        # Where this rank's tokens stand in the batch: places go the way of the tokens.
+        place_BS = torch.arange(batch.tokens_BS.numel()).view_as(batch.tokens_BS)
+        place_BS = self._local_part(Batch(place_BS, batch.targets_BS, batch.document_BS)).tokens_BS.to(self.device)
+        scores_T = torch.zeros(batch.tokens_BS.numel(), dtype=torch.float64, device=self.device)
+        local_BSV = self.runner.forward(local, loss=False)
+        if local_BSV is not None:
+            scores_T[place_BS.flatten()] = log_probabilities(
+                local_BSV.flatten(0, 1), local.targets_BS.flatten(), self.tensor_group
+            )
+        dist.all_reduce(scores_T, group=self.pipeline_group)
+        return scores_T.view_as(batch.tokens_BS)
 
     def named_parameters(self) -> Sequence[tuple[str, nn.Parameter]]:
         """See `Engine.named_parameters`."""

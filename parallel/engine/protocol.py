@@ -59,6 +59,14 @@ class Engine(Protocol):
         """Logits (V,) of the token after a sequence, float64, on every rank. A collective: all ranks pass the same sequence."""
         ...
 
+    def target_log_probabilities(self, batch: Batch) -> Tensor:
+        """Log-probability in nats of every target of a micro-batch, float64 (B, S); 0 where there is none.
+
+        Ranks that share its sequences have the scores of their own tokens and zeros elsewhere: the sum over `Meshes.data` is
+        complete. A collective: data ranks pass a micro-batch each, equally many. Its whole logits are in memory.
+        """
+        ...
+
     def named_parameters(self) -> Sequence[tuple[str, Tensor]]:
         """This rank's parameters with their names in the whole model, as the engine holds them."""
         ...

@@ -31,7 +31,7 @@ RECORD_KEYS = re.findall(
     losses, errors, bits, qat_tokens, fp_tokens, quantizer, peak_learning_rate, schedule, batch_tokens, sequence, model, layout,
     engine, precision, tokens_per_second, mfu, mfu_causal, peak_memory_bytes, device, world_size, wall_seconds, resumed_from,
     config_hash, git_commit, versions, started, ended, skipped_steps, skipped_samples, checkpoints, trunk,
-    context_method, corpus, tokenizer, predicted, bit_widths""",
+    context_method, corpus, tokenizer, predicted, bit_widths, standard_errors""",
 )
 STEP_KEYS = [
     *("step", "tokens", "loss", "learning_rate", "gradient_norm", "phase", "tokens_per_second", "step_seconds", "memory_bytes")

@@ -125,11 +125,16 @@ def _stdlib_corpus(include_tests: bool) -> Corpus:
 def _files_corpus(config: FilesCorpusConfig) -> Corpus:
     if not config.files:
         raise UserError("data.files is empty; type data.files=['text/**/*.jsonl'] (known: " + ", ".join(READERS) + ")")
+    return open_files(config.files, config.text_column, config.document_separator)
+
+
+def open_files(patterns: list[str], text_column: str = "text", document_separator: str | None = None) -> Corpus:
+    """The documents of files of your own. Raises `UserError` as `open_corpus` does."""
     matched: set[str] = set()
-    for pattern in config.files:
+    for pattern in patterns:
         matched |= _matches(os.path.expanduser(pattern))
     sources = tuple((Path(path), _kind(path)) for path in sorted(matched))
-    return Corpus(sources, READERS, ReadOptions(config.text_column, config.document_separator))
+    return Corpus(sources, READERS, ReadOptions(text_column, document_separator))
 
 
 def _matches(pattern: str) -> set[str]:

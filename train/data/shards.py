@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from common.errors import UserError
 from common.files import sync
-from train.data.tokenizers.base import read_tokenizer
+from train.data.tokenizers.base import Encoder, read_tokenizer
 from train.data.verify import damaged
 
 SCHEMA = 1
@@ -118,6 +118,12 @@ class Shards:
         tokenizer = read_tokenizer(self.folder / "tokenizer.json")
         tokenizer.encode_special_tokens = True
         return tokenizer
+
+    def encoder(self) -> Encoder:
+        """What made the tokens from text."""
+        name = self.tokenizer().id_to_token(self.end_of_text)
+        assert name is not None
+        return Encoder(self.tokenizer(), name)
 
 
 class SplitWriter:

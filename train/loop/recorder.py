@@ -21,6 +21,7 @@ from train.loop.loss_curve import draw_loss
 from train.loop.new_record import new_record
 from train.loop.throughput import Throughput
 from train.mirrors.start import Mirrors
+from train.scoring.tasks import TaskScore
 
 log = logging.getLogger("foretrain")
 
@@ -46,10 +47,10 @@ class Recorder:
     def rewound(self, progress: Progress) -> None:
         """The run has gone back to `progress`."""
 
-    def evaluated(self, loss: float) -> None:
-        """The newest validation loss is known, from this process or an earlier one."""
+    def evaluated(self, loss: float, errors: dict[str, float]) -> None:
+        """The newest validation loss and errors of tasks are known, from this process or an earlier one."""
 
-    def evaluation(self, progress: Progress, loss: float) -> None:
+    def evaluation(self, progress: Progress, loss: float, scores: dict[str, TaskScore]) -> None:
         """An evaluation is done."""
 
     def write(self, progress: Progress) -> None:
@@ -146,17 +147,23 @@ class RunRecorder(Recorder):
         self.directory.rewind(progress.step)
         self._count(progress)
 
-    def evaluated(self, loss: float) -> None:
-        """Put the newest validation loss into the record."""
+    def evaluated(self, loss: float, errors: dict[str, float]) -> None:
+        """Put the newest validation loss and errors into the record."""
         validation, record = self.shards.validation, self.record
         record.loss, record.losses = loss, {"validation": loss}
+        record.errors = errors
         record.bits_per_byte = loss / math.log(2) * validation.tokens / validation.bytes
 
-    def evaluation(self, progress: Progress, loss: float) -> None:
+    def evaluation(self, progress: Progress, loss: float, scores: dict[str, TaskScore]) -> None:
         """Append the line of an evaluation, log it, and rewrite the record."""
-        self.evaluated(loss)
+        self.evaluated(loss, {name: 1.0 - score.accuracy for name, score in scores.items()})
         log.info("step %d: validation loss %.4f, %.4f bits per byte", progress.step, loss, self.record.bits_per_byte)
-        self.directory.append(EvaluationLine(step=progress.step, tokens=progress.tokens, validation=self.record.losses))
+        for name, score in scores.items():
+            log.info("step %d: %s: accuracy %.4f +- %.4f", progress.step, name, score.accuracy, score.standard_error)
+        self.record.standard_errors = {name: score.standard_error for name, score in scores.items()}
+        losses, errors = self.record.losses, self.record.errors
+        line = EvaluationLine(step=progress.step, tokens=progress.tokens, validation=losses, errors=errors)
+        self.directory.append(line)
         self.write(progress)
 
     def write(self, progress: Progress) -> None:

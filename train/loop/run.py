@@ -19,6 +19,7 @@ from train.folder.directory import RunDirectory
 from train.loop import console
 from train.loop.stop import Stopped, StopRequest, exit_code
 from train.loop.trainer import Trainer
+from train.scoring.tasks import read_tasks
 
 _VERDICT_SECONDS, _VERDICT_TRIES = 3.0, 30
 
@@ -122,6 +123,7 @@ def _out_of_memory(config: Config, world: World) -> WorkFailed:
 
 
 def _prepare_data(config: Config) -> Shards:
+    read_tasks(config.eval.tasks)  # a wrong line is said before the text is tokenised
     shards = open_shards(prepare(config.data, config.tokenizer, progress=True))
     if shards.vocab_size > config.model.vocab_size:
         raise UserError(

@@ -39,6 +39,8 @@ from train.loop.start import Resumption, skip_samples
 from train.loop.stop import StopRequest, exit_code, name_of
 from train.loop.throughput import Throughput
 from train.loop.watchdog import Watchdog
+from train.scoring.scorer import Scorer
+from train.scoring.tasks import read_tasks, score_task
 
 log = logging.getLogger("foretrain")
 
@@ -72,6 +74,8 @@ class Trainer:
         self.verification = Verification(shards.folder, wanted=ProcessEnvironment.read().local_rank == 0)
         self.course, self.feed = Course(config), Feed(config, shards, meshes.data_rank)
         self.engine = build_engine(config, meshes, world.device)
+        self.tasks = read_tasks(config.eval.tasks)
+        self.scorer = Scorer(self.engine, shards.encoder(), config, meshes)
         self.quantization = Quantization(config, self.engine, COMPUTE_DTYPES[config.train.precision])
         parameters = [parameter for _, parameter in self.engine.named_parameters()]
         self.memory = PeakMemory(world.device, parameters, watch=not config.train.compile)
@@ -134,7 +138,7 @@ class Trainer:
         losses, evaluation = history[0]
         self.health.restart(losses)
         if evaluation is not None:
-            self.recorder.evaluated(evaluation.validation["validation"])
+            self.recorder.evaluated(evaluation.validation["validation"], evaluation.errors)
         return evaluation is not None and evaluation.step == self.progress.step
 
     def _loop(self) -> int:
@@ -272,8 +276,9 @@ class Trainer:
         loss = self.engine.evaluate(batches)
         if batches.stopped_by:
             return batches.stopped_by
+        scores = {task.name: score_task(self.scorer, task) for task in self.tasks}
         self.throughput.measure_peak()
-        self.recorder.evaluation(self.progress, loss)
+        self.recorder.evaluation(self.progress, loss, scores)
         if not math.isfinite(loss):
             raise WorkFailed(
                 f"run {self.config.run.name} stopped at step {self.progress.step}: validation loss {loss}. "

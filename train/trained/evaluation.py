@@ -1,6 +1,7 @@
 """The validation loss of a run's weights."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,41 @@ from train.config import Config
 from train.data.loader import ValidationLoader
 from train.data.prepare import prepare
 from train.data.shards import open_shards
+from train.scoring.tasks import Task, score_task
+from train.trained.scoring import open_scorer, score_documents
 from train.trained.weights import ready_engine, weights_to_use
+
+
+def score_files(
+    run: Path, config: Config, world: World, texts: Iterable[str], *, quantize: str | None, per_document: bool
+) -> dict[str, Any]:
+    """Losses of a run's newest weights on texts of your own, in the form of `evaluate_run`, with "bits_per_character" and, on
+    request, "documents". A collective.
+
+    Raises:
+        UserError: `run` has no weights, or they cannot be rounded; there is no text.
+    """
+    weights = weights_to_use(run, config, quantize)
+    scores = score_documents(open_scorer(run, config, weights, world), texts, per_document=per_document)
+    return {**scores, "losses": {"files": scores["loss"]}, "errors": {}, "bits": weights.bits, "weights": str(weights)}
+
+
+def score_tasks(run: Path, config: Config, world: World, tasks: Iterable[Task], *, quantize: str | None) -> dict[str, Any]:
+    """{"errors": {task: 1 - accuracy}, "tasks": {task: its scores}} of a run's newest weights. A collective.
+
+    Raises:
+        UserError: `run` has no weights, or they cannot be rounded.
+    """
+    weights = weights_to_use(run, config, quantize)
+    scorer = open_scorer(run, config, weights, world)
+    scores = {task.name: score_task(scorer, task) for task in tasks}
+    return {
+        "losses": {},
+        "errors": {name: 1.0 - score.accuracy for name, score in scores.items()},
+        "tasks": {name: score.as_dict() for name, score in scores.items()},
+        "bits": weights.bits,
+        "weights": str(weights),
+    }
 
 
 def evaluate_run(run: Path, config: Config, world: World, quantize: str | None = None) -> dict[str, Any]:

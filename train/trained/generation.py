@@ -1,15 +1,14 @@
 """Generation: continue a prompt with a run's weights."""
 
-import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Generator, Tensor
 
 from common.errors import UserError
 from parallel.mesh import World
 from train.config import Config
+from train.trained.scoring import read_run_tokenizer
 from train.trained.weights import ready_engine, weights_to_use
 
 
@@ -29,12 +28,7 @@ def continue_prompt(
     except UnicodeEncodeError:
         raise UserError("the prompt is not UTF-8 text") from None
     engine = ready_engine(weights_to_use(run, config), world)
-    try:
-        tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
-        tokenizer.encode_special_tokens = True
-        end_of_text = json.loads((run / "data.json").read_text(encoding="utf-8"))["end_of_text"]
-    except Exception as error:  # the tokenizers library raises bare exceptions
-        raise UserError(f"the tokenizer of {run} cannot be read: {error!r}") from None
+    tokenizer, end_of_text = read_run_tokenizer(run)
     # In training a text follows the end of another, so an empty prompt starts from an end-of-text token.
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     ids = list(prompt_ids) or [end_of_text]

@@ -75,6 +75,8 @@ class EvalConfig:
     steps"""
     tokens: PositiveInt | None
     """evaluate on at most this many validation tokens; null: all"""
+    tasks: Annotated[list[str], FREE]
+    """files of questions with choices, JSON lines; their errors (1 - accuracy) go into the record"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
