@@ -17,6 +17,7 @@ LOST = 75
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 SPIN_COUNT = 1000
+FLIGHT_RECORDS = 2000
 
 
 def die_with_launcher() -> None:
@@ -51,6 +52,18 @@ def spin_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
+
+
+def prepare_gpus() -> None:
+    """What torch and NCCL are to do on GPUs, unless the user has said otherwise. Must be called before torch is imported.
+
+    Memory segments that grow do not fragment. NCCL's flight recorder keeps the last collectives, so that a run that hangs can
+    say where.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # the name that all versions of torch know
+    if not {"TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"} & set(os.environ):
+        os.environ["TORCH_FR_BUFFER_SIZE"] = os.environ["TORCH_NCCL_TRACE_BUFFER_SIZE"] = str(FLIGHT_RECORDS)
 
 
 def leave(code: int) -> NoReturn:

@@ -70,11 +70,24 @@ def connect(environment: ProcessEnvironment, device_type: DeviceName = "auto") -
         device = torch.device("cpu")
         keep_freed_memory()
         backend = "gloo"
-    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size)
+    # With the device NCCL connects all ranks of a group at once: the first message of a pair would otherwise wait for all.
+    gpu = device if device.type == "cuda" else None
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, device_id=gpu)
     try:
         yield World(rank, size, device, PrefixStore("run", store))
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if gpu is not None:  # NCCL would wait for operations that other ranks never begin
+            dist.distributed_c10d._abort_process_group()
+        else:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def set_timeout(seconds: float) -> None:
+    """How long operations of all groups that exist may take. NCCL then ends the process."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def write_state(folder: Path, state: Mapping[str, Tensor | Rectangles], copies: 
     Raises:
         OSError: on every rank, if any rank could not write.
     """
-    writer = FileSystemWriter(folder)
+    # What is written is in host memory: torch's loader would copy from GPUs, and takes memory on GPU 0 of every rank for that.
+    writer = FileSystemWriter(folder, per_thread_copy_ahead=0)
     try:
         save(dict(state), storage_writer=writer, planner=_CopiesPlanner(copies), process_group=group)
     except CheckpointException as error:

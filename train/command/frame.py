@@ -6,7 +6,7 @@ from collections.abc import Callable
 import typer
 
 from common.errors import UserError, WorkFailed
-from parallel.environment import ProcessEnvironment, die_with_launcher, spin_briefly
+from parallel.environment import ProcessEnvironment, die_with_launcher, prepare_gpus, spin_briefly
 from train.config import Config, require_layout
 
 
@@ -16,6 +16,7 @@ def run_command(function: Callable[..., None], arguments: list[str], *, start: C
     `start` starts the processes of a command that needs several (see `process_of`); None: this process is one of them.
     """
     spin_briefly()
+    prepare_gpus()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(function)
     try:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from common.errors import UserError, WorkFailed
-from parallel.environment import ProcessEnvironment, die_with_launcher, spin_briefly
+from parallel.environment import ProcessEnvironment, die_with_launcher, prepare_gpus, spin_briefly
 from train.config import Config, load_config_and_reasons, require
 from train.config.help import answer_without_running
 from train.loop.stop import StopRequest
@@ -17,6 +17,7 @@ def main(arguments: list[str]) -> int:
     if environment.launched:
         die_with_launcher()
     spin_briefly()
+    prepare_gpus()
     with StopRequest().listening(verbose=environment.rank == 0 and not environment.by_foretrain) as stop:
         return _answer_or_run(arguments, environment, stop)
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import platform
+import shutil
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -46,10 +47,17 @@ def new_record(config: Config, world: World) -> RunRecord:
         world_size=world.size,
         config_hash=config.identity_hash(),
         git_commit=_git_commit(),
-        versions={name: version(name) for name in ("foretrain", "torch", "numpy", "tokenizers", library) if name}
+        versions={name: _version(name) for name in ("foretrain", "torch", "numpy", "tokenizers", library) if name}
         | {"python": platform.python_version()},
         started=timestamp(),
     )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # our code may be run without having been installed
+        return "unknown"
 
 
 def _device_name(device: torch.device) -> str:
@@ -64,9 +72,9 @@ def _device_name(device: torch.device) -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of this code's git checkout; None if it is not in one."""
+    """The commit of this code's git checkout; None if it is not in one, or there is no git."""
     root = Path(__file__).resolve().parent.parent.parent
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     result = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else None

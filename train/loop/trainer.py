@@ -15,7 +15,7 @@ from parallel.batch import Batch
 from parallel.delayed_max import DelayedMax
 from parallel.engine.protocol import StepResult
 from parallel.environment import ProcessEnvironment
-from parallel.mesh import World, build_meshes
+from parallel.mesh import World, build_meshes, set_timeout
 from parallel.region import region
 from scaling.record import StepLine
 from train.build.engine import build_engine
@@ -43,6 +43,9 @@ from train.scoring.scorer import Scorer
 from train.scoring.tasks import read_tasks, score_task
 
 log = logging.getLogger("foretrain")
+
+NCCL_PATIENCE = 3.0
+"""Limits of a step after which NCCL ends the process: late enough for the watchdog to say first which rank waits for what."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Trainer:
         self.verification = Verification(shards.folder, wanted=ProcessEnvironment.read().local_rank == 0)
         self.course, self.feed = Course(config), Feed(config, shards, meshes.data_rank)
         self.engine = build_engine(config, meshes, world.device)
+        if world.device.type == "cuda" and (limit := config.health.step_timeout_seconds) is not None:
+            set_timeout(NCCL_PATIENCE * limit)
         self.tasks = read_tasks(config.eval.tasks)
         self.scorer = Scorer(self.engine, shards.encoder(), config, meshes)
         self.quantization = Quantization(config, self.engine, COMPUTE_DTYPES[config.train.precision])
