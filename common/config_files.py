@@ -44,7 +44,7 @@ def option_values(group: str, option: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     own = read_config_file(group, f"{option}.yaml")
     for base in own.pop("defaults", []):
-        if base != "_self_":
+        if isinstance(base, str) and base != "_self_":  # an experiment may also choose options of other groups
             values |= option_values(group, base)
     return values | own
 

@@ -165,6 +165,7 @@ def test_a_second_signal_stops_at_once_and_damages_nothing(place):
         verify_alone(folder)
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_after_the_death_of_a_rank_and_the_run_goes_on(place):
     run = place / "runs" / "dead"
     length = ["train.steps=120", "checkpoint.every_tokens=2560"]

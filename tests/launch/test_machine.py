@@ -43,7 +43,7 @@ def test_cores_and_memory_are_the_limits(cores, words, problem):
 
 
 def test_what_is_offloaded_lies_in_the_hosts_memory(cores, monkeypatch):
-    monkeypatch.setattr(machine, "_devices", lambda: 4)
+    monkeypatch.setattr(machine, "devices", lambda: 4)
     words = ["parallel.shard=4", "model=1t", "parallel.engine=deepspeed", "parallel.zero_stage=3"]
     require_room(load_config(words))
     for offload, thousands in (("optimizer", 15), ("parameters", 18)):

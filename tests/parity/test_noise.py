@@ -91,9 +91,7 @@ def test_recomputed_blocks_and_micro_batches_draw_the_same(group, corpus, refere
     _compare(group, corpus, reference, tmp_path, {}, ["fp64 gaussian", "fp64 diffq"], *how)
 
 
-@pytest.mark.parametrize(
-    "layout", ["single", *(pytest.param(layout, marks=pytest.mark.slow) for layout in ("tensor2", "shard2"))]
-)
+@pytest.mark.parametrize("layout", [pytest.param(layout, marks=pytest.mark.slow) for layout in ("single", "tensor2", "shard2")])
 def test_compiled(group, corpus, reference, tmp_path, layout):
     _compare(group, corpus, reference, tmp_path, LAYOUTS[layout], ["fp64 gaussian"], "train.compile=true")
 
@@ -151,6 +149,7 @@ def test_stopped_and_gone_on_elsewhere(group, corpus, tmp_path):
     assert sum(sum(histogram.values()) for histogram in widths[0].values()) == 4 * (2 * 16 + 2 * 8 + 3 * 24)
 
 
+@pytest.mark.slow
 def test_a_branch_with_noise_is_the_run_planned_so(group, corpus, tmp_path):
     """Off a trunk in full precision; and a decay off a trunk that has noise already, on another layout."""
     schedule = ["schedule=constant", "checkpoint.every_tokens=512", "checkpoint.keep_every=1"]

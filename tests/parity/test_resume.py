@@ -64,6 +64,7 @@ def test_every_pair_of_layouts_to_1e_10(group, corpus, tmp_path):
             _assert_same(found, expected, 1e-10)
 
 
+@pytest.mark.slow
 def test_fp32_stays_within_1e_5_for_a_hundred_steps_on_another_layout(group, corpus, tmp_path):
     """One run that moves through all layouts, and arrives where the single process does."""
     run = [*corpus, "train.precision=fp32", "train.steps=100", "schedule.warmup_tokens=2560"]

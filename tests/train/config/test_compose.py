@@ -180,7 +180,7 @@ def test_a_group_that_every_run_needs_cannot_be_taken_away(group, value):
     ],
 )
 def test_a_key_of_another_option_says_which(overrides, option):
-    assert f"add {option}" in refused(*overrides)
+    assert f"type {option}, or leave " in refused(*overrides)
 
 
 @pytest.mark.parametrize("word", ["schedule.name=constant", "data.name=files", "tokenizer.name=null"])

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
+from parallel.engine.names import DEFAULT
 from train.config.resolve.gpus import gpu_names
 from train.config.schema import Config
 
@@ -50,6 +51,8 @@ def _value(config: Config, key: str, keys: Collection[str]) -> tuple[dict[str, A
         return {key: precision}, why
     if key == "train.compile":
         gpus = _gpus(config)
+        if config.parallel.engine != DEFAULT:
+            return {key: False}, "only the default engine compiles"
         return {key: bool(gpus)}, f"on {gpus[0]} it pays" if gpus else "on a CPU the compiler costs more than short runs gain"
     if key == "schedule.warmup_tokens":
         return {key: _warmup(config)}, "a hundredth of the run, at least 80,000 tokens, at most a sixteenth of it"

@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, replace
 
+from parallel.engine.names import DEFAULT
 from parallel.names import Recompute
 from parallel.plan.hardware import HOST_SHARE, Hardware, hardware_of, host_memory, load_hardware
 from parallel.plan.job import Job
@@ -52,6 +53,8 @@ def fastest(config: Config, *, choose_recompute: bool) -> tuple[int, Recompute, 
     rows = smallest // (train.sequence * layout.data_parallel)
     counts = [count for count in range(1, min(rows, LARGEST) + 1) if rows % count == 0]
     levels = LEVELS if choose_recompute else (config.parallel.recompute,)
+    if choose_recompute and config.parallel.engine != DEFAULT:
+        levels = ("none", "full")  # what every engine can
     options = [
         replace(job, choice=replace(job.choice, microbatch=count, recompute=level)) for level in levels for count in counts
     ]

@@ -43,6 +43,14 @@ def test_a_large_model_recomputes_what_a_small_one_keeps(machine):
     assert load_config(["model=8b", "parallel.shard=8"]).parallel.recompute != "none"
 
 
+@pytest.mark.parametrize("engine", ["deepspeed", "megatron"])
+def test_other_engines_are_not_asked_for_what_they_refuse(machine, engine):
+    machine("h100", "NVIDIA H100 80GB HBM3")
+    config = load_config(["model=8b", "parallel.shard=8", f"parallel.engine={engine}"])
+    assert not config.train.compile
+    assert config.parallel.recompute in ("none", "full")
+
+
 def test_what_is_typed_counts(machine):
     machine("h100", "NVIDIA H100 80GB HBM3")
     words = ["model=8b", "train.precision=fp32", "train.batch_tokens=65536", "train.microbatch=2", "schedule.peak=1e-3"]
