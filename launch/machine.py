@@ -6,22 +6,23 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.errors import UserError
-from train.config import Config
+from parallel.plan.memory import rank_memory
+from train.config import Config, job_of, local_hardware
 
 WORKER_GIB = 0.25
 """memory of a process before it holds anything of the model: the interpreter and torch"""
 
-TRAINING = 4  # weights, gradients and AdamW's two moments, as `train.dry_run=true` counts them
 OFFLOADED = {"none": 0, "optimizer": 4, "parameters": 5}
 """what lies in the host's memory beside a GPU: master weights, gradients, two moments; with the parameters, these too"""
 _GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def require_room(config: Config, copies: int = TRAINING, nodes: int = 1) -> None:
+def require_room(config: Config, copies: int | None = None, nodes: int = 1) -> None:
     """Refuse a layout that this machine cannot carry, unless `parallel.oversubscribe` is set.
 
-    Every weight is held `copies` times by the ranks of a replica together. This is one of `nodes`.
+    Training is counted as the planner predicts it, as `train.dry_run=true` does; with `copies`, and where training offloads to
+    the host of GPUs, so many copies of every weight in each replica are. This is one of `nodes`.
 
     Raises:
         UserError: the processes are more than cores or devices, or need more memory than is free.
@@ -51,19 +52,35 @@ def _processes(size: int, devices: int) -> Iterator[str]:
         yield f"{size:,} processes on {room} {kind}{'s' * (room != 1)}"
 
 
-def _memory(config: Config, size: int, copies: int, nodes: int) -> Iterator[str]:
+def _memory(config: Config, size: int, copies: int | None, nodes: int) -> Iterator[str]:
     free = free_bytes()
-    itemsize = 8 if config.train.precision == "fp64" else 4
-    replicas = config.parallel.replicate
-    state = config.model.shape.parameters * replicas * itemsize * copies / nodes
+    state = (_trained(config) if copies is None else _weights(config) * copies) / nodes
     needed = size * WORKER_GIB * _GIB + state
     if free is not None and needed > free:
-        kinds = "weights, gradients and optimizer state" if copies >= TRAINING else "weights"
+        kinds = "weights, gradients, optimizer state and activations, predicted" if copies is None else "weights"
+        kinds += ", gradients and optimizer state" if copies in OFFLOADED.values() else ""
         held = f" and {state / _GIB:,.2f} GiB of {kinds}" if state else ""
         yield (
             f"{needed / _GIB:,.1f} GiB are needed, {free / _GIB:,.1f} GiB are free: {size:,} x {WORKER_GIB} GiB for the "
-            f"process{'es' * (size > 1)}{held}, before the activations"
+            f"process{'es' * (size > 1)}{held}"
         )
+
+
+def _trained(config: Config) -> float:
+    """Bytes in the host's memory of all ranks together while they train, as the planner predicts them; none beside a GPU."""
+    layout = config.parallel.layout
+    hardware = local_hardware(layout.world_size)
+    if hardware.kind != "cpu" and config.train.device != "cpu":
+        return 0.0
+    job = job_of(config, hardware)
+    highest = sum(rank_memory(job, rank)["total"] for rank in range(layout.pipeline))
+    return highest * layout.world_size / layout.pipeline
+
+
+def _weights(config: Config) -> float:
+    """Bytes of the weights, once in every replica."""
+    itemsize = 8 if config.train.precision == "fp64" else 4
+    return config.model.shape.parameters * config.parallel.replicate * itemsize
 
 
 def free_bytes() -> int | None:

@@ -69,7 +69,7 @@ def _pipeline_problem(job: Job) -> str | None:
 
 def layouts(job: Job, devices: int, fixed: Mapping[str, Any]) -> Iterator[Job]:
     """Every possible layout of `devices` that keeps what is `fixed`, without regard to memory, and without recomputation."""
-    for tensor in _options(fixed, "tensor", divisors(devices)):
+    for tensor in _options(fixed, "tensor", _tensors(job, devices)):
         if devices % tensor or job.shape.num_heads % tensor:
             continue
         for pipeline in _options(fixed, "pipeline", divisors(devices // tensor)):
@@ -106,6 +106,16 @@ def _with_microbatches(job: Job, axes: Choice, fixed: Mapping[str, Any]) -> Iter
 
 def _options(fixed: Mapping[str, Any], key: str, otherwise: Any) -> Any:
     return (fixed[key],) if key in fixed else otherwise
+
+
+def _tensors(job: Job, devices: int) -> list[int]:
+    """Tensor sizes whose groups stay inside a node, and the job's own.
+
+    Every block waits for a tensor group's messages, which the links between nodes carry several times more slowly (Narayanan et
+    al., arXiv 2104.04473, takeaway 1; the sweep's rows over several nodes are slower still than links explain).
+    """
+    node = job.hardware.node_devices
+    return [size for size in divisors(devices) if devices <= node or node % size == 0 or size == job.choice.tensor]
 
 
 def _contexts(job: Job, rest: int) -> list[int]:

@@ -65,6 +65,7 @@ def fit(
 ) -> None:
     """Fit a law to runs, with intervals, held-out forecasts, and warnings about what the runs cannot determine."""
     from scaling.fit.fitting import fit as fit_law
+    from scaling.fit.large import SAMPLE
     from scaling.laws import find_law
     from scaling.plan.train_command import common_context
     from scaling.runs.columns import SOURCE
@@ -77,6 +78,8 @@ def fit(
     frame = read_runs(data, rename or [], {"loss": loss, "error": error})
     _check_columns(chosen_law, frame, data, weights, chain if holdout is not None else None)
     chosen, held = _rows(frame, where, holdout)
+    if len(frame) > SAMPLE:
+        print(f"fitting {law} to {len(frame):,} rows: about half a minute for every million ...", file=sys.stderr)
     fitted = fit_law(
         chosen_law, frame, chosen=chosen, held_out=held, objective=options.objective(objective),
         delta=options.delta(delta, objective or chosen_law.objective),

@@ -20,9 +20,9 @@ _PARTS, _PERMUTATIONS, _CHANCE, _SHARE = 3, 999, 0.003, 0.2
 _FEWEST = 12  # runs, for three parts that say something
 
 
-def doubts(fit: Fit) -> list[str]:
-    """Sentences for somebody who wants to use the fit; the gravest first."""
-    return [*_poor(fit), *_missed(fit), *_trends(fit)]
+def doubts(fit: Fit, sample: Fit | None = None) -> list[str]:
+    """Sentences for somebody who wants to use the fit; the gravest first. Trends are looked for in a `sample` of many runs."""
+    return [*_poor(fit), *_missed(fit), *_trends(sample or fit)]
 
 
 def first_doubts(fits: Iterable[Fit]) -> list[str]:

@@ -11,6 +11,7 @@ from common.errors import UserError, WorkFailed
 from scaling.fit.best_settings import best_settings
 from scaling.fit.doubts import doubts
 from scaling.fit.intervals import NONE, Draws, draw
+from scaling.fit.large import remark, sample_of, searched_rows
 from scaling.fit.naive import naive
 from scaling.fit.result import Fit, columns_of
 from scaling.fit.roll_out import drift, roll_outs
@@ -52,15 +53,22 @@ def optimise(
     for name, value in fixed.items():
         starts[:, law.names.index(name)] = value
     starts = np.unique(starts, axis=0)
-    solutions = solve(law, objective, columns, target, law.to_solver(starts), weights=weights, fixed=frozenset(fixed))
+    keep = frozenset(fixed)
+    some = searched_rows(len(target), seed)
+    rows = slice(None) if some is None else some
+    part = {name: columns[name][rows] for name in law.columns}
+    solutions = solve(law, objective, part, target[rows], law.to_solver(starts), weights=weights[rows], fixed=keep)
     best = int(np.argmin(solutions.objective))
-    value = float(solutions.objective[best])
+    value, at = float(solutions.objective[best]), solutions.solver[best]
     if not np.isfinite(value):
         raise WorkFailed(
             f"{law.name}: no start has a finite objective on these runs; check the units of {', '.join(law.columns)}"
         )
     reached = int(np.sum(solutions.objective <= value * (1.0 + _SAME_OPTIMUM) + 1e-20))
-    return solutions.solver[best], value, len(starts), reached
+    if some is not None:
+        whole = solve(law, objective, columns, target, at[None], weights=weights, fixed=keep)
+        at, value = whole.solver[0], float(whole.objective[0])
+    return at, value, len(starts), reached
 
 
 def fit(
@@ -112,11 +120,14 @@ def fit(
     rows = _with_groups(law, _sort_out(law, frame, needed, fixed, chosen, held_out, best_per), group)
     result, optimum = _best_fit(law, rows, Objective.of(law, objective, delta), weights, fixed, seed)
     result = replace(result, law_file=law_file, chain=chain, context=dict(context or {}))
-    result = replace(result, draws=_draws(result, optimum, bootstrap, seed), roll_outs=roll_outs(result, optimum))
+    sample = sample_of(result, seed)
+    runs = int(result.labels.max()) + 1
+    result = replace(result, draws=_draws(sample, optimum, bootstrap, seed, runs), roll_outs=roll_outs(sample, optimum))
     if roll_out:
         result = replace(result, draws=replace(result.draws, drift=drift(result, seed)))
     result = replace(result, holdout=_predict_held_out(result, rows.held_out))
-    return replace(result, doubts=tuple(doubts(result)), warnings=tuple(rows.remarks + warnings_of(result, optimum)))
+    remarks = rows.remarks + remark(len(result.runs), bootstrap)
+    return replace(result, doubts=tuple(doubts(result, sample)), warnings=tuple(remarks + warnings_of(result, optimum)))
 
 
 def _best_fit(
@@ -145,7 +156,7 @@ def _best_fit(
     return result, optimum
 
 
-def _draws(fit: Fit, optimum: Array, count: int, seed: int) -> Draws:
+def _draws(fit: Fit, optimum: Array, count: int, seed: int, runs: int) -> Draws:
     return draw(
         fit.law,
         fit.objective,
@@ -157,6 +168,7 @@ def _draws(fit: Fit, optimum: Array, count: int, seed: int) -> Draws:
         weights=fit.weights,
         fixed=frozenset(fit.fixed),
         labels=fit.labels,
+        runs=runs,
         count=count,
         seed=seed,
     )

@@ -14,7 +14,7 @@ Cameron, Gelbach and Miller, Review of Economics and Statistics 90, 2008), corre
 McCaffrey, Survey Methodology 28, 2002), with the degrees of freedom that the runs have.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -138,6 +138,7 @@ def draw(
     weights: Array,
     fixed: frozenset[str],
     labels: Labels,
+    runs: int,
     count: int,
     seed: int,
 ) -> Draws:
@@ -150,6 +151,7 @@ def draw(
         rank: how many numbers the runs determine, all free parameters or fewer.
         weights: of the runs.
         labels: which run a point belongs to, from 0; without groups every point is one.
+        runs: how many runs these stand for, as many or more (`scaling.fit.large`).
         count: refits.
         seed: of the draws.
     """
@@ -163,7 +165,7 @@ def draw(
     random = np.random.default_rng(seed)
     clean = corrected(residuals, jacobian, labels)
     if groups >= max(ENOUGH_RUNS, ENOUGH_EACH * rank):
-        return _over_runs(problem, target, clean, jacobian, rank, labels, random)
+        return _over_runs(problem, target, clean, jacobian, rank, labels, runs, optimum, random)
     if groups < len(target):
         return _student_over_runs(problem, fitted, clean, labels, group_degrees(jacobian, labels, rank), random)
     return _student(problem, fitted, residuals, degrees, random)
@@ -180,23 +182,44 @@ class _Problem:
     fixed: frozenset[str]
     starts: Array
     """(draws, parameters), solver units"""
+    shift: Array | None = None
+    """what is added to every refit, solver units"""
+
+    def optimum(self, target: Array) -> Array:
+        """The optimum of these very runs, (parameters,), solver units."""
+        one = solve(self.law, self.objective, self.columns, target, self.starts[:1], weights=self.weights, fixed=self.fixed)
+        return np.asarray(one.solver[0])
 
     def draws(self, method: str, targets: Array, weights: Array, noise: Array, identified: Any = True) -> Draws:
         """Refit to `targets` and `weights`, each (runs,) or (draws, runs); of the refits, those `identified` (draws,) count."""
         refits = solve(self.law, self.objective, self.columns, targets, self.starts, weights=weights, fixed=self.fixed)
-        values = self.law.from_solver(refits.solver)
+        values = self.law.from_solver(refits.solver if self.shift is None else self._shifted(refits.solver, self.shift))
         good = identified & refits.converged & np.isfinite(values).all(axis=1)
         return Draws(method, values[good], noise[good], len(self.starts))
 
+    def _shifted(self, solver: Array, shift: Array) -> Array:
+        low, high = np.array([parameter.solver_bounds for parameter in self.law.parameters.values()]).T
+        return np.asarray(np.clip(solver + shift, low, high))
+
 
 def _over_runs(
-    problem: _Problem, target: Array, residuals: Array, jacobian: Array, rank: int, labels: Labels, random: np.random.Generator
+    problem: _Problem,
+    target: Array,
+    residuals: Array,
+    jacobian: Array,
+    rank: int,
+    labels: Labels,
+    runs: int,
+    optimum: Array,
+    random: np.random.Generator,
 ) -> Draws:
-    """The bootstrap over runs."""
-    runs, count = labels.max() + 1, len(problem.starts)
-    times = random.multinomial(runs, np.full(runs, 1.0 / runs), size=count).astype(np.float64)[:, labels]
+    """The bootstrap over runs; over a sample of `runs` runs the draws lie about the optimum of all, not about the sample's."""
+    here, count = labels.max() + 1, len(problem.starts)
+    times = random.multinomial(runs, np.full(here, 1.0 / here), size=count).astype(np.float64)[:, labels]
     # A residual is law minus run, a deviation run minus law. Not centred: under Huber the law is no mean of its runs.
     noise = -random.choice(residuals, size=count)
+    if runs > here:
+        problem = replace(problem, shift=optimum - problem.optimum(target))
     return problem.draws(BOOTSTRAP, target, times * problem.weights, noise, ranks(jacobian, times) >= rank)
 
 

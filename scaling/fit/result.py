@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,7 @@ class Fit:
         middle = [float(np.median(parameter.starts)) for parameter in self.law.parameters.values()]
         return np.array([self.fixed.get(name, value) for name, value in zip(self.law.names, middle, strict=True)])
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """How many numbers the runs determine: the free parameters less the directions along which they say nothing."""
         return len(self.free) - len(self.unknown_directions(self.theta))
@@ -177,7 +178,7 @@ class Fit:
         scaled = jacobian / np.where(scale > 0, scale, 1.0)
         if len(scaled) < scaled.shape[1]:
             scaled = np.vstack([scaled, np.zeros((scaled.shape[1] - len(scaled), scaled.shape[1]))])
-        _, singular, right = np.linalg.svd(scaled)
+        _, singular, right = np.linalg.svd(scaled, full_matrices=False)  # a million runs squared fit no memory
         return np.asarray(right[singular < 1e-6 * singular[0]] / np.where(scale > 0, scale, 1.0))
 
     def unknown_parameters(self) -> list[str]:

@@ -121,7 +121,7 @@ def _outliers(fit: Fit) -> list[str]:
     far = np.argsort(-distance)[: int(np.sum(distance > _OUTLIER))]
     if not len(far):
         return []
-    counts = Counter(str(fit.runs["name"].iloc[index]) for index in far)
+    counts = Counter(fit.runs["name"].iloc[far].astype(str))
     shown = [f"{name} ({count} points)" if count > 1 else name for name, count in list(counts.items())[:5]]
     names = ", ".join(shown) + (", ..." if len(counts) > 5 else "")
     what = "run" if fit.labels.max() + 1 == len(residuals) else "point"
@@ -146,9 +146,10 @@ def leave_one_out(fit: Fit, optimum: Array) -> Array:
 
 def _influence(fit: Fit, optimum: Array) -> list[str]:
     """Runs without which the law would be different, or could not be fitted."""
-    names = fit.run_names
-    if not len(names) > fit.rank > 0 or len(names) > 2000 or not len(fit.draws.theta):
+    count = int(fit.labels.max()) + 1
+    if count > 2000 or not count > fit.rank > 0 or not len(fit.draws.theta):
         return []
+    names = fit.run_names
     alone = np.flatnonzero(leverage(fit.jacobian()) > 0.99)
     if len(alone):
         shown = ", ".join(str(fit.runs["name"].iloc[index]) for index in alone[:4])

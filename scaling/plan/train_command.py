@@ -30,7 +30,7 @@ def common_context(folders: Iterable[str]) -> dict[str, Any]:
 
     "corpus_tokens" is there where all have trained on as many tokens of text.
     """
-    folders = list(folders)
+    folders = list(dict.fromkeys(folders))  # a table's million rows are of one file
     configs = [
         flatten(yaml.safe_load(path.read_text()) or {})
         for path in (Path(folder, "config.yaml") for folder in folders)

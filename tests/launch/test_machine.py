@@ -1,11 +1,14 @@
 """A layout that this machine cannot carry is refused with the numbers, before a process is started."""
 
+import re
+
 import pytest
 
 from common.errors import UserError
 from launch import local, machine
-from launch.machine import TRAINING, WORKER_GIB, free_bytes, require_room
-from train.build.dry_run import shares
+from launch.machine import WORKER_GIB, free_bytes, require_room
+from parallel.plan.hardware import load_hardware
+from train.build.dry_run import show
 from train.config import load_config
 
 
@@ -14,6 +17,7 @@ def cores(monkeypatch):
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(machine, "devices", lambda: 0)
     monkeypatch.setattr(machine, "free_bytes", lambda: 16 * 2**30)
+    monkeypatch.setattr(machine, "local_hardware", lambda ranks: load_hardware("cpu"))
 
 
 def test_a_thousand_processes_on_a_few_cores_start_nothing(monkeypatch, capsys):
@@ -21,7 +25,7 @@ def test_a_thousand_processes_on_a_few_cores_start_nothing(monkeypatch, capsys):
     assert local.main(["parallel.shard=1000", "train.batch_tokens=2048000"]) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) <= 5
-    for words in ("1,000 processes on", "250.0 GiB are needed", "GiB are free", "parallel.oversubscribe=true"):
+    for words in ("1,000 processes on", "GiB are needed", "1,000 x 0.25 GiB", "GiB are free", "parallel.oversubscribe=true"):
         assert words in said
 
 
@@ -30,7 +34,7 @@ def test_a_thousand_processes_on_a_few_cores_start_nothing(monkeypatch, capsys):
     (["parallel.shard=16"], "16 processes on 8 cores"),
     (["parallel.shard=16", "parallel.oversubscribe=true"], None),
     (["parallel.shard=16", "train.dry_run=true"], None),
-    (["model=8b"], "GiB of weights, gradients and optimizer state"),
+    (["model=8b"], "GiB of weights, gradients, optimizer state and activations"),
     (["model=8b", "parallel.oversubscribe=true"], None),
 ])  # fmt: skip
 def test_cores_and_memory_are_the_limits(cores, words, problem):
@@ -63,17 +67,32 @@ def test_devices_are_the_limit_where_there_are_any(cores, monkeypatch):
     ["parallel.replicate=2", "parallel.tensor=2", "train.precision=fp64"],
     ["parallel.pipeline=2", "parallel.shard=2"],
 ])  # fmt: skip
-def test_what_is_needed_is_what_the_dry_run_says(cores, monkeypatch, words):
+def test_what_is_needed_is_what_the_dry_run_says(cores, monkeypatch, capsys, words):
     config = load_config(["train.batch_tokens=65536", *words])
-    itemsize = 8 if config.train.precision == "fp64" else 4
     layout = config.parallel.layout
-    of_dry_run = sum(share.parameters for share in shares(config)) * layout.world_size // layout.pipeline * itemsize * TRAINING
-    needed = layout.world_size * WORKER_GIB * 2**30 + of_dry_run
-    monkeypatch.setattr(machine, "free_bytes", lambda: needed * 1.02)
+    show(config)
+    peaks = re.findall(r"([\d.,]+) (MiB|GiB) +│$", capsys.readouterr().out, flags=re.MULTILINE)  # the last column
+    assert len(peaks) == layout.pipeline
+    of_dry_run = sum(float(size) * {"MiB": 2**20, "GiB": 2**30}[unit] for size, unit in peaks)
+    needed = layout.world_size * WORKER_GIB * 2**30 + of_dry_run * layout.world_size / layout.pipeline
+    monkeypatch.setattr(machine, "free_bytes", lambda: needed * 1.01)
     require_room(config)
-    monkeypatch.setattr(machine, "free_bytes", lambda: needed * 0.98)
+    monkeypatch.setattr(machine, "free_bytes", lambda: needed * 0.99)
     with pytest.raises(UserError, match="GiB are needed"):
         require_room(config)
+
+
+def test_activations_count(cores):
+    """Weights, gradients and moments of a small model are nothing; a long sequence is not."""
+    with pytest.raises(UserError, match="activations"):
+        require_room(load_config(["train.sequence=65536", "train.batch_tokens=4194304", "train.microbatch=64"]))
+
+
+def test_a_single_gpu_holds_what_one_process_trains(cores, monkeypatch):
+    monkeypatch.setattr(machine, "local_hardware", lambda ranks: load_hardware("h100"))
+    require_room(load_config(["model=8b"]))
+    with pytest.raises(UserError, match="GiB are needed"):
+        require_room(load_config(["model=8b", "train.device=cpu"]))
 
 
 def test_free_memory_is_the_machines_or_the_control_groups(tmp_path, monkeypatch):

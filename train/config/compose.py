@@ -127,6 +127,8 @@ def _describe(detail: Any) -> str:
         return f"{key}{given}: input should be a list; type '{key}=[{_word(detail['input'])}]'"
     if detail["type"] == "string_pattern_mismatch":
         return f"{'.'.join(words)}{given}: use letters, digits, '.', '_' and '-', and begin with a letter or digit"
+    if detail["type"] == "int_parsing_size":
+        return f"{'.'.join(words)}{given}: this number is too large; type 9e18 or less"
     message = detail["msg"].removeprefix("Value error, ")
     return f"{'.'.join(words)}{given}: {message[0].lower()}{message[1:]}"
 

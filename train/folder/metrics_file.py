@@ -111,8 +111,9 @@ def _lines_until(path: Path, step: int, whole: bool) -> list[str]:
         log.warning("%s; the line is left out", problem)
     if unreadable:
         shutil.copyfile(path, path.with_name(f"aside_{path.name}"))
-        log.warning("%d lines of %s were damaged; it is kept as aside_%s", len(unreadable), path, path.name)
+        damaged = f"{len(unreadable)} line{'s' * (len(unreadable) > 1)} damaged"
+        log.warning("%s: %s; the file is kept as aside_%s", path, damaged, path.name)
     first = 1 if whole else min(steps, default=step + 1)
     if missing := sorted(set(range(first, step + 1)) - set(steps)):
-        log.warning("%s lacks the steps %s, which the checkpoint has", path, ranges(missing))
+        log.warning("%s lacks step%s %s, which the checkpoint has", path, "s" * (len(missing) > 1), ranges(missing))
     return kept

@@ -18,6 +18,7 @@ from parallel.engine.protocol import Engine
 from parallel.mesh import Meshes
 from train.config import Config
 from train.data.tokenizers.base import Encoder, pieces
+from train.scoring.watch import Watch
 
 # Documents and characters that are tokenised and scored together, which bounds the memory.
 _BLOCK_DOCUMENTS = 1024
@@ -84,8 +85,9 @@ class Scorer:
     another, so that a score depends neither on the other texts nor on their order, the batch or the layout, but for rounding.
     """
 
-    def __init__(self, engine: Engine, encoder: Encoder, config: Config, meshes: Meshes) -> None:
-        """`config`: of the engine, whose micro-batch is how many sequences are scored at a time."""
+    def __init__(self, engine: Engine, encoder: Encoder, config: Config, meshes: Meshes, watch: Watch | None = None) -> None:
+        """`config`: of the engine, whose micro-batch is how many sequences are scored at a time. `watch` shows the progress."""
+        self._watch = watch
         self._engine, self._encoder = engine, encoder
         self._sequence, self._rows = config.train.sequence, config.train.microbatch
         self._rank, self._ranks = meshes.data_rank, config.parallel.layout.data_parallel
@@ -150,7 +152,8 @@ class Scorer:
                 free = self._sequence
             rows[-1].append(window)
             free -= window.length
-        for first in range(0, len(rows), self._ranks * self._rows):
+        firsts = range(0, len(rows), self._ranks * self._rows)
+        for first in firsts if self._watch is None else self._watch(firsts, len(firsts)):
             own = rows[first + self._rank * self._rows :][: self._rows]
             yield self._batch(own)
 

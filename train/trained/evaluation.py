@@ -11,6 +11,7 @@ from train.data.loader import ValidationLoader
 from train.data.prepare import prepare
 from train.data.shards import open_shards
 from train.scoring.tasks import Task, score_task
+from train.scoring.watch import Watch
 from train.trained.scoring import open_scorer, score_documents
 from train.trained.weights import ready_engine, weights_to_use
 
@@ -25,7 +26,7 @@ def score_files(
         UserError: `run` has no weights, or they cannot be rounded; there is no text.
     """
     weights = weights_to_use(run, config, quantize)
-    scores = score_documents(open_scorer(run, config, weights, world), texts, per_document=per_document)
+    scores = score_documents(open_scorer(run, config, weights, world, _watch(world)), texts, per_document=per_document)
     return {**scores, "losses": {"files": scores["loss"]}, "errors": {}, "bits": weights.bits, "weights": str(weights)}
 
 
@@ -36,7 +37,7 @@ def score_tasks(run: Path, config: Config, world: World, tasks: Iterable[Task], 
         UserError: `run` has no weights, or they cannot be rounded.
     """
     weights = weights_to_use(run, config, quantize)
-    scorer = open_scorer(run, config, weights, world)
+    scorer = open_scorer(run, config, weights, world, _watch(world))
     scores = {task.name: score_task(scorer, task) for task in tasks}
     return {
         "losses": {},
@@ -64,7 +65,10 @@ def evaluate_run(run: Path, config: Config, world: World, quantize: str | None =
     engine = ready_engine(weights, world)
     validation = ValidationLoader(shards.validation, config.train.sequence, config.eval.tokens)
     ranks, rank = config.parallel.layout.data_parallel, build_meshes(config.parallel.layout, world.device).data_rank
-    loss = engine.evaluate(validation.share(rank, ranks, config.train.microbatch))
+    batches = validation.share(rank, ranks, config.train.microbatch)
+    if (watch := _watch(world)) is not None:
+        batches = watch(batches, -(-validation.num_samples // (config.train.microbatch * ranks)))
+    loss = engine.evaluate(batches)
     bits_per_byte = loss / math.log(2) * shards.validation.tokens / shards.validation.bytes
     return {
         "loss": loss,
@@ -74,3 +78,8 @@ def evaluate_run(run: Path, config: Config, world: World, quantize: str | None =
         "bits": weights.bits,
         "weights": str(weights),
     }
+
+
+def _watch(world: World) -> Watch | None:
+    """One process says how far all are."""
+    return Watch() if world.rank == 0 else None

@@ -13,10 +13,11 @@ from parallel.mesh import World, build_meshes
 from train.config import Config
 from train.data.tokenizers.base import Encoder
 from train.scoring.scorer import Scorer
+from train.scoring.watch import Watch
 from train.trained.weights import Weights, ready_engine
 
 
-def open_scorer(run: Path, config: Config, weights: Weights, world: World) -> Scorer:
+def open_scorer(run: Path, config: Config, weights: Weights, world: World, watch: Watch | None = None) -> Scorer:
     """A scorer of texts with a run's weights. A collective.
 
     For example, bits per byte of two texts in one process:
@@ -27,7 +28,7 @@ def open_scorer(run: Path, config: Config, weights: Weights, world: World) -> Sc
             print([score.bits_per_byte for score in scorer.documents(["import os", "def f(x):"])])
 
     `config` is the run's configuration on the current layout (`train.trained.layout.evaluation_config`), whose micro-batch is
-    how many sequences are scored at a time.
+    how many sequences are scored at a time. `watch` shows the progress.
 
     Raises:
         UserError: the run's tokenizer cannot be read.
@@ -37,7 +38,7 @@ def open_scorer(run: Path, config: Config, weights: Weights, world: World) -> Sc
     if name is None:
         raise UserError(f"the tokenizer of {run} has no token {end_of_text}, which data.json says ends a text")
     engine = ready_engine(weights, world)
-    return Scorer(engine, Encoder(tokenizer, name), config, build_meshes(config.parallel.layout, world.device))
+    return Scorer(engine, Encoder(tokenizer, name), config, build_meshes(config.parallel.layout, world.device), watch)
 
 
 def read_run_tokenizer(run: Path) -> tuple[Tokenizer, int]:

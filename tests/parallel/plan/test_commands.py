@@ -74,6 +74,15 @@ def test_of_equally_fast_layouts_that_with_fewest_kinds_of_ranks_comes_first(lay
     assert first["layout"]["context"] == first["layout"]["tensor"] == 1 < min(one["layout"]["context"] for one in equal)
 
 
+def test_tensor_parallelism_stays_inside_a_node_unless_asked_for(layout):
+    """Too few sequences for data ranks alone: before, 16 tensor ranks over two nodes came first."""
+    words = ("--model", "1t", "--gpus", "8192", "--batch-sequences", "512", "--recipe", "megatron", "--top", "20")
+    found = [candidate["layout"]["tensor"] for candidate in plan(layout, *words)["candidates"]]
+    assert max(found) <= load_hardware("h100").node_devices
+    asked = plan(layout, *words, "--layout", "tensor=16")["candidates"]
+    assert {candidate["layout"]["tensor"] for candidate in asked} == {16}
+
+
 def test_a_layout_that_does_not_fit_comes_with_the_nearest_that_does(layout):
     wish = "tensor=8,pipeline=1,microbatch=4,recompute=none"
     answer = plan(layout, "--model", "175b", "--gpus", "64", "--recipe", "megatron", "--layout", wish)

@@ -181,7 +181,7 @@ def test_a_bad_line_of_the_metrics_is_left_out_and_a_hole_is_named(run, place, b
     assert answer.code == 0, answer.err
     assert "Traceback" not in answer.err
     assert "metrics.jsonl:5 is not a metrics line" in answer.err
-    assert "lacks the steps 5-6, which the checkpoint has" in answer.err
+    assert "lacks steps 5-6, which the checkpoint has" in answer.err
     assert bad in (run / "aside_metrics.jsonl").read_bytes()
     found = {line.step: line.loss for line in read_metrics(run) if isinstance(line, StepLine)}
     assert list(found) == [step for step in range(1, 13) if step not in (5, 6)]

@@ -199,6 +199,7 @@ def test_what_has_no_default_is_asked_for_all_at_once():
     [
         ("train.steps=many", "train.steps=many: input should be a valid integer"),
         ("train.steps=1.5", "train.steps=1.5: input should be a valid integer"),
+        ("train.tokens=1e30", "train.tokens=1e+30: this number is too large; type 9e18 or less"),
         ("train.steps=0", "train.steps=0: input should be greater than 0"),
         ("train.microbatch=null", "train.microbatch=null: "),
         ("train.precision=fp16", "train.precision=fp16: input should be 'fp32', 'bf16' or 'fp64'"),
