@@ -80,6 +80,9 @@ def _words(result: dict[str, Any]) -> str:
     per_byte = f"{result['bits_per_byte']:.4f} bits per byte"
     what = "validation loss" if "validation" in result["losses"] else "loss"
     lines = [f"{what} {result['loss']:.4f} nats per token, {per_byte} ({result['weights']})"]
+    for name, loss in result["losses"].items():
+        if name in result.get("set_bits_per_byte", ()) and name != "validation":
+            lines.append(f"{name} {loss:.4f} nats per token, {result['set_bits_per_byte'][name]:.4f} bits per byte")
     for number, score in enumerate(result.get("documents", ())):
         lines.append(
             f"document {number}: {score['bits_per_character']:.4f} bits per character, {score['bits_per_byte']:.4f} bits per "

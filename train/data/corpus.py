@@ -6,7 +6,7 @@ import json
 import os
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -128,36 +128,38 @@ def _files_corpus(config: FilesCorpusConfig) -> Corpus:
     return open_files(config.files, config.text_column, config.document_separator)
 
 
-def open_files(patterns: list[str], text_column: str = "text", document_separator: str | None = None) -> Corpus:
-    """The documents of files of your own. Raises `UserError` as `open_corpus` does."""
+def open_files(
+    patterns: Sequence[str], text_column: str = "text", document_separator: str | None = None, key: str = "data.files"
+) -> Corpus:
+    """The documents of files of your own, which were named as `key`. Raises `UserError` as `open_corpus` does."""
     matched: set[str] = set()
     for pattern in patterns:
-        matched |= _matches(os.path.expanduser(pattern))
-    sources = tuple((Path(path), _kind(path)) for path in sorted(matched))
+        matched |= _matches(os.path.expanduser(pattern), key)
+    sources = tuple((Path(path), _kind(path, key)) for path in sorted(matched))
     return Corpus(sources, READERS, ReadOptions(text_column, document_separator))
 
 
-def _matches(pattern: str) -> set[str]:
+def _matches(pattern: str, key: str) -> set[str]:
     if os.path.exists(pattern):  # a file name may contain [ or *
         if os.path.isdir(pattern):
-            raise UserError(f"{pattern} is a folder; type data.files=['{pattern.rstrip('/')}/**/*.jsonl']")
+            raise UserError(f"{pattern} is a folder; type {key}=['{pattern.rstrip('/')}/**/*.jsonl']")
         return {os.path.abspath(pattern)}
     files = {os.path.abspath(path) for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path)}
     if not files:
         raise UserError(
             f"no file matches {pattern!r} (looked from {os.getcwd()})\n"
-            "check the path, or type data.files=['folder/**/*.jsonl'] with quotes that keep the shell from expanding it"
+            f"check the path, or type {key}=['folder/**/*.jsonl'] with quotes that keep the shell from expanding it"
         )
     return files
 
 
-def _kind(path: str) -> str:
+def _kind(path: str, key: str) -> str:
     for suffix in sorted(READERS, key=len, reverse=True):
         if path.lower().endswith(suffix):
             return suffix
     raise UserError(
         f"{path}: not a kind of file that can be read (known: {', '.join(READERS)})\n"
-        "narrow the glob, as in data.files=['folder/**/*.jsonl']"
+        f"narrow the glob, as in {key}=['folder/**/*.jsonl']"
     )
 
 

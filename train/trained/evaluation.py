@@ -1,6 +1,6 @@
 """The validation loss of a run's weights."""
 
-import math
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from parallel.mesh import World, build_meshes
 from train.config import Config
 from train.data.loader import ValidationLoader
 from train.data.prepare import prepare
+from train.data.sets import open_sets, prepare_sets
 from train.data.shards import open_shards
 from train.scoring.tasks import Task, score_task
 from train.trained.scoring import open_scorer, score_documents
@@ -48,28 +49,36 @@ def score_tasks(run: Path, config: Config, world: World, tasks: Iterable[Task], 
 
 
 def evaluate_run(run: Path, config: Config, world: World, quantize: str | None = None) -> dict[str, Any]:
-    """Losses of a run's newest weights: {"loss":, "bits_per_byte":, "losses": {set:}, "errors": {task:}}, with a
-    description of the weights: {"bits":, "weights": text}. A collective.
+    """Losses of a run's newest weights: {"loss":, "bits_per_byte":, "losses": {set:}, "set_bits_per_byte": {set:},
+    "errors": {task:}}, with a description of the weights: {"bits":, "weights": text}. A collective.
 
-    `config` is the run's configuration on the current layout (see `evaluation_config`). The validation set is the run's,
-    tokenised again if its shards no longer exist.
+    `config` is the run's configuration on the current layout (see `evaluation_config`). The validation sets are the run's,
+    tokenised again if their shards no longer exist.
 
     Raises:
         UserError: `run` has no weights, or they cannot be rounded.
     """
     weights = weights_to_use(run, config, quantize)
     if world.rank == 0:
-        world.publish("shards", str(prepare(config.data, config.tokenizer, progress=False).absolute()))
-    shards = open_shards(Path(world.await_value("shards")))
+        folder = prepare(config.data, config.tokenizer, progress=False)
+        sets = open_sets(config.eval.sets, config.data)
+        folders = {"": folder, **prepare_sets(sets, config.data, open_shards(folder), progress=False)}
+        world.publish("shards", json.dumps({name: str(path.absolute()) for name, path in folders.items()}))
+    opened = {name: Path(path) for name, path in json.loads(world.await_value("shards")).items()}
+    shards = open_shards(opened.pop(""), opened)
     engine = ready_engine(weights, world)
-    validation = ValidationLoader(shards.validation, config.train.sequence, config.eval.tokens)
     ranks, rank = config.parallel.layout.data_parallel, build_meshes(config.parallel.layout, world.device).data_rank
-    loss = engine.evaluate(validation.share(rank, ranks, config.train.microbatch))
-    bits_per_byte = loss / math.log(2) * shards.validation.tokens / shards.validation.bytes
+    streams = {"validation": shards.validation, **shards.sets}
+    losses = {}
+    for name, stream in streams.items():
+        windows = ValidationLoader(stream, config.train.sequence, config.eval.tokens)
+        losses[name] = engine.evaluate(windows.share(rank, ranks, config.train.microbatch))
+    bits_per_byte = {name: stream.bits_per_byte(losses[name]) for name, stream in streams.items()}
     return {
-        "loss": loss,
-        "bits_per_byte": bits_per_byte,
-        "losses": {"validation": loss},
+        "loss": losses["validation"],
+        "bits_per_byte": bits_per_byte["validation"],
+        "losses": losses,
+        "set_bits_per_byte": bits_per_byte,
         "errors": {},
         "bits": weights.bits,
         "weights": str(weights),

@@ -25,6 +25,7 @@ NOT_IDENTITY = {
     "train.compile",
     "train.attention",
     "eval.every_tokens",
+    "eval.sets",
     "eval.tasks",
     "run.name",
     "run.dir",
