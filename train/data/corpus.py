@@ -6,13 +6,13 @@ import json
 import os
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
-from train.config.sections.corpus import CorpusConfig, FilesCorpusConfig, StdlibCorpusConfig
+from train.config.sections.corpus import CorpusConfig, FilesCorpusConfig, PythonSourcesCorpusConfig, StdlibCorpusConfig
 from train.data.readers import CHUNK_BYTES, READERS, Advance, Reader, ReadOptions, read_python, readable
 
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
@@ -99,27 +99,42 @@ def open_corpus(config: CorpusConfig) -> Corpus:
         UserError: a glob matches nothing, or a path is a folder or an unknown kind of file.
     """
     if isinstance(config, StdlibCorpusConfig):
-        return _stdlib_corpus(config.include_tests)
+        return _python_corpus(_stdlib_sources(config.include_tests))
+    if isinstance(config, PythonSourcesCorpusConfig):
+        return _python_corpus([*_stdlib_sources(include_tests=True), *_package_sources()])
     if isinstance(config, FilesCorpusConfig):
         return _files_corpus(config)
     raise TypeError(f"not a corpus: {asdict(config)}")
 
 
-def _stdlib_corpus(include_tests: bool) -> Corpus:
+def _stdlib_sources(include_tests: bool) -> list[Path]:
     root = Path(sysconfig.get_paths()["stdlib"])
+    # Python's build generates config-* and _sysconfigdata*: they are no source code, and differ between machines with the same
+    # version of Python.
     excluded = _INSTALLED_FOLDERS if include_tests else _INSTALLED_FOLDERS | _TEST_FOLDERS
+    sources = _sources_under(root, lambda folder: folder not in excluded and not folder.startswith("config-"))
+    sources = [path for path in sources if not path.name.startswith("_sysconfigdata")]
+    if not sources:
+        raise UserError(f"no standard library sources under {root}; type data=files data.files=['text/**/*.txt']")
+    return sources
+
+
+def _package_sources() -> list[Path]:
+    roots = {sysconfig.get_paths()[kind] for kind in ("purelib", "platlib")}  # of most machines one and the same
+    return [path for root in sorted(roots) for path in _sources_under(Path(root), lambda folder: folder != "__pycache__")]
+
+
+def _sources_under(root: Path, enter: Callable[[str], bool]) -> list[Path]:
+    """The Python files under a folder, in the order of their paths below it. `enter`: whether to take a folder of this name."""
     relative = []
     for folder, folders, files in os.walk(root):
-        # Python's build generates config-* and _sysconfigdata*: they are no source code, and differ between machines with the
-        # same version of Python.
-        folders[:] = [name for name in folders if name not in excluded and not name.startswith("config-")]
-        for name in files:
-            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
-                relative.append(Path(folder, name).relative_to(root))
-    if not relative:
-        raise UserError(f"no standard library sources under {root}; type data=files data.files=['text/**/*.txt']")
-    ordered = sorted(relative, key=lambda path: path.as_posix())
-    return Corpus(tuple((root / path, ".py") for path in ordered), {".py": read_python})
+        folders[:] = [name for name in folders if enter(name)]
+        relative += [Path(folder, name).relative_to(root) for name in files if name.endswith(".py")]
+    return [root / path for path in sorted(relative, key=lambda path: path.as_posix())]
+
+
+def _python_corpus(sources: Sequence[Path]) -> Corpus:
+    return Corpus(tuple((path, ".py") for path in sources), {".py": read_python})
 
 
 def _files_corpus(config: FilesCorpusConfig) -> Corpus:

@@ -29,17 +29,25 @@ class StdlibCorpusConfig(CorpusConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class PythonSourcesCorpusConfig(CorpusConfig):
+    """All Python sources of this machine: the standard library with its tests, and the installed packages."""
+
+    name: Literal["python_sources"]
+    """which corpus"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FilesCorpusConfig(CorpusConfig):
     """Text files of your own."""
 
     name: Literal["files"]
     """which corpus"""
     files: list[str]
-    """globs of .txt, .jsonl, .jsonl.zst and .parquet files"""
+    """globs of .txt, .jsonl, .jsonl.zst, .parquet and .py files"""
     text_column: str
     """the field (JSON lines) or column (Parquet) that holds the text"""
     document_separator: str | None
     """text that separates the documents of a .txt file; null: one file is one document"""
 
 
-Corpus = Annotated[StdlibCorpusConfig | FilesCorpusConfig, Field(discriminator="name")]
+Corpus = Annotated[StdlibCorpusConfig | PythonSourcesCorpusConfig | FilesCorpusConfig, Field(discriminator="name")]
