@@ -22,6 +22,7 @@ from train.folder.directory import RunDirectory
 from train.loop import console
 from train.loop.stop import Stopped, StopRequest, exit_code
 from train.loop.trainer import Trainer
+from train.scoring.built_in import make_tasks, task_files
 from train.scoring.tasks import read_tasks
 
 log = logging.getLogger("foretrain")
@@ -134,7 +135,7 @@ def _open(outcome: dict[str, Any]) -> Shards:
 
 def _prepare_data(config: Config) -> dict[str, Any]:
     """Tokenise what the run reads. Returns its folders, for `_open`."""
-    read_tasks(config.eval.tasks)  # what is wrong with them or the sets is said before the text is tokenised
+    read_tasks(task_files(config.eval.tasks))  # what is wrong with them or the sets is said before the text is tokenised
     corpora = open_sets(config.eval.sets, config.data)
     shards = open_shards(prepare(config.data, config.tokenizer, progress=True))
     if shards.vocab_size > config.model.vocab_size:
@@ -147,6 +148,7 @@ def _prepare_data(config: Config) -> dict[str, Any]:
             f"the corpus has {shards.train.tokens} training tokens, fewer than one batch of "
             f"train.batch_tokens={config.train.batch_tokens} and a target: add text or lower train.batch_tokens"
         )
+    make_tasks(config.eval.tasks, shards)  # too few questions end the run here, on rank 0 alone
     sets = prepare_sets(corpora, config.data, shards, progress=True)
     for name, folder in sets.items():
         if (found := overlap(name, corpora[name], config.data, folder, shards)) is not None:

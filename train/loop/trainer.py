@@ -40,8 +40,9 @@ from train.loop.start import Resumption, skip_samples
 from train.loop.stop import StopRequest, exit_code, name_of
 from train.loop.throughput import Throughput
 from train.loop.watchdog import Watchdog
+from train.scoring.built_in import make_tasks
 from train.scoring.scorer import Scorer
-from train.scoring.tasks import read_tasks, score_task
+from train.scoring.tasks import score_task
 
 log = logging.getLogger("foretrain")
 
@@ -75,7 +76,7 @@ class Trainer:
         self.verification = Verification(shards.folder, wanted=ProcessEnvironment.read().local_rank == 0)
         self.course, self.feed = Course(config), Feed(config, shards, meshes.data_rank)
         self.engine = build_engine(config, meshes, world.device)
-        self.tasks = read_tasks(config.eval.tasks)
+        self.tasks = make_tasks(config.eval.tasks, shards)
         self.scorer = Scorer(self.engine, shards.encoder(), config, meshes)
         self.quantization = Quantization(config, self.engine, COMPUTE_DTYPES[config.train.precision])
         parameters = [parameter for _, parameter in self.engine.named_parameters()]

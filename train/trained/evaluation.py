@@ -1,7 +1,7 @@
 """The validation loss of a run's weights."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ from train.config import Config
 from train.data.loader import ValidationLoader
 from train.data.prepare import prepare
 from train.data.sets import open_sets, prepare_sets
-from train.data.shards import open_shards
-from train.scoring.tasks import Task, score_task
+from train.data.shards import Shards, open_shards
+from train.scoring.built_in import make_tasks, task_files
+from train.scoring.tasks import read_tasks, score_task
 from train.trained.scoring import open_scorer, score_documents
 from train.trained.weights import ready_engine, weights_to_use
 
@@ -30,13 +31,18 @@ def score_files(
     return {**scores, "losses": {"files": scores["loss"]}, "errors": {}, "bits": weights.bits, "weights": str(weights)}
 
 
-def score_tasks(run: Path, config: Config, world: World, tasks: Iterable[Task], *, quantize: str | None) -> dict[str, Any]:
+def score_tasks(run: Path, config: Config, world: World, names: Sequence[str], *, quantize: str | None) -> dict[str, Any]:
     """{"errors": {task: 1 - accuracy}, "tasks": {task: its scores}} of a run's newest weights. A collective.
 
+    `names`: as in `eval.tasks`. Built-in tasks are made from the run's held-out text, which is tokenised again if its shards no
+    longer exist.
+
     Raises:
-        UserError: `run` has no weights, or they cannot be rounded.
+        UserError: `run` has no weights, they cannot be rounded, or there is no such task.
     """
     weights = weights_to_use(run, config, quantize)
+    built_in = len(task_files(names)) < len(names)
+    tasks = make_tasks(names, _shards(config, world)) if built_in else read_tasks(names)
     scorer = open_scorer(run, config, weights, world)
     scores = {task.name: score_task(scorer, task) for task in tasks}
     return {
@@ -59,13 +65,7 @@ def evaluate_run(run: Path, config: Config, world: World, quantize: str | None =
         UserError: `run` has no weights, or they cannot be rounded.
     """
     weights = weights_to_use(run, config, quantize)
-    if world.rank == 0:
-        folder = prepare(config.data, config.tokenizer, progress=False)
-        sets = open_sets(config.eval.sets, config.data)
-        folders = {"": folder, **prepare_sets(sets, config.data, open_shards(folder), progress=False)}
-        world.publish("shards", json.dumps({name: str(path.absolute()) for name, path in folders.items()}))
-    opened = {name: Path(path) for name, path in json.loads(world.await_value("shards")).items()}
-    shards = open_shards(opened.pop(""), opened)
+    shards = _shards(config, world)
     engine = ready_engine(weights, world)
     ranks, rank = config.parallel.layout.data_parallel, build_meshes(config.parallel.layout, world.device).data_rank
     streams = {"validation": shards.validation, **shards.sets}
@@ -83,3 +83,14 @@ def evaluate_run(run: Path, config: Config, world: World, quantize: str | None =
         "bits": weights.bits,
         "weights": str(weights),
     }
+
+
+def _shards(config: Config, world: World) -> Shards:
+    """The tokens of the run's corpus and sets, which rank 0 prepares. A collective."""
+    if world.rank == 0:
+        folder = prepare(config.data, config.tokenizer, progress=False)
+        sets = open_sets(config.eval.sets, config.data)
+        folders = {"": folder, **prepare_sets(sets, config.data, open_shards(folder), progress=False)}
+        world.publish("shards", json.dumps({name: str(path.absolute()) for name, path in folders.items()}))
+    opened = {name: Path(path) for name, path in json.loads(world.await_value("shards")).items()}
+    return open_shards(opened.pop(""), opened)

@@ -80,7 +80,8 @@ class EvalConfig:
     sets: Annotated[dict[Annotated[str, Field(pattern=NAME)], list[str]] | None, FREE]
     """{NAME: [globs of files]}: more validation sets, each with a loss of its own; read as data.files are"""
     tasks: Annotated[list[str], FREE]
-    """files of questions with choices, JSON lines; their errors (1 - accuracy) go into the record"""
+    """files of questions with choices, JSON lines, and brackets, indentation, imports, names, made from held-out source code;
+    their errors (1 - accuracy) go into the record"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
