@@ -12,7 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
-from train.config.sections.corpus import CorpusConfig, FilesCorpusConfig, PythonSourcesCorpusConfig, StdlibCorpusConfig
+from train.config.sections.corpus import (
+    CorpusConfig,
+    FilesCorpusConfig,
+    HuggingFaceCorpusConfig,
+    PythonSourcesCorpusConfig,
+    StdlibCorpusConfig,
+)
+from train.data.huggingface import read_data_set
 from train.data.readers import CHUNK_BYTES, READERS, Advance, Reader, ReadOptions, read_python, readable
 
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
@@ -93,10 +100,11 @@ class Corpus:
 
 
 def open_corpus(config: CorpusConfig) -> Corpus:
-    """The corpus of a configuration. No file is opened yet.
+    """The corpus of a configuration. No file is opened yet; a data set of Hugging Face is first written to one.
 
     Raises:
-        UserError: a glob matches nothing, or a path is a folder or an unknown kind of file.
+        WorkFailed: a data set cannot be read to its end, or the cache folder cannot be written.
+        UserError: a glob matches nothing, or a path is a folder or an unknown kind of file; there is no such data set.
     """
     if isinstance(config, StdlibCorpusConfig):
         return _python_corpus(_stdlib_sources(config.include_tests))
@@ -104,6 +112,8 @@ def open_corpus(config: CorpusConfig) -> Corpus:
         return _python_corpus([*_stdlib_sources(include_tests=True), *_package_sources()])
     if isinstance(config, FilesCorpusConfig):
         return _files_corpus(config)
+    if isinstance(config, HuggingFaceCorpusConfig):
+        return Corpus(((read_data_set(config), ".jsonl"),), READERS)
     raise TypeError(f"not a corpus: {asdict(config)}")
 
 

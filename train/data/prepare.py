@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, count, islice
 from math import ceil
@@ -14,12 +12,11 @@ import numpy as np
 
 from common.counter import derive_key, hash64
 from common.errors import UserError, WorkFailed
-from common.files import sync_folder
 from train.config.sections.corpus import CorpusConfig
 from train.config.sections.tokenizer import Tokenizer
 from train.data.bigram import bigram_loss
 from train.data.corpus import Corpus, open_corpus
-from train.data.lock import building, exclusive, remove_leftovers
+from train.data.lock import building, exclusive, publish, remove_leftovers
 from train.data.progress import Stage, shown
 from train.data.shards import SCHEMA, SHARD_TOKENS, SPLITS, SplitWriter, token_dtype, write_file
 from train.data.tokenizers import tokenizer_source
@@ -89,7 +86,7 @@ def build_once(folder: Path, build: Callable[[Path, Stage], None], *, progress: 
             remove_leftovers(folder)
             with building(folder) as temporary, shown(progress) as stage:
                 build(temporary, stage)
-                _publish(temporary, folder)
+                publish(temporary, folder)
     except OSError as error:
         raise WorkFailed(
             f"cannot write tokens to {folder.parent}: {error.strerror or error}\n"
@@ -148,14 +145,6 @@ def _build(
         "splits": splits,
     }
     write_file(folder / "index.json", (json.dumps(index, indent=2) + "\n").encode())
-
-
-def _publish(temporary: Path, folder: Path) -> None:
-    sync_folder(temporary)
-    if folder.exists():  # without an index, which was removed by hand
-        shutil.rmtree(folder)
-    os.rename(temporary, folder)
-    sync_folder(folder.parent)
 
 
 def _choose_split(corpus: Corpus, fraction: float) -> SplitBy:

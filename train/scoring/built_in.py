@@ -70,12 +70,12 @@ def make_task(name: str, texts: Sequence[str]) -> Task:
         of_text: dict[str, list[Question]] = defaultdict(list)
         for kind, question in found:
             of_text[kind].append(question)
-        for kind, questions in of_text.items():
-            kinds[kind].append(generator.sample(questions, len(questions)))
+        for kind, of_kind in of_text.items():
+            kinds[kind].append(generator.sample(of_kind, len(of_kind)))
     # One question of each text, then a second, ...
     drawn = [[*_in_turns(kinds[kind])] for kind in sorted(kinds)]
-    fewest = min((len(questions) for questions in drawn), default=0)
-    questions = tuple(islice(_in_turns([questions[:fewest] for questions in drawn]), QUESTIONS))
+    fewest = min((len(of_kind) for of_kind in drawn), default=0)
+    questions = tuple(islice(_in_turns(of_kind[:fewest] for of_kind in drawn), QUESTIONS))
     if len(questions) < _FEWEST:
         raise UserError(
             f"eval.tasks: the held-out text has {len(questions)} questions for '{name}', {_FEWEST} are needed; it asks about "

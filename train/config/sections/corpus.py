@@ -50,4 +50,22 @@ class FilesCorpusConfig(CorpusConfig):
     """text that separates the documents of a .txt file; null: one file is one document"""
 
 
-Corpus = Annotated[StdlibCorpusConfig | PythonSourcesCorpusConfig | FilesCorpusConfig, Field(discriminator="name")]
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class HuggingFaceCorpusConfig(CorpusConfig):
+    """A data set of the Hugging Face Hub, or one saved on disk, read by the package datasets."""
+
+    name: Literal["huggingface"]
+    """which corpus"""
+    dataset: str
+    """its name on the Hub, or a folder that save_to_disk has written"""
+    config: str | None
+    """which of its configurations; null: its only one, or its default"""
+    split: str
+    """which of its splits; validation text is held out from it"""
+    text_column: str
+    """the column that holds the text"""
+
+
+Corpus = Annotated[
+    StdlibCorpusConfig | PythonSourcesCorpusConfig | FilesCorpusConfig | HuggingFaceCorpusConfig, Field(discriminator="name")
+]
