@@ -154,37 +154,40 @@ def _files_corpus(config: FilesCorpusConfig) -> Corpus:
 
 
 def open_files(
-    patterns: Sequence[str], text_column: str = "text", document_separator: str | None = None, key: str = "data.files"
+    patterns: Sequence[str], text_column: str = "text", document_separator: str | None = None, typed: str = "data.files=['%s']"
 ) -> Corpus:
-    """The documents of files of your own, which were named as `key`. Raises `UserError` as `open_corpus` does."""
+    """The documents of files of your own. Raises `UserError` as `open_corpus` does.
+
+    `typed`: how such files are typed, with `%s` for a glob.
+    """
     matched: set[str] = set()
     for pattern in patterns:
-        matched |= _matches(os.path.expanduser(pattern), key)
-    sources = tuple((Path(path), _kind(path, key)) for path in sorted(matched))
+        matched |= _matches(os.path.expanduser(pattern), typed)
+    sources = tuple((Path(path), _kind(path, typed)) for path in sorted(matched))
     return Corpus(sources, READERS, ReadOptions(text_column, document_separator))
 
 
-def _matches(pattern: str, key: str) -> set[str]:
+def _matches(pattern: str, typed: str) -> set[str]:
     if os.path.exists(pattern):  # a file name may contain [ or *
         if os.path.isdir(pattern):
-            raise UserError(f"{pattern} is a folder; type {key}=['{pattern.rstrip('/')}/**/*.jsonl']")
+            raise UserError(f"{pattern} is a folder; type {typed % (pattern.rstrip('/') + '/**/*.jsonl')}")
         return {os.path.abspath(pattern)}
     files = {os.path.abspath(path) for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path)}
     if not files:
         raise UserError(
             f"no file matches {pattern!r} (looked from {os.getcwd()})\n"
-            f"check the path, or type {key}=['folder/**/*.jsonl'] with quotes that keep the shell from expanding it"
+            f"check the path, or type {typed % 'folder/**/*.jsonl'} with quotes that keep the shell from expanding it"
         )
     return files
 
 
-def _kind(path: str, key: str) -> str:
+def _kind(path: str, typed: str) -> str:
     for suffix in sorted(READERS, key=len, reverse=True):
         if path.lower().endswith(suffix):
             return suffix
     raise UserError(
         f"{path}: not a kind of file that can be read (known: {', '.join(READERS)})\n"
-        f"narrow the glob, as in {key}=['folder/**/*.jsonl']"
+        f"narrow the glob, as in {typed % 'folder/**/*.jsonl'}"
     )
 
 

@@ -64,11 +64,11 @@ def overlap(name: str, corpus: Corpus, data: CorpusConfig, folder: Path, shards:
 
 
 def _open(name: str, patterns: Sequence[str], data: CorpusConfig) -> Corpus:
-    key = f"eval.sets.{name}"
+    typed = f"'eval.sets={{{name}: [%s]}}'"
     if not patterns:
-        raise UserError(f"{key} has no files; type 'eval.sets={{{name}: [text/**/*.jsonl]}}'")
+        raise UserError(f"eval.sets.{name} has no files; type {typed % 'text/**/*.jsonl'}")
     options = (data.text_column, data.document_separator) if isinstance(data, FilesCorpusConfig) else ("text", None)
-    return open_files(patterns, *options, key=key)
+    return open_files(patterns, *options, typed)
 
 
 def _prepare(name: str, corpus: Corpus, data: CorpusConfig, shards: Shards, *, progress: bool) -> Path:

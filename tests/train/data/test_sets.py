@@ -47,8 +47,8 @@ def test_what_is_wrong_with_a_set_is_said(workplace):
     for sets, said in [
         ({"validation": ["x"]}, "give this set another name"),
         ({"x": []}, r"eval\.sets\.x has no files"),
-        ({"x": [str(workplace.text / "none*")]}, r"(?s)no file matches .*eval\.sets\.x="),
-        ({"x": [str(workplace.text / "a.csv")]}, r"eval\.sets\.x="),
+        ({"x": [str(workplace.text / "none*")]}, r"(?s)no file matches .*'eval\.sets=\{x: \["),
+        ({"x": [str(workplace.text / "a.csv")]}, r"'eval\.sets=\{x: \["),
     ]:
         with pytest.raises(UserError, match=said):
             open_sets(sets, corpus)
