@@ -93,6 +93,8 @@ class RunRecord:
     """of every matrix with learned bit widths, how many of its blocks have which, in quarters of a bit"""
     standard_errors: dict[str, float] = dataclasses.field(default_factory=dict)
     """of `errors`, by task: sqrt(p (1 - p) / (n - 1)) of n questions"""
+    set_bits_per_byte: dict[str, float] = dataclasses.field(default_factory=dict)
+    """of every set in `losses`"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,8 @@ class EvaluationLine:
     tokens: int
     validation: dict[str, float]
     errors: dict[str, float] = dataclasses.field(default_factory=dict)
+    bits_per_byte: dict[str, float] = dataclasses.field(default_factory=dict)
+    """of every set in `validation`"""
 
 
 def write_record(folder: Path, record: RunRecord) -> None:

@@ -34,7 +34,9 @@ def evaluate(
     per_document: Annotated[bool, typer.Option("--per-document", help="with --files: bits of every document")] = False,
     tasks: Annotated[
         list[str] | None,
-        typer.Option(help="answer the questions of this file of JSON lines instead; may be repeated"),
+        typer.Option(
+            help="answer the questions of a file of JSON lines, or brackets, indentation, imports, names; may be repeated"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
     layout: Annotated[
@@ -50,17 +52,18 @@ def evaluate(
         check_rounding(config, quantize)
     if files and tasks:
         raise UserError("--files and --tasks are two requests: type them in two commands")
+    from train.scoring.built_in import task_files
     from train.scoring.tasks import read_tasks
 
-    questions = read_tasks(tasks) if tasks else None
+    read_tasks(task_files(tasks or []))  # a wrong line is said before processes start
     corpus = open_files(files, text_column) if files else None
     environment = process_of(context, config)
     from parallel.mesh import connect
     from train.trained.evaluation import evaluate_run, score_files, score_tasks
 
     with connect(environment, "cpu" if config.train.device == "cpu" else "auto") as world:
-        if questions is not None:
-            result = score_tasks(run, config, world, questions, quantize=quantize)
+        if tasks:
+            result = score_tasks(run, config, world, tasks, quantize=quantize)
         elif corpus is None:
             result = evaluate_run(run, config, world, quantize)
         else:
@@ -80,6 +83,9 @@ def _words(result: dict[str, Any]) -> str:
     per_byte = f"{result['bits_per_byte']:.4f} bits per byte"
     what = "validation loss" if "validation" in result["losses"] else "loss"
     lines = [f"{what} {result['loss']:.4f} nats per token, {per_byte} ({result['weights']})"]
+    for name, loss in result["losses"].items():
+        if name in result.get("set_bits_per_byte", ()) and name != "validation":
+            lines.append(f"{name} {loss:.4f} nats per token, {result['set_bits_per_byte'][name]:.4f} bits per byte")
     for number, score in enumerate(result.get("documents", ())):
         lines.append(
             f"document {number}: {score['bits_per_character']:.4f} bits per character, {score['bits_per_byte']:.4f} bits per "

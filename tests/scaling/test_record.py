@@ -31,12 +31,12 @@ RECORD_KEYS = re.findall(
     losses, errors, bits, qat_tokens, fp_tokens, quantizer, peak_learning_rate, schedule, batch_tokens, sequence, model, layout,
     engine, precision, tokens_per_second, mfu, mfu_causal, peak_memory_bytes, device, world_size, wall_seconds, resumed_from,
     config_hash, git_commit, versions, started, ended, skipped_steps, skipped_samples, checkpoints, trunk,
-    context_method, corpus, tokenizer, predicted, bit_widths, standard_errors""",
+    context_method, corpus, tokenizer, predicted, bit_widths, standard_errors, set_bits_per_byte""",
 )
 STEP_KEYS = [
     *("step", "tokens", "loss", "learning_rate", "gradient_norm", "phase", "tokens_per_second", "step_seconds", "memory_bytes")
 ]
-EVALUATION_KEYS = ["step", "tokens", "validation", "errors"]
+EVALUATION_KEYS = ["step", "tokens", "validation", "errors", "bits_per_byte"]
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text(max_size=8)

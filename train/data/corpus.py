@@ -6,13 +6,20 @@ import json
 import os
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
-from train.config.sections.corpus import CorpusConfig, FilesCorpusConfig, StdlibCorpusConfig
+from train.config.sections.corpus import (
+    CorpusConfig,
+    FilesCorpusConfig,
+    HuggingFaceCorpusConfig,
+    PythonSourcesCorpusConfig,
+    StdlibCorpusConfig,
+)
+from train.data.huggingface import read_data_set
 from train.data.readers import CHUNK_BYTES, READERS, Advance, Reader, ReadOptions, read_python, readable
 
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
@@ -93,33 +100,51 @@ class Corpus:
 
 
 def open_corpus(config: CorpusConfig) -> Corpus:
-    """The corpus of a configuration. No file is opened yet.
+    """The corpus of a configuration. No file is opened yet; a data set of Hugging Face is first written to one.
 
     Raises:
-        UserError: a glob matches nothing, or a path is a folder or an unknown kind of file.
+        WorkFailed: a data set cannot be read to its end, or the cache folder cannot be written.
+        UserError: a glob matches nothing, or a path is a folder or an unknown kind of file; there is no such data set.
     """
     if isinstance(config, StdlibCorpusConfig):
-        return _stdlib_corpus(config.include_tests)
+        return _python_corpus(_stdlib_sources(config.include_tests))
+    if isinstance(config, PythonSourcesCorpusConfig):
+        return _python_corpus([*_stdlib_sources(include_tests=True), *_package_sources()])
     if isinstance(config, FilesCorpusConfig):
         return _files_corpus(config)
+    if isinstance(config, HuggingFaceCorpusConfig):
+        return Corpus(((read_data_set(config), ".jsonl"),), READERS)
     raise TypeError(f"not a corpus: {asdict(config)}")
 
 
-def _stdlib_corpus(include_tests: bool) -> Corpus:
+def _stdlib_sources(include_tests: bool) -> list[Path]:
     root = Path(sysconfig.get_paths()["stdlib"])
+    # Python's build generates config-* and _sysconfigdata*: they are no source code, and differ between machines with the same
+    # version of Python.
     excluded = _INSTALLED_FOLDERS if include_tests else _INSTALLED_FOLDERS | _TEST_FOLDERS
+    sources = _sources_under(root, lambda folder: folder not in excluded and not folder.startswith("config-"))
+    sources = [path for path in sources if not path.name.startswith("_sysconfigdata")]
+    if not sources:
+        raise UserError(f"no standard library sources under {root}; type data=files data.files=['text/**/*.txt']")
+    return sources
+
+
+def _package_sources() -> list[Path]:
+    roots = {sysconfig.get_paths()[kind] for kind in ("purelib", "platlib")}  # of most machines one and the same
+    return [path for root in sorted(roots) for path in _sources_under(Path(root), lambda folder: folder != "__pycache__")]
+
+
+def _sources_under(root: Path, enter: Callable[[str], bool]) -> list[Path]:
+    """The Python files under a folder, in the order of their paths below it. `enter`: whether to take a folder of this name."""
     relative = []
     for folder, folders, files in os.walk(root):
-        # Python's build generates config-* and _sysconfigdata*: they are no source code, and differ between machines with the
-        # same version of Python.
-        folders[:] = [name for name in folders if name not in excluded and not name.startswith("config-")]
-        for name in files:
-            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
-                relative.append(Path(folder, name).relative_to(root))
-    if not relative:
-        raise UserError(f"no standard library sources under {root}; type data=files data.files=['text/**/*.txt']")
-    ordered = sorted(relative, key=lambda path: path.as_posix())
-    return Corpus(tuple((root / path, ".py") for path in ordered), {".py": read_python})
+        folders[:] = [name for name in folders if enter(name)]
+        relative += [Path(folder, name).relative_to(root) for name in files if name.endswith(".py")]
+    return [root / path for path in sorted(relative, key=lambda path: path.as_posix())]
+
+
+def _python_corpus(sources: Sequence[Path]) -> Corpus:
+    return Corpus(tuple((path, ".py") for path in sources), {".py": read_python})
 
 
 def _files_corpus(config: FilesCorpusConfig) -> Corpus:
@@ -128,36 +153,41 @@ def _files_corpus(config: FilesCorpusConfig) -> Corpus:
     return open_files(config.files, config.text_column, config.document_separator)
 
 
-def open_files(patterns: list[str], text_column: str = "text", document_separator: str | None = None) -> Corpus:
-    """The documents of files of your own. Raises `UserError` as `open_corpus` does."""
+def open_files(
+    patterns: Sequence[str], text_column: str = "text", document_separator: str | None = None, typed: str = "data.files=['%s']"
+) -> Corpus:
+    """The documents of files of your own. Raises `UserError` as `open_corpus` does.
+
+    `typed`: how such files are typed, with `%s` for a glob.
+    """
     matched: set[str] = set()
     for pattern in patterns:
-        matched |= _matches(os.path.expanduser(pattern))
-    sources = tuple((Path(path), _kind(path)) for path in sorted(matched))
+        matched |= _matches(os.path.expanduser(pattern), typed)
+    sources = tuple((Path(path), _kind(path, typed)) for path in sorted(matched))
     return Corpus(sources, READERS, ReadOptions(text_column, document_separator))
 
 
-def _matches(pattern: str) -> set[str]:
+def _matches(pattern: str, typed: str) -> set[str]:
     if os.path.exists(pattern):  # a file name may contain [ or *
         if os.path.isdir(pattern):
-            raise UserError(f"{pattern} is a folder; type data.files=['{pattern.rstrip('/')}/**/*.jsonl']")
+            raise UserError(f"{pattern} is a folder; type {typed % (pattern.rstrip('/') + '/**/*.jsonl')}")
         return {os.path.abspath(pattern)}
     files = {os.path.abspath(path) for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path)}
     if not files:
         raise UserError(
             f"no file matches {pattern!r} (looked from {os.getcwd()})\n"
-            "check the path, or type data.files=['folder/**/*.jsonl'] with quotes that keep the shell from expanding it"
+            f"check the path, or type {typed % 'folder/**/*.jsonl'} with quotes that keep the shell from expanding it"
         )
     return files
 
 
-def _kind(path: str) -> str:
+def _kind(path: str, typed: str) -> str:
     for suffix in sorted(READERS, key=len, reverse=True):
         if path.lower().endswith(suffix):
             return suffix
     raise UserError(
         f"{path}: not a kind of file that can be read (known: {', '.join(READERS)})\n"
-        "narrow the glob, as in data.files=['folder/**/*.jsonl']"
+        f"narrow the glob, as in {typed % 'folder/**/*.jsonl'}"
     )
 
 

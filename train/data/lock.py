@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from common.files import sync_folder
 from common.lock import LockHeld, acquire
 
 _BUILDING = ".building-"
@@ -37,6 +38,15 @@ def building(folder: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(temporary: Path, folder: Path) -> None:
+    """Give what is built its place, whole. The caller holds the lock of `folder`."""
+    sync_folder(temporary)
+    if folder.exists():  # without an index, which was removed by hand
+        shutil.rmtree(folder)
+    os.rename(temporary, folder)
+    sync_folder(folder.parent)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, count, islice
 from math import ceil
 from pathlib import Path
@@ -14,12 +12,11 @@ import numpy as np
 
 from common.counter import derive_key, hash64
 from common.errors import UserError, WorkFailed
-from common.files import sync_folder
 from train.config.sections.corpus import CorpusConfig
 from train.config.sections.tokenizer import Tokenizer
 from train.data.bigram import bigram_loss
 from train.data.corpus import Corpus, open_corpus
-from train.data.lock import building, exclusive, remove_leftovers
+from train.data.lock import building, exclusive, publish, remove_leftovers
 from train.data.progress import Stage, shown
 from train.data.shards import SCHEMA, SHARD_TOKENS, SPLITS, SplitWriter, token_dtype, write_file
 from train.data.tokenizers import tokenizer_source
@@ -63,26 +60,39 @@ def build_or_reuse(
         fingerprint = corpus.fingerprint(cache_dir, stage("reading", sum(size for size, _ in stamps)))
     identity = [SCHEMA, fingerprint, spec, data.validation_fraction]
     folder = cache_dir / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+    def build(temporary: Path, stage: Stage) -> None:
+        _build(temporary, corpus, data.validation_fraction, source, folder.name, shard_tokens, stage)
+        if corpus.stamps() != stamps:
+            raise WorkFailed("a file of the corpus changed while it was read; run again when it is complete")
+
+    return folder, build_once(folder, build, progress=progress)
+
+
+def build_once(folder: Path, build: Callable[[Path, Stage], None], *, progress: bool) -> bool:
+    """Let `build` fill a folder of the cache, its index last, unless that was done before. Returns whether it did so now.
+
+    Raises:
+        WorkFailed: the cache folder cannot be written.
+    """
     try:
         # Checked without the lock, so that a finished cache may be on a read-only file system.
         if (folder / "index.json").is_file():
-            return folder, False
-        cache_dir.mkdir(parents=True, exist_ok=True)
+            return False
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(folder.with_name(f"{folder.name}.lock"), announce=progress):
             if (folder / "index.json").is_file():
-                return folder, False
+                return False
             remove_leftovers(folder)
             with building(folder) as temporary, shown(progress) as stage:
-                _build(temporary, corpus, data.validation_fraction, source, folder.name, shard_tokens, stage)
-                if corpus.stamps() != stamps:
-                    raise WorkFailed("a file of the corpus changed while it was read; run again when it is complete")
-                _publish(temporary, folder)
+                build(temporary, stage)
+                publish(temporary, folder)
     except OSError as error:
         raise WorkFailed(
-            f"cannot write tokens to {cache_dir}: {error.strerror or error}\n"
+            f"cannot write tokens to {folder.parent}: {error.strerror or error}\n"
             "make room on that disk, or type data.cache_dir=... with a folder that can be written"
         ) from error
-    return folder, True
+    return True
 
 
 def documents_to_split(fraction: float) -> int | None:
@@ -111,7 +121,7 @@ def _build(
     writers = {name: SplitWriter(folder, name, dtype, shard_tokens) for name in SPLITS}
     try:
         documents = corpus.documents(stage("tokenising", sum(size for size, _ in corpus.stamps())))
-        _tokenise(_divide(documents, split_by, fraction), encoder, writers)
+        tokenise(_divide(documents, split_by, fraction), encoder, writers)
         for name, writer in writers.items():
             if writer.tokens < 2:
                 raise UserError(
@@ -135,14 +145,6 @@ def _build(
         "splits": splits,
     }
     write_file(folder / "index.json", (json.dumps(index, indent=2) + "\n").encode())
-
-
-def _publish(temporary: Path, folder: Path) -> None:
-    sync_folder(temporary)
-    if folder.exists():  # without an index, which was removed by hand
-        shutil.rmtree(folder)
-    os.rename(temporary, folder)
-    sync_folder(folder.parent)
 
 
 def _choose_split(corpus: Corpus, fraction: float) -> SplitBy:
@@ -175,7 +177,8 @@ def _divide(documents: Iterable[str], split_by: SplitBy, fraction: float) -> Ite
             yield "validation", text[cut:]
 
 
-def _tokenise(texts: Iterable[tuple[SplitName, str]], encoder: Encoder, writers: dict[SplitName, SplitWriter]) -> None:
+def tokenise(texts: Iterable[tuple[SplitName, str]], encoder: Encoder, writers: Mapping[SplitName, SplitWriter]) -> None:
+    """Write the tokens of every text, and an end-of-text token after it, to the writer of its split."""
     batch: list[tuple[SplitName, str, bool]] = []
     characters = 0
     for name, text in texts:
@@ -189,7 +192,7 @@ def _tokenise(texts: Iterable[tuple[SplitName, str]], encoder: Encoder, writers:
     _write(batch, encoder, writers)
 
 
-def _write(batch: list[tuple[SplitName, str, bool]], encoder: Encoder, writers: dict[SplitName, SplitWriter]) -> None:
+def _write(batch: list[tuple[SplitName, str, bool]], encoder: Encoder, writers: Mapping[SplitName, SplitWriter]) -> None:
     end = np.array([encoder.end_of_text], dtype=np.int64)
     for (name, text, is_last), tokens in zip(batch, encoder.encode([text for _, text, _ in batch]), strict=True):
         writer = writers[name]

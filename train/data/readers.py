@@ -101,6 +101,7 @@ READERS: dict[str, Reader] = {
     ".jsonl": read_json_lines,
     ".jsonl.zst": read_json_lines_zst,
     ".parquet": read_parquet,
+    ".py": read_python,
 }
 
 

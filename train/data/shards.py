@@ -11,13 +11,14 @@
 import array
 import hashlib
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,8 @@ from train.data.verify import damaged
 SCHEMA = 1
 SHARD_TOKENS = 1 << 28
 SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+
+Opened = TypeVar("Opened")
 
 
 class TokenStream:
@@ -80,6 +83,24 @@ class TokenStream:
             file, f"has the token {int(tokens[where - start])} at {where:,}, outside the vocabulary of {self._vocab_size:,}"
         )
 
+    def bits_per_byte(self, loss: float) -> float:
+        """A loss in nats per token of this text in bits per byte of it."""
+        return loss / math.log(2) * self.tokens / self.bytes
+
+    def take(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The tokens at `positions`, in any order (int64, not compared with the vocabulary)."""
+        tokens = np.empty(len(positions), dtype=np.int64)
+        parts = np.searchsorted(self._starts, positions, side="right") - 1
+        for part in np.unique(parts):
+            chosen = parts == part
+            tokens[chosen] = self._parts[part][positions[chosen] - self._starts[part]]
+        return tokens
+
+    def documents_between(self, first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Starts and ends of the documents first to last, in tokens (int64 each)."""
+        ends = np.asarray(self._ends[first:last])
+        return np.concatenate(([self._ends[first - 1] if first else 0], ends[:-1])).astype(np.int64), ends
+
     def document_ids(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """For each of the tokens start to stop, its document's number in this split, from 0 (int64)."""
         assert 0 <= start <= stop <= self.tokens
@@ -102,6 +123,7 @@ class Shards:
         split: what was held out for validation: whole documents ("document"), or the tail of each ("position").
         bigram_loss: nats per validation token of a counted bigram.
         train, validation: the tokens.
+        sets: the validation sets of `eval.sets`, in the order of their names.
     """
 
     folder: Path
@@ -112,6 +134,7 @@ class Shards:
     bigram_loss: float
     train: TokenStream
     validation: TokenStream
+    sets: Mapping[str, TokenStream] = field(default_factory=dict)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the tokens; it does not parse text as special tokens."""
@@ -214,13 +237,39 @@ def write_file(path: Path, content: bytes) -> None:
         sync(file)
 
 
-def open_shards(folder: Path) -> Shards:
-    """Open a tokenised corpus that `prepare` has built.
+def open_shards(folder: Path, sets: Mapping[str, Path] | None = None) -> Shards:
+    """Open a tokenised corpus that `prepare` has built, with the `sets` that `prepare_sets` has.
 
     Raises:
         UserError: the index is missing or of another version, a file's size differs from the index, or the tokenizer is not
             the one that made the tokens. The message says which folder to delete.
     """
+    opened = {name: open_set((sets or {})[name]) for name in sorted(sets or {})}
+
+    def shards(index: dict[str, Any]) -> Shards:
+        train, validation = (_open_stream(folder, name, index) for name in SPLITS)
+        return Shards(
+            folder=folder,
+            vocab_size=index["vocab_size"],
+            end_of_text=index["end_of_text"],
+            tokenizer_sha256=index["tokenizer_sha256"],
+            split=index["split"],
+            bigram_loss=index["bigram_loss"],
+            train=train,
+            validation=validation,
+            sets=opened,
+        )
+
+    return _open(folder, shards)
+
+
+def open_set(folder: Path) -> TokenStream:
+    """Open a tokenised validation set. Raises as `open_shards` does."""
+    return _open(folder, lambda index: _open_stream(folder, "validation", index))
+
+
+def _open(folder: Path, make: Callable[[dict[str, Any]], Opened]) -> Opened:
+    """What `make` makes of a folder's index, whose files are there."""
     remedy = f"delete {folder} and run again; it will be built anew"
     try:
         index = json.loads((folder / "index.json").read_bytes())
@@ -232,17 +281,7 @@ def open_shards(folder: Path) -> Shards:
         problem = _problem(folder, index)
         if problem:
             raise UserError(f"{problem}\n{remedy}")
-        train, validation = (_open_stream(folder, name, index) for name in SPLITS)
-        return Shards(
-            folder=folder,
-            vocab_size=index["vocab_size"],
-            end_of_text=index["end_of_text"],
-            tokenizer_sha256=index["tokenizer_sha256"],
-            split=index["split"],
-            bigram_loss=index["bigram_loss"],
-            train=train,
-            validation=validation,
-        )
+        return make(index)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'index.json'} is not an index of tokens ({error!r})\n{remedy}") from error
     except OSError as error:
@@ -250,8 +289,7 @@ def open_shards(folder: Path) -> Shards:
 
 
 def _problem(folder: Path, index: dict[str, Any]) -> str | None:
-    for name in SPLITS:
-        split = index["splits"][name]
+    for name, split in index["splits"].items():
         for file, size in split["files"].items():
             path = folder / file
             actual = path.stat().st_size if path.is_file() else None

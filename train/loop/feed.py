@@ -19,6 +19,9 @@ class Feed:
     def __init__(self, config: Config, shards: Shards, data_rank: int) -> None:
         self._train = TrainLoader(shards.train, config.train.sequence, config.run.seed)
         self._validation = ValidationLoader(shards.validation, config.train.sequence, config.eval.tokens)
+        self._sets = {
+            name: ValidationLoader(stream, config.train.sequence, config.eval.tokens) for name, stream in shards.sets.items()
+        }
         self._rows, self._pass_tokens = config.train.microbatch, config.pass_tokens
         self._ranks, self._rank = config.parallel.layout.data_parallel, data_rank
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -40,3 +43,8 @@ class Feed:
     def validation(self) -> Iterator[Batch]:
         """The micro-batches of an evaluation, equally many on every rank."""
         return self._validation.share(self._rank, self._ranks, self._rows)
+
+    def sets(self) -> Iterator[tuple[str, Iterator[Batch]]]:
+        """The same of every set of `eval.sets`, by its name."""
+        for name, loader in self._sets.items():
+            yield name, loader.share(self._rank, self._ranks, self._rows)

@@ -1,7 +1,6 @@
 """Writes a run's record, a line of metrics per step and per evaluation, and the manifest of every checkpoint."""
 
 import logging
-import math
 import time
 from typing import Literal
 
@@ -47,10 +46,10 @@ class Recorder:
     def rewound(self, progress: Progress) -> None:
         """The run has gone back to `progress`."""
 
-    def evaluated(self, loss: float, errors: dict[str, float]) -> None:
-        """The newest validation loss and errors of tasks are known, from this process or an earlier one."""
+    def evaluated(self, losses: dict[str, float], errors: dict[str, float]) -> None:
+        """The newest losses of validation and sets and errors of tasks are known, from this process or an earlier one."""
 
-    def evaluation(self, progress: Progress, loss: float, scores: dict[str, TaskScore]) -> None:
+    def evaluation(self, progress: Progress, losses: dict[str, float], scores: dict[str, TaskScore]) -> None:
         """An evaluation is done."""
 
     def write(self, progress: Progress) -> None:
@@ -147,22 +146,30 @@ class RunRecorder(Recorder):
         self.directory.rewind(progress.step)
         self._count(progress)
 
-    def evaluated(self, loss: float, errors: dict[str, float]) -> None:
-        """Put the newest validation loss and errors into the record."""
-        validation, record = self.shards.validation, self.record
-        record.loss, record.losses = loss, {"validation": loss}
-        record.errors = errors
-        record.bits_per_byte = loss / math.log(2) * validation.tokens / validation.bytes
+    def evaluated(self, losses: dict[str, float], errors: dict[str, float]) -> None:
+        """Put the newest losses and errors into the record."""
+        record, streams = self.record, {"validation": self.shards.validation, **self.shards.sets}
+        record.loss, record.losses, record.errors = losses["validation"], losses, errors
+        # A set may have been taken out of the configuration since an earlier process measured it.
+        record.set_bits_per_byte = {name: streams[name].bits_per_byte(loss) for name, loss in losses.items() if name in streams}
+        record.bits_per_byte = record.set_bits_per_byte["validation"]
 
-    def evaluation(self, progress: Progress, loss: float, scores: dict[str, TaskScore]) -> None:
+    def evaluation(self, progress: Progress, losses: dict[str, float], scores: dict[str, TaskScore]) -> None:
         """Append the line of an evaluation, log it, and rewrite the record."""
-        self.evaluated(loss, {name: 1.0 - score.accuracy for name, score in scores.items()})
-        log.info("step %d: validation loss %.4f, %.4f bits per byte", progress.step, loss, self.record.bits_per_byte)
+        self.evaluated(losses, {name: 1.0 - score.accuracy for name, score in scores.items()})
+        bits_per_byte = self.record.set_bits_per_byte
+        for name, loss in losses.items():
+            log.info("step %d: %s loss %.4f, %.4f bits per byte", progress.step, name, loss, bits_per_byte[name])
         for name, score in scores.items():
             log.info("step %d: %s: accuracy %.4f +- %.4f", progress.step, name, score.accuracy, score.standard_error)
         self.record.standard_errors = {name: score.standard_error for name, score in scores.items()}
-        losses, errors = self.record.losses, self.record.errors
-        line = EvaluationLine(step=progress.step, tokens=progress.tokens, validation=losses, errors=errors)
+        line = EvaluationLine(
+            step=progress.step,
+            tokens=progress.tokens,
+            validation=losses,
+            errors=self.record.errors,
+            bits_per_byte=bits_per_byte,
+        )
         self.directory.append(line)
         self.write(progress)
 

@@ -1,10 +1,12 @@
 """Runs one checked configuration on a process group: prepares folder and data, trains, returns an exit code."""
 
 import json
+import logging
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,13 +15,17 @@ from parallel.environment import LOST, ProcessEnvironment
 from parallel.mesh import World
 from train.config import Config
 from train.data.prepare import prepare
+from train.data.sets import open_sets, overlap, prepare_sets
 from train.data.shards import Shards, open_shards
 from train.data.verify import DamagedTokens
 from train.folder.directory import RunDirectory
 from train.loop import console
 from train.loop.stop import Stopped, StopRequest, exit_code
 from train.loop.trainer import Trainer
+from train.scoring.built_in import make_tasks, task_files
 from train.scoring.tasks import read_tasks
+
+log = logging.getLogger("foretrain")
 
 _VERDICT_SECONDS, _VERDICT_TRIES = 3.0, 30
 
@@ -39,7 +45,7 @@ def _follow(config: Config, world: World, stop: StopRequest, asynchronous: bool 
     if "exit_code" in outcome:
         return int(outcome["exit_code"])
     try:
-        return Trainer(config, world, open_shards(Path(outcome["shards"])), None, stop, asynchronous=asynchronous).train()
+        return Trainer(config, world, _open(outcome), None, stop, asynchronous=asynchronous).train()
     except DamagedTokens as error:  # this rank's alone, or every rank's
         return _verdict(world, error)
     except (UserError, WorkFailed) as error:  # every rank raises the same error; rank 0 prints it
@@ -77,10 +83,10 @@ def _lead(config: Config, world: World, stop: StopRequest, asynchronous: bool | 
                 world.publish("start", json.dumps({"exit_code": 0}))
                 return 0
             with stop.raising():
-                shards = _prepare_data(config)
-            world.publish("start", json.dumps({"shards": str(shards.folder.absolute())}))
+                outcome = _prepare_data(config)
+            world.publish("start", json.dumps(outcome))
             try:
-                return Trainer(config, world, shards, directory, stop, asynchronous=asynchronous).train()
+                return Trainer(config, world, _open(outcome), directory, stop, asynchronous=asynchronous).train()
             except RuntimeError as error:
                 if not isinstance(error, WorkFailed) and _is_lost_connection(error):
                     if ProcessEnvironment.read().by_foretrain:  # which says who died first
@@ -122,8 +128,15 @@ def _out_of_memory(config: Config, world: World) -> WorkFailed:
     )
 
 
-def _prepare_data(config: Config) -> Shards:
-    read_tasks(config.eval.tasks)  # a wrong line is said before the text is tokenised
+def _open(outcome: dict[str, Any]) -> Shards:
+    """The tokens that rank 0 has prepared."""
+    return open_shards(Path(outcome["shards"]), {name: Path(folder) for name, folder in outcome["sets"].items()})
+
+
+def _prepare_data(config: Config) -> dict[str, Any]:
+    """Tokenise what the run reads. Returns its folders, for `_open`."""
+    read_tasks(task_files(config.eval.tasks))  # what is wrong with them or the sets is said before the text is tokenised
+    corpora = open_sets(config.eval.sets, config.data)
     shards = open_shards(prepare(config.data, config.tokenizer, progress=True))
     if shards.vocab_size > config.model.vocab_size:
         raise UserError(
@@ -135,4 +148,12 @@ def _prepare_data(config: Config) -> Shards:
             f"the corpus has {shards.train.tokens} training tokens, fewer than one batch of "
             f"train.batch_tokens={config.train.batch_tokens} and a target: add text or lower train.batch_tokens"
         )
-    return shards
+    make_tasks(config.eval.tasks, shards)  # too few questions end the run here, on rank 0 alone
+    sets = prepare_sets(corpora, config.data, shards, progress=True)
+    for name, folder in sets.items():
+        if (found := overlap(name, corpora[name], config.data, folder, shards)) is not None:
+            log.warning("%s", found)
+    return {
+        "shards": str(shards.folder.absolute()),
+        "sets": {name: str(folder.absolute()) for name, folder in sets.items()},
+    }

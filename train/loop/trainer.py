@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -39,8 +40,9 @@ from train.loop.start import Resumption, skip_samples
 from train.loop.stop import StopRequest, exit_code, name_of
 from train.loop.throughput import Throughput
 from train.loop.watchdog import Watchdog
+from train.scoring.built_in import make_tasks
 from train.scoring.scorer import Scorer
-from train.scoring.tasks import read_tasks, score_task
+from train.scoring.tasks import score_task
 
 log = logging.getLogger("foretrain")
 
@@ -79,7 +81,7 @@ class Trainer:
         self.engine = build_engine(config, meshes, world.device)
         if world.device.type == "cuda" and (limit := config.health.step_timeout_seconds) is not None:
             set_timeout(NCCL_PATIENCE * limit)
-        self.tasks = read_tasks(config.eval.tasks)
+        self.tasks = make_tasks(config.eval.tasks, shards)
         self.scorer = Scorer(self.engine, shards.encoder(), config, meshes)
         self.quantization = Quantization(config, self.engine, COMPUTE_DTYPES[config.train.precision])
         parameters = [parameter for _, parameter in self.engine.named_parameters()]
@@ -143,7 +145,7 @@ class Trainer:
         losses, evaluation = history[0]
         self.health.restart(losses)
         if evaluation is not None:
-            self.recorder.evaluated(evaluation.validation["validation"], evaluation.errors)
+            self.recorder.evaluated(evaluation.validation, evaluation.errors)
         return evaluation is not None and evaluation.step == self.progress.step
 
     def _loop(self) -> int:
@@ -275,18 +277,23 @@ class Trainer:
         self._last_read = time.perf_counter()
 
     def _evaluate(self) -> int:
-        """Measure the validation loss. Returns the signal that stopped the measurement, which a restart repeats, or 0."""
+        """Measure the losses of validation and of every set, and answer the tasks.
+
+        Returns the signal that stopped the measurement, which a restart repeats, or 0.
+        """
         self.watchdog.phase(f"evaluation at step {self.progress.step}", 10.0)
-        batches = _UntilStopped(self.feed.validation(), self.stop_vote, self.stop)
-        loss = self.engine.evaluate(batches)
-        if batches.stopped_by:
-            return batches.stopped_by
+        losses: dict[str, float] = {}
+        for name, shares in chain([("validation", self.feed.validation())], self.feed.sets()):
+            batches = _UntilStopped(shares, self.stop_vote, self.stop)
+            losses[name] = self.engine.evaluate(batches)
+            if batches.stopped_by:
+                return batches.stopped_by
         scores = {task.name: score_task(self.scorer, task) for task in self.tasks}
         self.throughput.measure_peak()
-        self.recorder.evaluation(self.progress, loss, scores)
-        if not math.isfinite(loss):
+        self.recorder.evaluation(self.progress, losses, scores)
+        if not math.isfinite(losses["validation"]):
             raise WorkFailed(
-                f"run {self.config.run.name} stopped at step {self.progress.step}: validation loss {loss}. "
+                f"run {self.config.run.name} stopped at step {self.progress.step}: validation loss {losses['validation']}. "
                 "A lower schedule.peak or a longer schedule.warmup_tokens may help"
             )
         return 0

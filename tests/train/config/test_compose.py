@@ -11,7 +11,11 @@ from common.errors import UserError
 from train.config import load_config, parse_config
 from train.config.compose import known_keys, section_defaults
 
-NEEDED = {"data=files": ["data.files=[a.txt]"], "tokenizer=file": ["tokenizer.path=a.json"]}
+NEEDED = {
+    "data=files": ["data.files=[a.txt]"],
+    "data=huggingface": ["data.dataset=a"],
+    "tokenizer=file": ["tokenizer.path=a.json"],
+}
 OPTIONS = [f"{group}={option}" for group, options in group_options().items() for option in options]
 DEFAULT_TOKENS = section_defaults("train", None)["tokens"]
 # Left out of a run's identity: losses do not depend on them.
@@ -25,6 +29,7 @@ NOT_IDENTITY = {
     "train.compile",
     "train.attention",
     "eval.every_tokens",
+    "eval.sets",
     "eval.tasks",
     "run.name",
     "run.dir",

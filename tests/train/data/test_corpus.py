@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from train.config.sections.corpus import StdlibCorpusConfig
+from train.config.sections.corpus import PythonSourcesCorpusConfig, StdlibCorpusConfig
 from train.config.sections.tokenizer import BytesTokenizerConfig
 from train.data import readers
 from train.data.corpus import Corpus, open_corpus
@@ -89,6 +89,20 @@ def test_stdlib():
     assert next(iter(corpus.documents())).strip()
     with_tests = {path for path, _ in open_corpus(replace(config, include_tests=True)).sources}
     assert {path for path, _ in corpus.sources} < with_tests
+
+
+def test_python_sources(tmp_path, monkeypatch):
+    """The standard library with its tests, in its order, then the packages."""
+    for name in ("b/__init__.py", "b/__pycache__/old.py", "b/tests/test_b.py", "a.py", "a.pyi"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x = 1")
+    stdlib = StdlibCorpusConfig(name="stdlib", include_tests=True, cache_dir="unused", validation_fraction=0.1)
+    expected = [path for path, _ in open_corpus(stdlib).sources]
+    paths = sysconfig.get_paths() | {"purelib": str(tmp_path), "platlib": str(tmp_path)}
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
+    config = PythonSourcesCorpusConfig(name="python_sources", cache_dir="unused", validation_fraction=0.1)
+    sources = [path for path, _ in open_corpus(config).sources]
+    assert sources == [*expected, *(tmp_path / name for name in ("a.py", "b/__init__.py", "b/tests/test_b.py"))]
 
 
 def test_undecodable_stdlib_file_is_skipped(tmp_path):

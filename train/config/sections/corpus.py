@@ -29,17 +29,43 @@ class StdlibCorpusConfig(CorpusConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class PythonSourcesCorpusConfig(CorpusConfig):
+    """All Python sources of this machine: the standard library with its tests, and the installed packages."""
+
+    name: Literal["python_sources"]
+    """which corpus"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FilesCorpusConfig(CorpusConfig):
     """Text files of your own."""
 
     name: Literal["files"]
     """which corpus"""
     files: list[str]
-    """globs of .txt, .jsonl, .jsonl.zst and .parquet files"""
+    """globs of .txt, .jsonl, .jsonl.zst, .parquet and .py files"""
     text_column: str
     """the field (JSON lines) or column (Parquet) that holds the text"""
     document_separator: str | None
     """text that separates the documents of a .txt file; null: one file is one document"""
 
 
-Corpus = Annotated[StdlibCorpusConfig | FilesCorpusConfig, Field(discriminator="name")]
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class HuggingFaceCorpusConfig(CorpusConfig):
+    """A data set of the Hugging Face Hub, or one saved on disk, read by the package datasets."""
+
+    name: Literal["huggingface"]
+    """which corpus"""
+    dataset: str
+    """its name on the Hub, or a folder that save_to_disk has written"""
+    config: str | None
+    """which of its configurations; null: its only one, or its default"""
+    split: str
+    """which of its splits; validation text is held out from it"""
+    text_column: str
+    """the column that holds the text"""
+
+
+Corpus = Annotated[
+    StdlibCorpusConfig | PythonSourcesCorpusConfig | FilesCorpusConfig | HuggingFaceCorpusConfig, Field(discriminator="name")
+]

@@ -8,12 +8,14 @@ from pydantic.dataclasses import dataclass
 from parallel.names import DeviceName, KernelName
 from train.config.sections.types import FREE, STRICT, NonNegativeFloat, PositiveInt
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
     """Identity of the run and its place on disk."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), FREE]
+    name: Annotated[str, Field(pattern=NAME), FREE]
     """name of the run; its folder is <run.dir>/<run.name>"""
     dir: Annotated[str, FREE]
     """folder of all runs"""
@@ -75,8 +77,11 @@ class EvalConfig:
     steps"""
     tokens: PositiveInt | None
     """evaluate on at most this many validation tokens; null: all"""
+    sets: Annotated[dict[Annotated[str, Field(pattern=NAME)], list[str]] | None, FREE]
+    """{NAME: [globs of files]}: more validation sets, each with a loss of its own; read as data.files are"""
     tasks: Annotated[list[str], FREE]
-    """files of questions with choices, JSON lines; their errors (1 - accuracy) go into the record"""
+    """files of questions with choices, JSON lines, and brackets, indentation, imports, names, made from held-out source code;
+    their errors (1 - accuracy) go into the record"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
