@@ -40,7 +40,36 @@ def train(
         print(f"words {side}: {' '.join(word for word, _ in result[f'words_{side}'])}")
 
 
-COMMANDS = {"train": train}
+def filter_command(
+    files: Annotated[list[str], typer.Argument(help="globs of .jsonl, .jsonl.zst, .parquet or .txt files")],
+    classifier: Annotated[str, typer.Option(help="a folder of preselect train, any fastText .bin, or random")],
+    keep: Annotated[float | None, typer.Option(help="the share of all characters to keep, such as 0.1")] = None,
+    threshold: Annotated[float | None, typer.Option(help="instead: keep documents that score at least this")] = None,
+    out: Annotated[Path, typer.Option(help="the folder to write; the same command again goes on where it was")] = Path("kept"),
+    workers: Annotated[int, typer.Option(min=1, help="processes, each for whole files")] = 1,
+    text_column: Column = "text",
+    label: Annotated[str, typer.Option(help="the label whose probability is the score")] = "__label__1",
+) -> None:
+    """Keep the best documents, in the format they came in, with their score in a column `score`."""
+    if (keep is None) == (threshold is None):
+        raise UserError("give one of --keep 0.1 (a share of all characters) and --threshold 0.5 (a score)")
+    if keep is not None and not 0 < keep <= 1:
+        raise UserError(f"--keep {keep:g} is not a share of the characters: choose one above 0 and up to 1")
+    from train.data.corpus import open_files
+    from train.preselect.filter import Request, filter_files
+
+    sources = tuple((str(path), kind) for path, kind in open_files(files, text_column).sources)
+    name = classifier if classifier == "random" else str(Path(classifier).expanduser().resolve())
+    result = filter_files(Request(sources, name, label, text_column, keep, threshold), out, workers)
+    print(
+        f"{out}: kept {result['kept_documents']:,} of {result['documents']:,} documents, {result['kept_characters']:,} of "
+        f"{result['characters']:,} characters, which score {result['threshold']:.6g} or more"
+    )
+    if result["bad_documents"]:
+        print(f"{result['bad_documents']:,} bad documents are left out and listed in {out / 'bad.txt'}")
+
+
+COMMANDS = {"train": train, "filter": filter_command}
 
 
 def main(arguments: list[str]) -> int:
