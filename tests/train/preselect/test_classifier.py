@@ -19,7 +19,7 @@ def texts(words: list[str], length: int, count: int, seed: int) -> list[str]:
 
 
 def test_length_alone_does_not_move_a_score(tmp_path):
-    """Both classes have the same words; one is long. With the vector as learnt, scores went from 0.01 to 0.99."""
+    """Both classes have the same words; one is long."""
     words = list(string.ascii_lowercase) * 4
     train_classifier(texts(words, 60, 1000, 1), texts(words, 8, 1000, 2), tmp_path / "c", SMALL)
     score = open_classifier(tmp_path / "c")
