@@ -20,6 +20,7 @@ COMMANDS = {
     ),
     "export": ("train.export:main", "write a trained model for other programs, or packed (python -m train.export)"),
     "convert": ("train.convert:main", "weights of another framework's checkpoint, to start from (python -m train.convert)"),
+    "preselect": ("train.preselect.__main__:main", "train | filter: choose the documents that are worth training on"),
     "layout": ("parallel.plan.commands:main", "plan | check | calibrate | simulate: will it fit, how fast, which layout"),
     "launch": ("launch.commands:main", "local | slurm | ladder | status | preflight: put runs on machines, and watch them"),
     "scaling": (

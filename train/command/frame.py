@@ -10,8 +10,10 @@ from parallel.environment import ProcessEnvironment, die_with_launcher, prepare_
 from train.config import Config, require_layout
 
 
-def run_command(function: Callable[..., None], arguments: list[str], *, start: Callable[..., int] | None = None) -> int:
-    """Parse `arguments` for `function`, which has the command's name, and call it. Returns the exit code.
+def run_command(
+    function: Callable[..., None], arguments: list[str], *, start: Callable[..., int] | None = None, name: str | None = None
+) -> int:
+    """Parse `arguments` for `function`, which has the command's name unless `name` is, and call it. Returns the exit code.
 
     `start` starts the processes of a command that needs several (see `process_of`); None: this process is one of them.
     """
@@ -20,7 +22,7 @@ def run_command(function: Callable[..., None], arguments: list[str], *, start: C
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(function)
     try:
-        app(args=arguments, prog_name=f"foretrain {function.__name__}", standalone_mode=True, obj=start)
+        app(args=arguments, prog_name=f"foretrain {name or function.__name__}", standalone_mode=True, obj=start)
     except (UserError, WorkFailed) as error:
         if ProcessEnvironment.read().rank == 0:
             print(f"error: {error}", file=sys.stderr)

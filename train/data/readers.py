@@ -96,6 +96,11 @@ def read_parquet(path: Path, options: ReadOptions, advance: Advance) -> Iterator
         advance(path.stat().st_size)
 
 
+def json_line_bytes(path: Path, kind: str) -> Iterator[bytes]:
+    """Every line of a `.jsonl` or `.jsonl.zst` file, as it stands in the file."""
+    return _lines((_zst_chunks if kind == ".jsonl.zst" else _chunks)(path, lambda count: None))
+
+
 READERS: dict[str, Reader] = {
     ".txt": read_text,
     ".jsonl": read_json_lines,
