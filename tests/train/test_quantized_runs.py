@@ -91,6 +91,7 @@ def test_evaluation_gives_the_loss_of_the_record_on_any_layout(branches, bits):
         "loss": record.loss,
         "bits_per_byte": record.bits_per_byte,
         "losses": {"validation": record.loss},
+        "set_bits_per_byte": {"validation": record.bits_per_byte},
         "errors": {},
         "bits": float(bits),
         "weights": f"weights of {bits} bits",
