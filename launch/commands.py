@@ -1,13 +1,13 @@
 """`foretrain launch`: local, slurm, ladder, status, preflight. Everything heavy is imported when a command runs."""
 
-import sys
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.errors import UserError, WorkFailed
+from common.commands import answer
+from common.errors import UserError
 
 if TYPE_CHECKING:
     from launch.local import Place
@@ -27,21 +27,7 @@ _Rendezvous = Annotated[str, typer.Option(metavar="HOST:PORT", help="of the firs
 
 def main(arguments: list[str]) -> int:
     """Run a command. Returns the exit code: 0 done, 1 the work failed, 2 the request is wrong, 75 stopped and saved."""
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
-        from common.words import nearest
-
-        near = nearest(arguments[0], _COMMANDS)
-        hint = f"; did you mean '{near}'?" if near else ""
-        print(f"error: no command '{arguments[0]}'{hint} (commands: {', '.join(_COMMANDS)})", file=sys.stderr)
-        return 2
-    try:
-        app(args=arguments or ["--help"], prog_name="foretrain launch", standalone_mode=True)
-    except (UserError, WorkFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except SystemExit as ending:
-        return int(ending.code or 0) if arguments else 2
-    return 0
+    return answer(app, arguments, name="foretrain launch", commands=_COMMANDS)
 
 
 @app.command()

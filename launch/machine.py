@@ -69,7 +69,7 @@ def _memory(config: Config, size: int, copies: int | None, nodes: int) -> Iterat
 def _trained(config: Config) -> float:
     """Bytes in the host's memory of all ranks together while they train, as the planner predicts them; none beside a GPU."""
     layout = config.parallel.layout
-    hardware = local_hardware(layout.world_size)
+    hardware = local_hardware(layout.world_size, config.train.device)
     if hardware.kind != "cpu" and config.train.device != "cpu":
         return 0.0
     job = job_of(config, hardware)

@@ -61,7 +61,7 @@ def prepare_gpus() -> None:
     say where.
     """
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
-        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # the name that all versions of torch know
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if not {"TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"} & set(os.environ):
         os.environ["TORCH_FR_BUFFER_SIZE"] = str(FLIGHT_RECORDS)
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from common.errors import UserError, WorkFailed
+from common.commands import answer
+from common.errors import UserError
 from parallel.plan.hardware import hardware_names, load_hardware
 from parallel.plan.job import BYTES, Choice, Job
 from parallel.plan.recipe import load_recipe, recipe_names
@@ -34,21 +35,7 @@ _Picture = Annotated[Path | None, typer.Option(metavar="FILE.png", help="draw it
 
 def main(arguments: list[str]) -> int:
     """Run a command. Returns the exit code: 0 done, 1 the work failed, 2 the request is wrong."""
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
-        from common.words import nearest
-
-        near = nearest(arguments[0], _COMMANDS)
-        hint = f"; did you mean '{near}'?" if near else ""
-        print(f"error: no command '{arguments[0]}'{hint} (commands: {', '.join(_COMMANDS)})", file=sys.stderr)
-        return 2
-    try:
-        app(args=arguments, prog_name="foretrain layout", standalone_mode=True)
-    except (UserError, WorkFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except SystemExit as ending:
-        return int(ending.code or 0)
-    return 0
+    return answer(app, arguments, name="foretrain layout", commands=_COMMANDS)
 
 
 @app.command()

@@ -17,7 +17,7 @@ def cores(monkeypatch):
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(machine, "devices", lambda: 0)
     monkeypatch.setattr(machine, "free_bytes", lambda: 16 * 2**30)
-    monkeypatch.setattr(machine, "local_hardware", lambda ranks: load_hardware("cpu"))
+    monkeypatch.setattr(machine, "local_hardware", lambda ranks, device: load_hardware("cpu"))
 
 
 def test_a_thousand_processes_on_a_few_cores_start_nothing(monkeypatch, capsys):
@@ -89,7 +89,7 @@ def test_activations_count(cores):
 
 
 def test_a_single_gpu_holds_what_one_process_trains(cores, monkeypatch):
-    monkeypatch.setattr(machine, "local_hardware", lambda ranks: load_hardware("h100"))
+    monkeypatch.setattr(machine, "local_hardware", lambda ranks, device: load_hardware("h100"))
     require_room(load_config(["model=8b"]))
     with pytest.raises(UserError, match="GiB are needed"):
         require_room(load_config(["model=8b", "train.device=cpu"]))

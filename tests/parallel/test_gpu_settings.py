@@ -11,8 +11,8 @@ from parallel.environment import prepare_gpus
 @pytest.mark.parametrize(
     "said, kept",
     [
-        ({}, {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "TORCH_FR_BUFFER_SIZE": "2000"}),
-        ({"PYTORCH_ALLOC_CONF": "backend:native"}, {"PYTORCH_ALLOC_CONF": "backend:native"}),
+        ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "TORCH_FR_BUFFER_SIZE": "2000"}),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}),
         ({"TORCH_NCCL_TRACE_BUFFER_SIZE": "7"}, {"TORCH_NCCL_TRACE_BUFFER_SIZE": "7"}),
     ],
 )
@@ -20,7 +20,7 @@ def test_what_the_user_has_said_stays(said, kept):
     with mock.patch.dict(os.environ, said, clear=True):
         prepare_gpus()
         assert kept.items() <= os.environ.items()
-        assert ("PYTORCH_CUDA_ALLOC_CONF" in os.environ) == ("PYTORCH_ALLOC_CONF" not in said)
+        assert ("PYTORCH_ALLOC_CONF" in os.environ) == ("PYTORCH_CUDA_ALLOC_CONF" not in said)
         assert ("TORCH_FR_BUFFER_SIZE" in os.environ) == ("TORCH_NCCL_TRACE_BUFFER_SIZE" not in said)
 
 

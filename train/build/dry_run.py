@@ -96,7 +96,7 @@ def _share_table(config: Config) -> Table:
     title = f"{layout}: {layout.world_size} processes, {config.accumulation} micro-batches a step"
     columns = ("ranks", "layers", "parameters", "weights", "gradients", "optimizer state", "together", "peak, predicted")
     table = Table(*columns, title=title)
-    job = job_of(config, local_hardware(layout.world_size))
+    job = job_of(config, local_hardware(layout.world_size, config.train.device))
     for share in shares(config):
         first = share.pipeline_rank * per_coordinate
         predicted = rank_memory(job, share.pipeline_rank)

@@ -18,7 +18,7 @@ def announce(config: Config, device: str, peak_flops: float | None) -> dict[str,
     measured."""
     machine = machine_of(device)
     if machine.name == "cpu":
-        machine = local_hardware(config.parallel.layout.world_size)
+        machine = local_hardware(config.parallel.layout.world_size, "cpu")
         if peak_flops is not None:
             machine = replace(machine, peak={**machine.peak, config.train.precision: peak_flops})
     said = forecast(job_of(config, machine))

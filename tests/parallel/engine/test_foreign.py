@@ -10,23 +10,11 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from parallel.engine.foreign import read
-from parallel.shape import ModelShape
 from tests.support import console
+from tests.support.megatron_shape import SHAPE
 from train.model.architecture import Architecture, Multipliers, Rope
 from train.model.huggingface import places, problems
 
-SHAPE = ModelShape(
-    num_layers=2,
-    hidden_size=6,
-    num_heads=8,
-    num_kv_heads=4,
-    head_dim=3,
-    ffn_size=10,
-    vocab_size=12,
-    ffn="swiglu",
-    tie_embeddings=False,
-    qk_norm=True,
-)
 ARGUMENTS = {
     "tensor_model_parallel_size": 2,
     "pipeline_model_parallel_size": 2,

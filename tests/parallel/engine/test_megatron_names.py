@@ -4,20 +4,8 @@ import pytest
 import torch
 
 from parallel.engine.megatron_names import parts, rows_of
-from parallel.shape import ModelShape
+from tests.support.megatron_shape import SHAPE
 
-SHAPE = ModelShape(
-    num_layers=2,
-    hidden_size=6,
-    num_heads=8,
-    num_kv_heads=4,
-    head_dim=3,
-    ffn_size=10,
-    vocab_size=12,
-    ffn="swiglu",
-    tie_embeddings=False,
-    qk_norm=True,
-)
 LOCAL = {
     "embedding.word_embeddings.weight": (12, 6, 0),
     "decoder.layers.1.input_layernorm.weight": (6,),

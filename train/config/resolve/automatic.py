@@ -35,8 +35,9 @@ def take_automatic(plain: dict[str, Any]) -> list[str]:
 def resolve(config: Config, keys: Collection[str]) -> tuple[Config, list[str]]:
     """The configuration with the values of these keys, and a line for each that says why."""
     reasons = []
+    together = ("parallel.recompute", "train.microbatch")  # one search for both
     for key in PLACEHOLDERS:
-        if key in keys and key != "parallel.recompute":
+        if key in keys and not (key == together[1] and together[0] in keys):
             values, why = _value(config, key, keys)
             config = _with(config, values)
             if values == {"schedule.warmup_tokens": _LEAST_WARMUP}:
@@ -50,7 +51,7 @@ def _value(config: Config, key: str, keys: Collection[str]) -> tuple[dict[str, A
         precision, why = _precision(config)
         return {key: precision}, why
     if key == "train.compile":
-        gpus = _gpus(config)
+        gpus = gpu_names(config.train.device)
         if config.parallel.engine != DEFAULT:
             return {key: False}, "only the default engine compiles"
         return {key: bool(gpus)}, f"on {gpus[0]} it pays" if gpus else "on a CPU the compiler costs more than short runs gain"
@@ -58,16 +59,14 @@ def _value(config: Config, key: str, keys: Collection[str]) -> tuple[dict[str, A
         return {key: _warmup(config)}, "a hundredth of the run, at least 80,000 tokens, at most a sixteenth of it"
     from train.config.resolve.microbatch import fastest  # the planner is only needed here
 
-    microbatch, recompute, why = fastest(config, choose_recompute="parallel.recompute" in keys)
-    return {key: microbatch} | ({"parallel.recompute": recompute} if "parallel.recompute" in keys else {}), why
-
-
-def _gpus(config: Config) -> list[str]:
-    return [] if config.train.device == "cpu" else gpu_names()
+    free = ("train.microbatch" in keys, "parallel.recompute" in keys)
+    microbatch, recompute, why = fastest(config, choose_microbatch=free[0], choose_recompute=free[1])
+    values: dict[str, Any] = {"train.microbatch": microbatch, "parallel.recompute": recompute}
+    return {name: value for name, value in values.items() if name in keys}, why
 
 
 def _precision(config: Config) -> tuple[str, str]:
-    gpus = _gpus(config)
+    gpus = gpu_names(config.train.device)
     if not gpus:
         return "fp32", "there is no GPU"
     if any(old in gpus[0] for old in _WITHOUT_BF16):

@@ -24,6 +24,6 @@ def _choose(config: Config) -> tuple[Method, str]:
         batch=train.microbatch,
         element_bytes={"bf16": 2, "fp32": 4, "fp64": 8}[train.precision],
     )
-    device = "cuda" if gpu_names() and train.device != "cpu" else "cpu"
+    device = "cuda" if gpu_names(train.device) else "cpu"
     method, reason = choose(call, ASSUMED[device][config.parallel.context_topology])
     return method, f"auto, at assumed rates: {reason}"

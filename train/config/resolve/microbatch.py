@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, replace
 
 from parallel.engine.names import DEFAULT
-from parallel.names import Recompute
+from parallel.names import V_SHAPED, DeviceName, Recompute
 from parallel.plan.hardware import HOST_SHARE, Hardware, hardware_of, host_memory, load_hardware
 from parallel.plan.job import Job
 from parallel.plan.memory import capacity_gib, memory
@@ -32,37 +32,39 @@ def job_of(config: Config, hardware: Hardware) -> Job:
     )
 
 
-def local_hardware(ranks: int) -> Hardware:
+def local_hardware(ranks: int, device: DeviceName = "auto") -> Hardware:
     """The machine this process sees, by what the driver says; on a CPU, `ranks` processes share its memory."""
-    for name in gpu_names():
+    for name in gpu_names(device):
         if (found := hardware_of(name)) is not None:
             return found
     return replace(load_hardware("cpu"), memory_gib=HOST_SHARE * host_memory() / 2**30 / ranks)
 
 
-def fastest(config: Config, *, choose_recompute: bool) -> tuple[int, Recompute, str]:
+def fastest(config: Config, *, choose_microbatch: bool, choose_recompute: bool) -> tuple[int, Recompute, str]:
     """(micro-batch, recomputation, why in a line): those with the shortest predicted step among those that fit and divide the
     batch. If none fits, those that take the least memory.
 
-    Without `choose_recompute` the configuration's recomputation stays.
+    What is not to be chosen stays as the configuration has it.
     """
     train, layout = config.train, config.parallel.layout
-    machine = local_hardware(layout.world_size)
+    machine = local_hardware(layout.world_size, train.device)
     job = job_of(config, machine)
     smallest = math.gcd(train.batch_tokens, train.batch_warmup_start or train.batch_tokens)
     rows = smallest // (train.sequence * layout.data_parallel)
     counts = [count for count in range(1, min(rows, LARGEST) + 1) if rows % count == 0]
+    if not choose_microbatch:
+        counts = [train.microbatch]
     levels = LEVELS if choose_recompute else (config.parallel.recompute,)
-    if choose_recompute and config.parallel.engine != DEFAULT:
-        levels = ("none", "full")  # what every engine can
+    if choose_recompute and (config.parallel.engine != DEFAULT or config.parallel.pipeline_schedule in V_SHAPED):
+        levels = ("none", "full")  # what all of these can
     options = [
         replace(job, choice=replace(job.choice, microbatch=count, recompute=level)) for level in levels for count in counts
     ]
     possible = [option for option in options if problem(option) is None]
     fitting = [option for option in possible if _gib(option) <= capacity_gib(option)]
     if not fitting:
-        smallest_recompute = levels[-1]
-        return 1, smallest_recompute, f"nothing is predicted to fit {capacity_gib(job):.1f} GiB of {machine.name}"
+        least = counts[0] if counts else 1
+        return least, levels[-1], f"nothing is predicted to fit {capacity_gib(job):.1f} GiB of {machine.name}"
     best = min(fitting, key=lambda option: step_parts(option)["total"]).choice
     chosen = replace(job, choice=best)
     why = f"the fastest of what fits, {_gib(chosen):.2f} of {capacity_gib(job):.1f} GiB of {machine.name}, predicted"

@@ -48,7 +48,7 @@ class ParallelConfig:
     """stages per rank under the interleaved schedule"""
     recompute: Recompute
     """what a block's backward pass recomputes: none, selective (all but matrix products and attention), or full;
-    auto, with train.microbatch=auto: what is fastest of what fits"""
+    auto: what is fastest of what fits, as the planner predicts it"""
 
     oversubscribe: bool
     """foretrain starts more processes than this machine has cores or devices, or more than its memory holds"""

@@ -15,8 +15,8 @@ def machine(monkeypatch):
     """`machine("h100", "NVIDIA H100 80GB HBM3")`: this machine has such GPUs."""
 
     def have(hardware: str, *names: str) -> None:
-        monkeypatch.setattr(automatic, "gpu_names", lambda: list(names))
-        monkeypatch.setattr(microbatch, "local_hardware", lambda ranks: load_hardware(hardware))
+        monkeypatch.setattr(automatic, "gpu_names", lambda device: [] if device == "cpu" else list(names))
+        monkeypatch.setattr(microbatch, "local_hardware", lambda ranks, device: load_hardware(hardware))
 
     return have
 
@@ -51,11 +51,18 @@ def test_other_engines_are_not_asked_for_what_they_refuse(machine, engine):
     assert config.parallel.recompute in ("none", "full")
 
 
+def test_a_schedule_in_a_v_is_not_asked_for_what_it_refuses(machine):
+    machine("h100", "NVIDIA H100 80GB HBM3")
+    words = ["model=8b", "parallel.shard=8", "parallel.pipeline=2", "parallel.pipeline_schedule=zbv"]
+    require(load_config(words), world_size=16, overrides=words)
+
+
 def test_what_is_typed_counts(machine):
     machine("h100", "NVIDIA H100 80GB HBM3")
     words = ["model=8b", "train.precision=fp32", "train.batch_tokens=65536", "train.microbatch=2", "schedule.peak=1e-3"]
     config = load_config(words)
     assert (config.train.precision, config.train.batch_tokens, config.train.microbatch) == ("fp32", 65536, 2)
+    assert config.parallel.recompute == "full"  # still chosen, for this micro-batch
     assert config.schedule.peak == 1e-3
     assert load_config(["model=8b", "train.steps=7"]).train.tokens is None
     assert load_config(["model=8b", "schedule=power"]).schedule.peak == load_config(["schedule=power"]).schedule.peak
@@ -101,7 +108,7 @@ def test_memory_decides_about_recomputation(monkeypatch):
     words = ["train.sequence=256", "train.batch_tokens=2048", "train.microbatch=auto", "parallel.recompute=auto"]
     assert load_config(words).parallel.recompute == "none"
     little = replace(load_hardware("cpu"), memory_gib=1e-6)
-    monkeypatch.setattr(microbatch, "local_hardware", lambda ranks: little)
+    monkeypatch.setattr(microbatch, "local_hardware", lambda ranks, device: little)
     config, (why,) = load_config_and_reasons(words)
     assert (config.parallel.recompute, config.train.microbatch) == ("full", 1)
     assert "nothing is predicted to fit" in why

@@ -19,8 +19,8 @@ def test_auto_takes_what_fits(monkeypatch):
     job = microbatch.job_of(load_config(words), load_hardware("cpu"))
     small = memory(replace(job, choice=replace(job.choice, microbatch=2)))["total"]
     machine = replace(load_hardware("cpu"), memory_gib=1.01 * small / 2**30)
-    monkeypatch.setattr(microbatch, "local_hardware", lambda ranks: machine)
+    monkeypatch.setattr(microbatch, "local_hardware", lambda ranks, device: machine)
     assert load_config(["train.microbatch=auto", *words]).train.microbatch <= 2
     nothing = replace(machine, memory_gib=1e-6)
-    monkeypatch.setattr(microbatch, "local_hardware", lambda ranks: nothing)
-    assert microbatch.fastest(load_config(words), choose_recompute=False)[0] == 1
+    monkeypatch.setattr(microbatch, "local_hardware", lambda ranks, device: nothing)
+    assert microbatch.fastest(load_config(words), choose_microbatch=True, choose_recompute=False)[0] == 1
