@@ -10,8 +10,8 @@ from common.words import nearest
 def answer(app: Callable[..., object], arguments: list[str], *, name: str, commands: Sequence[str]) -> int:
     """Run a typer app, called `name`, that has these commands.
 
-    Returns the exit code: 0 done, 1 the work failed, 2 the request is wrong, or what the command itself returns. Without arguments
-    the app shows its help, which is a wrong request.
+    Returns the exit code: 0 done, 1 the work failed, 2 the request is wrong, or what the command itself returns. Without
+    arguments the app shows its help, which is a wrong request.
     """
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         near = nearest(arguments[0], commands)
