@@ -42,7 +42,7 @@ def watchdog(world: World, folder: Path, limit: float | None = LIMIT) -> Watchdo
 
 def slow_batch(folder: Path) -> None:
     """A loader that does not come back before someone has complained."""
-    while not Reports(folder).read():
+    while not any(folder.glob("report_*.txt")):  # looked for here, so that the stack ends in this function at any moment
         time.sleep(0.05)
 
 

@@ -16,6 +16,7 @@ from train.folder.metrics_file import _lines_until
 )
 def test_one_line_and_several_are_said_rightly(tmp_path, caplog, monkeypatch, bad, said):
     monkeypatch.setattr(logging.getLogger("foretrain"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("foretrain"), "disabled", False)  # as a library that another test used may leave it
     path = tmp_path / "metrics.jsonl"
     path.write_text("{\n" * bad)
     assert _lines_until(path, bad, whole=True) == []
